@@ -1,0 +1,1 @@
+//! Control socket, verbs, text and JSON output.

@@ -1,0 +1,1 @@
+//! What a unit serves: file, block device, memory.

@@ -1,0 +1,2 @@
+//! `rma-fabricd`.
+fn main() {}

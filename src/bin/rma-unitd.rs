@@ -1,0 +1,2 @@
+//! `rma-unitd`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The daemons' loops: wait, drain, handle, act; no protocol decisions.

@@ -1,0 +1,1 @@
+//! Owned devices for the operating system: NBD server, udev rules.

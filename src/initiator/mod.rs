@@ -1,0 +1,1 @@
+//! Block I/O client: splitting, retries, device lists. Depends on wire and session.

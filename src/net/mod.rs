@@ -1,0 +1,1 @@
+//! Interfaces and AF_PACKET sockets; knows no protocol.

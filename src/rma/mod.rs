@@ -1,0 +1,1 @@
+//! The resource management agent's state machine: Fig. 5, allocation. Depends on wire, session, crt, fabric::link.

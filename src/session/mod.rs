@@ -1,0 +1,1 @@
+//! Connections: identity, acknowledgement, retransmission, timers. Depends on wire only.

@@ -1,0 +1,1 @@
+//! The mmap'd file, the identity file, SQLite.
