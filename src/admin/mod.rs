@@ -1,1 +1,3 @@
-//! Control socket, verbs, text and JSON output.
+//! Administration: control sockets, verbs, text and JSON output.
+
+pub mod control;

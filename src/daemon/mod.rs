@@ -1,1 +1,3 @@
 //! The daemons' loops: wait, drain, handle, act; no protocol decisions.
+
+pub mod config;
