@@ -1,3 +1,4 @@
 //! The daemons' loops: wait, drain, handle, act; no protocol decisions.
 
 pub mod config;
+pub mod event_loop;
