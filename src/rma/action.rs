@@ -1,0 +1,74 @@
+//! What an agent wants its shell to do.
+
+use super::request::{AdminReply, WatchEvent};
+use crate::wire::{Epoch, Guid, IocNumber, Mac, Row};
+
+/// Names a commit that the shell is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommitToken(pub u64);
+
+/// Something for the shell to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentAction {
+    /// Write these rows, as the agent's table has them now, with its settings and stamp, durably
+    /// to the table file; then call `committed`. There is at most one at a time.
+    Commit {
+        /// Repeated in `committed`.
+        token: CommitToken,
+        /// The rows that changed since the last successful commit.
+        changed: Vec<Guid>,
+    },
+    /// Keep a service connection to a controller.
+    AddController {
+        /// Its unit.
+        unit: Guid,
+        /// Its number.
+        ioc: IocNumber,
+        /// The unit's NIC.
+        mac: Mac,
+    },
+    /// Give up the service connection to a controller.
+    RemoveController {
+        /// Its unit.
+        unit: Guid,
+        /// Its number.
+        ioc: IocNumber,
+    },
+    /// Ask a controller for its devices; then call `devices_listed`.
+    ListDevices {
+        /// Its unit.
+        unit: Guid,
+        /// Its number.
+        ioc: IocNumber,
+    },
+    /// All devices that this host owns, whenever one of them, its epoch or its facts change.
+    Export(Vec<OwnedDevice>),
+    /// Answer an administrator.
+    AdminReply {
+        /// The token of the request.
+        token: u64,
+        /// The answer.
+        reply: Box<AdminReply>,
+    },
+    /// Tell those who watch.
+    Event(WatchEvent),
+    /// A block of Fig. 5 has begun or ended; for the log.
+    Block(u16, String),
+}
+
+/// A device that this host owns, with what an export needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedDevice {
+    /// The device.
+    pub row: Row,
+    /// Its unit.
+    pub unit: Guid,
+    /// Its unit's name.
+    pub unit_name: String,
+    /// Its controller's name.
+    pub controller_name: String,
+    /// Its unit's NICs.
+    pub unit_macs: Vec<Mac>,
+    /// The epoch under which the host owns it.
+    pub epoch: Epoch,
+}

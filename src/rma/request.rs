@@ -1,0 +1,501 @@
+//! What an administrator asks of an agent and what comes back: plain data, no rendered text, so
+//! that the command line's table and its JSON show the same facts. GUIDs, MAC addresses and
+//! addresses are strings; sizes are bytes; durations end in `_ms`.
+
+use serde::{Deserialize, Serialize};
+
+/// A request of the allocation application (210) or another administrator's verb.
+///
+/// Targets and hosts are named by GUID, a GUID's first digits (8 or more), address or name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum AdminRequest {
+    /// The agent, its table and its connections in short.
+    Status,
+    /// The hosts of the cluster.
+    Hosts,
+    /// The units of the cluster.
+    Units,
+    /// The devices of the cluster.
+    Devices,
+    /// Hosts, and units with their controllers and devices.
+    Tree,
+    /// Every row of the table, tombstones included.
+    Table,
+    /// Gives a unit, controller or device to hosts.
+    Allocate {
+        /// The unit, controller or device.
+        target: String,
+        /// The hosts: one for dedicated, one or more for shared.
+        hosts: Vec<String>,
+        /// Shared even where one host is named; several hosts are always shared.
+        #[serde(default)]
+        shared: bool,
+        /// Also adjusts what lies below where it would break the hierarchy.
+        #[serde(default)]
+        recursive: bool,
+    },
+    /// Takes a unit, controller or device from its owners.
+    Release {
+        /// The unit, controller or device.
+        target: String,
+        /// Also releases what lies below.
+        #[serde(default)]
+        recursive: bool,
+    },
+    /// The finest level at which the cluster allocates.
+    GranularityGet,
+    /// Sets the finest level at which the cluster allocates.
+    GranularitySet {
+        /// `unit`, `controller` or `device`.
+        granularity: String,
+    },
+    /// The devices that this host owns and exports.
+    Exports,
+    /// Events from now on; answered with [`AdminReply::Watching`], then the shell passes on every
+    /// [`WatchEvent`].
+    Watch,
+}
+
+/// The answer to an [`AdminRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum AdminReply {
+    /// To [`AdminRequest::Status`].
+    Status(Box<StatusInfo>),
+    /// To [`AdminRequest::Hosts`].
+    Hosts {
+        /// By GUID.
+        hosts: Vec<HostInfo>,
+    },
+    /// To [`AdminRequest::Units`].
+    Units {
+        /// By GUID.
+        units: Vec<UnitInfo>,
+    },
+    /// To [`AdminRequest::Devices`].
+    Devices {
+        /// By unit, controller number, device number.
+        devices: Vec<DeviceInfo>,
+    },
+    /// To [`AdminRequest::Tree`].
+    Tree(Box<TreeInfo>),
+    /// To [`AdminRequest::Table`].
+    Table(Box<TableInfo>),
+    /// To [`AdminRequest::Allocate`] and [`AdminRequest::Release`].
+    Allocated(Box<AllocationInfo>),
+    /// To [`AdminRequest::GranularityGet`] and [`AdminRequest::GranularitySet`].
+    Granularity(GranularityInfo),
+    /// To [`AdminRequest::Exports`].
+    Exports {
+        /// By unit, controller number, device number.
+        devices: Vec<DeviceInfo>,
+    },
+    /// To [`AdminRequest::Watch`].
+    Watching,
+    /// The request failed; nothing was changed unless the message says so.
+    Error(AdminError),
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request contradicts itself.
+    BadRequest,
+    /// Nothing has that name, GUID or address.
+    Unknown,
+    /// Several things have that name.
+    Ambiguous,
+    /// The thing is of a type for which the request makes no sense.
+    WrongType,
+    /// The row is a tombstone: its parent no longer lists it.
+    Invalid,
+    /// The change would break the ownership hierarchy.
+    Hierarchy,
+    /// The cluster does not allocate at this level.
+    Granularity,
+    /// The unit does not answer.
+    Unreachable,
+    /// The unit refused the change.
+    Refused,
+    /// Somebody else changed the row at the same time.
+    Conflict,
+    /// The agent is still in Fig. 5, or has no cluster.
+    NotReady,
+    /// A limit of the agent is reached.
+    Busy,
+    /// The table could not be stored.
+    NotPersisted,
+}
+
+/// A failed request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct AdminError {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// One line: what is wrong, where, and what to do.
+    pub message: String,
+}
+
+/// A table's stamp.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StampInfo {
+    /// The allocation session's term.
+    pub term: u64,
+    /// Counts the table's versions.
+    pub counter: u64,
+    /// GUID of the host that published the version.
+    pub writer: String,
+}
+
+/// How current a table is, and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SummaryInfo {
+    /// The stamp.
+    pub stamp: StampInfo,
+    /// Digest of settings and rows, 32 hexadecimal digits.
+    pub digest: String,
+    /// Rows, tombstones included.
+    pub row_count: u64,
+}
+
+/// An entity by GUID and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameInfo {
+    /// Its GUID.
+    pub guid: String,
+    /// Its name; empty where no row tells it.
+    pub name: String,
+}
+
+/// Who owns a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnershipInfo {
+    /// `unallocated`, `dedicated` or `shared`.
+    pub ownership: String,
+    /// The owners by GUID.
+    pub owners: Vec<NameInfo>,
+}
+
+/// A row of the table (Fig. 4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowInfo {
+    /// GUID (404).
+    pub guid: String,
+    /// Type (406): `host`, `I/O unit`, `I/O controller`, `I/O device`, `extent`.
+    #[serde(rename = "type")]
+    pub entity: String,
+    /// `valid` or `invalid`.
+    pub state: String,
+    /// Name.
+    pub name: String,
+    /// NIC MAC addresses (408); for controllers and devices, their unit's.
+    pub macs: Vec<String>,
+    /// `MAC`, `MAC/IOC` or `MAC/IOC/IOD`; empty where no NIC is known.
+    pub address: String,
+    /// Controller number (410), 0 where none.
+    pub ioc: u16,
+    /// Device number (410), 0 where none.
+    pub iod: u16,
+    /// The entity one level up (412); none for hosts and units.
+    pub parent: Option<NameInfo>,
+    /// Who owns it (414); always `unallocated` for hosts.
+    #[serde(flatten)]
+    pub ownership: OwnershipInfo,
+    /// Counts the row's ownership changes.
+    pub epoch: u64,
+    /// Term of the ownership's last change.
+    pub term: u64,
+    /// GUID of the host that made the ownership's last change, empty before the first.
+    pub writer: String,
+    /// Size, 0 where it has none.
+    pub size_bytes: u64,
+    /// Logical block size, 0 where it has none.
+    pub block_size_bytes: u32,
+    /// Vendor.
+    pub vendor: String,
+    /// Model.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+    /// Names of the feature bits that are set.
+    pub features: Vec<String>,
+    /// Mode of operation in bits, 0 where not said.
+    pub mode: u8,
+    /// Incarnation of the observer when it reported the row.
+    pub observed_incarnation: u64,
+    /// Change number of the observer when it reported the row.
+    pub observed_change: u64,
+}
+
+/// Whether an entity answers; known to this host only, not part of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LivenessInfo {
+    /// `self`, `reachable`, `unreachable` or `unknown` (not tried yet).
+    pub liveness: String,
+    /// For how long it has been so, in milliseconds.
+    pub liveness_ms: u64,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its row.
+    #[serde(flatten)]
+    pub row: RowInfo,
+    /// Whether its RMA answers.
+    #[serde(flatten)]
+    pub liveness: LivenessInfo,
+    /// Whether fabric services list it as a member (the last list known).
+    pub member: bool,
+    /// Its table as it last told; none before.
+    pub table: Option<SummaryInfo>,
+    /// Whether that table's digest equals ours.
+    pub in_step: bool,
+}
+
+/// A unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitInfo {
+    /// Its row.
+    #[serde(flatten)]
+    pub row: RowInfo,
+    /// Whether its UMS answers.
+    #[serde(flatten)]
+    pub liveness: LivenessInfo,
+    /// Whether fabric services list it as a member (the last list known).
+    pub member: bool,
+    /// Whether it has lost its ownership registers and serves no I/O until they are restored.
+    pub registers_lost: bool,
+    /// Valid controllers.
+    pub controller_count: u64,
+    /// Valid devices.
+    pub device_count: u64,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its row.
+    #[serde(flatten)]
+    pub row: RowInfo,
+    /// Its unit.
+    pub unit: NameInfo,
+    /// Whether the unit answers.
+    #[serde(flatten)]
+    pub liveness: LivenessInfo,
+    /// Whether this host is an owner.
+    pub owned_here: bool,
+}
+
+/// A controller with its devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerTreeInfo {
+    /// The controller.
+    #[serde(flatten)]
+    pub row: RowInfo,
+    /// Its devices by number, valid ones only.
+    pub devices: Vec<RowInfo>,
+}
+
+/// A unit with its controllers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitTreeInfo {
+    /// The unit.
+    #[serde(flatten)]
+    pub unit: UnitInfo,
+    /// Its controllers by number, valid ones only.
+    pub controllers: Vec<ControllerTreeInfo>,
+}
+
+/// The cluster as a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeInfo {
+    /// The cluster, empty before one is assigned.
+    pub cluster: String,
+    /// Its hosts.
+    pub hosts: Vec<HostInfo>,
+    /// Its units.
+    pub units: Vec<UnitTreeInfo>,
+}
+
+/// The whole table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableInfo {
+    /// The cluster, empty before one is assigned.
+    pub cluster: String,
+    /// Stamp, digest and number of rows.
+    #[serde(flatten)]
+    pub summary: SummaryInfo,
+    /// The finest level of allocation.
+    pub granularity: String,
+    /// The rows: hosts, then each unit with each controller with its devices.
+    pub rows: Vec<RowInfo>,
+}
+
+/// The agent in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusInfo {
+    /// This host.
+    pub host: NameInfo,
+    /// Its NICs.
+    pub macs: Vec<String>,
+    /// The cluster, empty before one is assigned.
+    pub cluster: String,
+    /// Counts this host's starts.
+    pub incarnation: u64,
+    /// The block of Fig. 5 that the agent is in (505 to 530), or 0 in steady state.
+    pub block: u16,
+    /// `up`, `down` or `pending` (registered, but no cluster assigned yet).
+    pub fabric: String,
+    /// For how long, in milliseconds.
+    pub fabric_ms: u64,
+    /// The table.
+    pub table: SummaryInfo,
+    /// The finest level of allocation.
+    pub granularity: String,
+    /// Other hosts of the cluster.
+    pub peer_count: u64,
+    /// Those that answer.
+    pub peers_reachable: u64,
+    /// Those whose table's digest equals ours.
+    pub peers_in_step: u64,
+    /// Units of the cluster.
+    pub unit_count: u64,
+    /// Those that answer.
+    pub units_reachable: u64,
+    /// Valid devices of the cluster.
+    pub device_count: u64,
+    /// Devices that this host owns.
+    pub devices_owned: u64,
+    /// Frames dropped, by reason; reasons without drops are left out.
+    pub drops: Vec<DropInfo>,
+}
+
+/// How many frames were dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropInfo {
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// One row's ownership change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeInfo {
+    /// The row.
+    #[serde(flatten)]
+    pub row: NameInfo,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub entity: String,
+    /// Who owned it.
+    pub before: OwnershipInfo,
+    /// Who owns it.
+    pub after: OwnershipInfo,
+    /// The epoch after the change.
+    pub epoch: u64,
+}
+
+/// What an allocation or release did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocationInfo {
+    /// The row that was asked for, as it is now.
+    pub target: RowInfo,
+    /// The unit that committed it.
+    pub unit: NameInfo,
+    /// Whether anything changed; false: it was so already.
+    pub changed: bool,
+    /// The changes, parents first.
+    pub changes: Vec<ChangeInfo>,
+}
+
+/// The finest level of allocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GranularityInfo {
+    /// `unit`, `controller` or `device`.
+    pub granularity: String,
+    /// Stamp of its last change.
+    pub stamp: StampInfo,
+    /// Whether this request changed it.
+    pub changed: bool,
+}
+
+/// Something happened that a watching administrator wants to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum WatchEvent {
+    /// A row appeared, or a removed one came back.
+    Added {
+        /// The row.
+        row: Box<RowInfo>,
+    },
+    /// A row's parent no longer lists it.
+    Removed {
+        /// The row, now invalid.
+        row: Box<RowInfo>,
+    },
+    /// A row's observed facts changed.
+    Changed {
+        /// The row as it was.
+        before: Box<RowInfo>,
+        /// The row as it is.
+        after: Box<RowInfo>,
+    },
+    /// A row's ownership changed.
+    OwnershipChanged {
+        /// The row as it is.
+        row: Box<RowInfo>,
+        /// Who owned it.
+        before: OwnershipInfo,
+        /// Who owns it.
+        after: OwnershipInfo,
+    },
+    /// A host's RMA or a unit's UMS answers.
+    Reachable {
+        /// Which.
+        #[serde(flatten)]
+        who: NameInfo,
+        /// `host` or `I/O unit`.
+        #[serde(rename = "type")]
+        entity: String,
+    },
+    /// A host's RMA or a unit's UMS does not answer any more. Its rows stay.
+    Unreachable {
+        /// Which.
+        #[serde(flatten)]
+        who: NameInfo,
+        /// `host` or `I/O unit`.
+        #[serde(rename = "type")]
+        entity: String,
+    },
+    /// Fabric services answer, do not answer any more, or hold us back.
+    Fabric {
+        /// `up`, `down` or `pending`.
+        state: String,
+    },
+    /// The finest level of allocation changed.
+    GranularityChanged {
+        /// Before.
+        before: String,
+        /// After.
+        after: String,
+    },
+    /// The table of another host was adopted or joined.
+    TableAdopted {
+        /// The host.
+        from: NameInfo,
+        /// Rows that changed by it.
+        changed_rows: u64,
+        /// Our table now.
+        table: SummaryInfo,
+    },
+    /// A member or peer was refused: two with one GUID, or one that claims ours.
+    Refused {
+        /// What is wrong, in one line.
+        message: String,
+    },
+}
