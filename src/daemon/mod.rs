@@ -2,3 +2,4 @@
 
 pub mod config;
 pub mod event_loop;
+pub mod rmad_config;
