@@ -1,1 +1,16 @@
-//! Owned devices for the operating system: NBD server, udev rules.
+//! Owned devices for the operating system: NBD server on UNIX sockets, udev rules.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`block`] | what an export is, what is asked of it, how that can fail: no I/O |
+//! | [`nbd`] | the NBD protocol of one connection: bytes in, requests out, and back: no I/O |
+//! | [`socket`] | listeners and connections on UNIX sockets, driven by the caller's loop |
+//! | [`udev`] | rule text from owned rows: a pure function |
+//! | [`rules_file`] | the file in which udev finds that text |
+//!
+//! Nothing here knows the wire, the table or the fabric: the caller maps requests to its
+//! initiator and rows to exports.
+
+pub mod block;
+pub mod socket;
+pub mod udev;

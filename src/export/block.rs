@@ -1,0 +1,91 @@
+//! What an export is, what is asked of it, and how that can fail; shared by every way of export.
+
+use crate::wire::Guid;
+
+/// The most bytes of one read or write that an export announces; a larger one is served too, as
+/// far as the protocol obliges, and split by the initiator.
+pub const PREFERRED_MAX_BYTES: u32 = 1 << 20;
+
+/// The facts of an exported device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// The name under which clients may ask for it; the empty name always works.
+    pub name: String,
+    /// One line about it, for people; may be empty.
+    pub description: String,
+    /// Size in bytes; a last partial block is not served.
+    pub size_bytes: u64,
+    /// Logical block size in bytes: a power of two from 1 to 65,536. Every request is aligned to it.
+    pub block_size: u32,
+    /// Writes, discards and zeroes are refused.
+    pub read_only: bool,
+    /// The device takes [`BlockRequest::fua`]; without it a write is followed by a flush where
+    /// the client asks for durability.
+    pub fua: bool,
+    /// The device takes [`BlockOp::Discard`].
+    pub discard: bool,
+    /// The device takes [`BlockOp::WriteZeroes`].
+    pub write_zeroes: bool,
+    /// The device spins.
+    pub rotational: bool,
+}
+
+/// What is asked of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BlockOp {
+    /// Read `len` bytes.
+    Read,
+    /// Write `data`.
+    Write,
+    /// Make durable whatever was acknowledged before, on any connection.
+    Flush,
+    /// The range's content is no longer needed.
+    Discard,
+    /// Write zeroes to the range.
+    WriteZeroes,
+}
+
+/// One request: in range, aligned and allowed by the [`ExportInfo`] of the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockRequest {
+    /// The exported device.
+    pub device: Guid,
+    /// Names the request until it is completed; never used again.
+    pub token: u64,
+    /// What to do.
+    pub op: BlockOp,
+    /// First byte; 0 for a flush.
+    pub offset: u64,
+    /// Number of bytes, more than 0 except for a flush.
+    pub len: u32,
+    /// The data of a write, `len` bytes; empty otherwise.
+    pub data: Vec<u8>,
+    /// The write is durable before it is completed.
+    pub fua: bool,
+}
+
+/// Why a request failed, as far as a block device can say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum BlockError {
+    /// The device may not be written, or is no longer ours.
+    #[error("not permitted")]
+    NotPermitted,
+    /// The device or the way to it failed.
+    #[error("I/O error")]
+    Io,
+    /// Some memory limit is reached.
+    #[error("out of memory")]
+    NoMemory,
+    /// The request is outside the device, not aligned, or contradicts itself.
+    #[error("invalid request")]
+    Invalid,
+    /// A write ends behind the device, or its backend is full.
+    #[error("no space")]
+    NoSpace,
+    /// The device cannot do it.
+    #[error("not supported")]
+    NotSupported,
+    /// The export is ending.
+    #[error("shutting down")]
+    ShuttingDown,
+}
