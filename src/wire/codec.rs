@@ -80,6 +80,15 @@ impl<'a> Reader<'a> {
         Ok(text.to_owned())
     }
 
+    /// Takes a GUID that names an entity: [`Guid::NIL`] is an error.
+    pub fn identity(&mut self) -> Result<Guid, DecodeError> {
+        let guid: Guid = self.get()?;
+        if guid.is_nil() {
+            return Err(DecodeError::BadValue("GUID"));
+        }
+        Ok(guid)
+    }
+
     /// Takes a list with a four-byte count; more than `max` entries is an error. Nothing is
     /// reserved on the word of the count.
     pub fn list<T: Wire>(&mut self, what: &'static str, max: usize) -> Result<Vec<T>, DecodeError> {
@@ -140,6 +149,16 @@ impl Writer {
         }
         self.put(&(len as u8));
         self.raw(&text.as_bytes()[..len]);
+    }
+
+    /// Appends a text with a one-byte length, cut to `max` bytes (at most 255) at a character
+    /// boundary: with the reader's limit, what is written can always be read.
+    pub fn text_within(&mut self, text: &str, max: usize) {
+        let mut len = text.len().min(max);
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        self.text(&text[..len]);
     }
 
     /// Appends a list with a four-byte count.
@@ -234,8 +253,13 @@ impl Wire for Mac {
     fn put(&self, w: &mut Writer) {
         w.raw(&self.0);
     }
+    /// A group address or the zero address is no NIC's: frames would go to everyone or nobody.
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self(r.array()?))
+        let mac = Self(r.array()?);
+        if mac.is_multicast() || mac == Self::default() {
+            return Err(DecodeError::BadValue("MAC address"));
+        }
+        Ok(mac)
     }
 }
 
@@ -262,5 +286,33 @@ impl Wire for Option<Extent> {
             _ if offset.checked_add(len).is_none() => Err(DecodeError::BadValue("extent")),
             _ => Ok(Some(Extent { offset, len })),
         }
+    }
+}
+
+/// Checks that `items` ascend strictly by `key`, so that none is there twice.
+pub(crate) fn ascending<T, K: Ord>(
+    items: &[T],
+    key: impl Fn(&T) -> K,
+    what: &'static str,
+) -> Result<(), DecodeError> {
+    if items.windows(2).all(|w| key(&w[0]) < key(&w[1])) {
+        Ok(())
+    } else {
+        Err(DecodeError::BadValue(what))
+    }
+}
+
+/// Checks that no two `items` have the same `key`, in whatever order they are.
+pub(crate) fn distinct<T, K: Ord>(
+    items: &[T],
+    key: impl Fn(&T) -> K,
+    what: &'static str,
+) -> Result<(), DecodeError> {
+    let mut keys: Vec<K> = items.iter().map(key).collect();
+    keys.sort_unstable();
+    if keys.windows(2).all(|w| w[0] != w[1]) {
+        Ok(())
+    } else {
+        Err(DecodeError::BadValue(what))
     }
 }

@@ -14,6 +14,8 @@ pub const VERSION: u8 = 1;
 pub const HEADER_LEN: usize = size_of::<RawHeader>();
 /// The most bytes that one message may have: 1 MiB of data and its request fields.
 pub const MAX_MESSAGE_BYTES: usize = (1 << 20) + 4096;
+/// The smallest MTU (bytes of a frame behind its Ethernet header) that a peer may announce.
+pub const MIN_MTU: u16 = 512;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

@@ -83,8 +83,7 @@ impl Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        f.pad(&format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"))
+        f.pad(&self.0.map(|byte| format!("{byte:02x}")).join(":"))
     }
 }
 
@@ -178,18 +177,21 @@ pub struct Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = self.mac.to_string();
-        if self.ioc.0 != 0 {
-            text += &format!("/{}", self.ioc);
-            if self.iod.0 != 0 {
-                text += &format!("/{}", self.iod);
-                if let Some(e) = self.extent {
-                    text += &format!("@{}+{}", e.offset, e.len);
-                }
-            }
-        }
-        f.pad(&text)
+        let (mac, ioc, iod) = (self.mac, self.ioc, self.iod);
+        f.pad(&match (ioc.0, iod.0, self.extent) {
+            (0, _, _) => mac.to_string(),
+            (_, 0, _) => format!("{mac}/{ioc}"),
+            (_, _, None) => format!("{mac}/{ioc}/{iod}"),
+            (_, _, Some(e)) => format!("{mac}/{ioc}/{iod}@{}+{}", e.offset, e.len),
+        })
     }
+}
+
+/// A number in decimal digits only; `parse` alone would also take a sign.
+fn digits<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 impl FromStr for Address {
@@ -211,9 +213,9 @@ impl FromStr for Address {
         let mut number = || -> Result<u16, ParseIdError> {
             match parts.next() {
                 None => Ok(0),
-                Some(n) => match n.parse() {
-                    Ok(0) | Err(_) => Err(err()),
-                    Ok(n) => Ok(n),
+                Some(n) => match digits(n) {
+                    Some(0) | None => Err(err()),
+                    Some(n) => Ok(n),
                 },
             }
         };
@@ -227,8 +229,8 @@ impl FromStr for Address {
             Some(_) if iod.0 == 0 => return Err(err()),
             Some(r) => {
                 let (offset, len) = r.split_once('+').ok_or_else(err)?;
-                let offset: u64 = offset.parse().map_err(|_| err())?;
-                let len: u64 = len.parse().map_err(|_| err())?;
+                let offset: u64 = digits(offset).ok_or_else(err)?;
+                let len: u64 = digits(len).ok_or_else(err)?;
                 if len == 0 || offset.checked_add(len).is_none() {
                     return Err(err());
                 }
@@ -375,6 +377,8 @@ mod tests {
             "02:00:00:00:00:01/1/1@0+0",
             "02:00:00:00:00:01/1/1@18446744073709551615+1",
             "+2:00:00:00:00:01",
+            "02:00:00:00:00:01/+1",
+            "02:00:00:00:00:01/1/1@0++1",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

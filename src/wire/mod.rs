@@ -14,7 +14,7 @@ pub mod message;
 pub mod row;
 
 pub use codec::{DecodeError, Reader, Wire, Writer};
-pub use header::{DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, VERSION};
+pub use header::{DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, MIN_MTU, VERSION};
 pub use id::{
     Address, ClusterName, CommandId, ConnectionId, Epoch, Extent, Guid, Incarnation, IocNumber,
     IodNumber, Mac, Time,

@@ -1,6 +1,6 @@
 //! Rows of the cluster resource table and their stamps, as they cross the wire and lie in the file.
 
-use super::codec::{DecodeError, Reader, Wire, Writer, wire_code};
+use super::codec::{DecodeError, Reader, Wire, Writer, distinct, wire_code};
 use super::id::{Address, Epoch, Extent, Guid, Incarnation, IocNumber, IodNumber, Mac};
 use super::kind::EntityType;
 
@@ -85,7 +85,11 @@ impl Ownership {
 }
 
 impl Wire for Ownership {
+    /// # Panics
+    /// When there are more than [`MAX_OWNERS`]: a programmer's mistake, [`Ownership::shared`]
+    /// does not make such a value.
     fn put(&self, w: &mut Writer) {
+        assert!(self.owners().len() <= MAX_OWNERS);
         w.put(&match self {
             Self::Unallocated => 0_u8,
             Self::Dedicated(_) => 1,
@@ -104,7 +108,7 @@ impl Wire for Ownership {
         }
         let mut owners = Vec::with_capacity(count.into());
         for _ in 0..count {
-            owners.push(r.get::<Guid>()?);
+            owners.push(r.identity()?);
         }
         let sorted = owners.windows(2).all(|w| w[0] < w[1]);
         match (word, &owners[..]) {
@@ -117,18 +121,30 @@ impl Wire for Ownership {
 }
 
 macro_rules! wire_struct {
-    ($name:ident { $($field:ident),+ $(,)? }) => {
+    // With `checked`, the type's `fn check(&self) -> Result<(), DecodeError>` judges what was read.
+    ($name:ident { $($field:ident),+ $(,)? } $($check:ident)?) => {
         impl Wire for $name {
             fn put(&self, w: &mut Writer) {
                 $( w.put(&self.$field); )+
             }
             fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-                Ok(Self { $( $field: r.get()?, )+ })
+                let value = Self { $( $field: r.get()?, )+ };
+                $( wire_struct!(@$check value); )?
+                Ok(value)
             }
         }
     };
+    (@checked $value:ident) => { $value.check()? };
 }
 pub(crate) use wire_struct;
+
+/// The smallest and the largest logical block size.
+pub const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=65_536;
+
+/// Whether a device can have this logical block size: a power of two in [`BLOCK_SIZES`].
+pub const fn is_block_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && *BLOCK_SIZES.start() <= bytes && bytes <= *BLOCK_SIZES.end()
+}
 
 /// When a unit (or host, for its own row) observed a fact. Larger is newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -203,7 +219,7 @@ pub struct Row {
     pub entity: EntityType,
     /// Whether it is there.
     pub state: RowState,
-    /// Its NICs; for controllers and devices, their unit's. At most [`MAX_MACS`].
+    /// Its NICs; for controllers and devices, their unit's. None twice, at most [`MAX_MACS`].
     pub macs: Vec<Mac>,
     /// Controller number, 0 where none.
     pub ioc: IocNumber,
@@ -223,7 +239,7 @@ pub struct Row {
     pub serial: String,
     /// Size in bytes, 0 where it has none.
     pub size_bytes: u64,
-    /// Logical block size in bytes, 0 where it has none.
+    /// Logical block size in bytes ([`is_block_size`]), 0 where it has none.
     pub block_size: u32,
     /// Feature bits ([`features`]).
     pub features: u64,
@@ -306,7 +322,11 @@ impl Row {
 }
 
 impl Wire for Row {
+    /// # Panics
+    /// When there are more than [`MAX_MACS`] addresses or [`MAX_OWNERS`] owners: a programmer's
+    /// mistake.
     fn put(&self, w: &mut Writer) {
+        assert!(self.macs.len() <= MAX_MACS);
         w.put(&self.guid);
         w.put(&self.entity);
         w.put(&self.state);
@@ -319,10 +339,10 @@ impl Wire for Row {
         w.put(&self.iod);
         w.put(&self.extent);
         w.put(&self.parent);
-        w.text(&self.name);
-        w.text(&self.vendor);
-        w.text(&self.model);
-        w.text(&self.serial);
+        w.text_within(&self.name, MAX_NAME_BYTES);
+        w.text_within(&self.vendor, MAX_LABEL_BYTES);
+        w.text_within(&self.model, MAX_LABEL_BYTES);
+        w.text_within(&self.serial, MAX_LABEL_BYTES);
         w.put(&self.size_bytes);
         w.put(&self.block_size);
         w.put(&self.features);
@@ -332,7 +352,7 @@ impl Wire for Row {
     }
 
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let (guid, entity, state, mode) = (r.get()?, r.get()?, r.get()?, r.get()?);
+        let (guid, entity, state, mode) = (r.identity()?, r.get()?, r.get()?, r.get()?);
         let count = r.get::<u8>()? as usize;
         if count > MAX_MACS {
             return Err(DecodeError::TooLarge("MAC addresses"));
@@ -341,7 +361,8 @@ impl Wire for Row {
         for _ in 0..count {
             macs.push(r.get()?);
         }
-        Ok(Self {
+        distinct(&macs, |m: &Mac| *m, "MAC addresses")?;
+        let row = Self {
             guid,
             entity,
             state,
@@ -361,6 +382,10 @@ impl Wire for Row {
             observed: r.get()?,
             ownership: r.get()?,
             owned: r.get()?,
-        })
+        };
+        if row.block_size != 0 && !is_block_size(row.block_size) {
+            return Err(DecodeError::BadValue("block size"));
+        }
+        Ok(row)
     }
 }

@@ -1,0 +1,374 @@
+//! Bodies of units: controllers, devices, ownership registers, I/O ranges.
+
+use super::super::codec::{DecodeError, Reader, Wire, Writer, ascending, distinct};
+use super::super::header::MAX_MESSAGE_BYTES;
+use super::super::id::{Epoch, Guid, IocNumber, IodNumber, Mac};
+use super::super::row::{
+    MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, ObservationStamp, Ownership, OwnershipStamp,
+    is_block_size, wire_struct,
+};
+use super::page_advances;
+use super::{
+    MAX_CHANGES, MAX_CONTROLLERS, MAX_DEVICES, MAX_PAGE_BYTES, MAX_REGISTERS, identity,
+    station_macs,
+};
+
+/// The bytes of a register without owners.
+const REGISTER_BYTES: usize = 16 + 2 + 32;
+
+// The lists that have no pages fit a message however long their texts are.
+const _: () = {
+    const NAME: usize = 1 + MAX_NAME_BYTES;
+    const LABEL: usize = 1 + MAX_LABEL_BYTES;
+    const CONTROLLER: usize = 16 + 2 + NAME + LABEL + 16;
+    const UNIT: usize = 16 + NAME + 3 * LABEL + 4 + 6 * MAX_MACS + 32 + 4;
+    const DEVICE: usize = 16 + 2 + NAME + 3 * LABEL + 8 + 4 + 8 + 16;
+    assert!(UNIT + MAX_CONTROLLERS * CONTROLLER <= MAX_MESSAGE_BYTES);
+    assert!(16 + 16 + 4 + MAX_DEVICES * DEVICE <= MAX_MESSAGE_BYTES);
+};
+
+/// A controller as its UMS lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerRecord {
+    /// What it is.
+    pub guid: Guid,
+    /// Its number within the unit, more than 0.
+    pub ioc: IocNumber,
+    /// Its name.
+    pub name: String,
+    /// Its model.
+    pub model: String,
+    /// When it was last altered.
+    pub observed: ObservationStamp,
+}
+
+impl Wire for ControllerRecord {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.guid);
+        w.put(&self.ioc);
+        w.text_within(&self.name, MAX_NAME_BYTES);
+        w.text_within(&self.model, MAX_LABEL_BYTES);
+        w.put(&self.observed);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let record = Self {
+            guid: r.identity()?,
+            ioc: r.get()?,
+            name: r.text("name", MAX_NAME_BYTES)?,
+            model: r.text("model", MAX_LABEL_BYTES)?,
+            observed: r.get()?,
+        };
+        if record.ioc.0 == 0 {
+            return Err(DecodeError::BadValue("controller number"));
+        }
+        Ok(record)
+    }
+}
+
+/// A unit's own facts and its controllers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllersReply {
+    /// The unit.
+    pub unit: Guid,
+    /// Its name.
+    pub name: String,
+    /// Its vendor.
+    pub vendor: String,
+    /// Its model.
+    pub model: String,
+    /// Its serial number.
+    pub serial: String,
+    /// Its NICs.
+    pub macs: Vec<Mac>,
+    /// When the unit's own facts were last altered.
+    pub observed: ObservationStamp,
+    /// When the list of controllers was last altered: what is not in it was gone by then.
+    pub listed: ObservationStamp,
+    /// Its controllers by number.
+    pub controllers: Vec<ControllerRecord>,
+}
+
+impl Wire for ControllersReply {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.unit);
+        w.text_within(&self.name, MAX_NAME_BYTES);
+        w.text_within(&self.vendor, MAX_LABEL_BYTES);
+        w.text_within(&self.model, MAX_LABEL_BYTES);
+        w.text_within(&self.serial, MAX_LABEL_BYTES);
+        w.list(&self.macs);
+        w.put(&self.observed);
+        w.put(&self.listed);
+        w.list(&self.controllers);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let reply = Self {
+            unit: r.identity()?,
+            name: r.text("name", MAX_NAME_BYTES)?,
+            vendor: r.text("vendor", MAX_LABEL_BYTES)?,
+            model: r.text("model", MAX_LABEL_BYTES)?,
+            serial: r.text("serial", MAX_LABEL_BYTES)?,
+            macs: station_macs(r)?,
+            observed: r.get()?,
+            listed: r.get()?,
+            controllers: r.list("controllers", MAX_CONTROLLERS)?,
+        };
+        ascending(&reply.controllers, |c| c.ioc, "controller numbers")?;
+        distinct(&reply.controllers, |c| c.guid, "controllers")?;
+        Ok(reply)
+    }
+}
+
+/// A device as its controller lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRecord {
+    /// What it is.
+    pub guid: Guid,
+    /// Its number within the controller, more than 0.
+    pub iod: IodNumber,
+    /// Its name.
+    pub name: String,
+    /// Its vendor.
+    pub vendor: String,
+    /// Its model.
+    pub model: String,
+    /// Its serial number.
+    pub serial: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its logical block size in bytes ([`is_block_size`]).
+    pub block_size: u32,
+    /// Its [`super::row::features`].
+    pub features: u64,
+    /// When it was last altered.
+    pub observed: ObservationStamp,
+}
+
+impl Wire for DeviceRecord {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.guid);
+        w.put(&self.iod);
+        w.text_within(&self.name, MAX_NAME_BYTES);
+        w.text_within(&self.vendor, MAX_LABEL_BYTES);
+        w.text_within(&self.model, MAX_LABEL_BYTES);
+        w.text_within(&self.serial, MAX_LABEL_BYTES);
+        w.put(&self.size_bytes);
+        w.put(&self.block_size);
+        w.put(&self.features);
+        w.put(&self.observed);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let record = Self {
+            guid: r.identity()?,
+            iod: r.get()?,
+            name: r.text("name", MAX_NAME_BYTES)?,
+            vendor: r.text("vendor", MAX_LABEL_BYTES)?,
+            model: r.text("model", MAX_LABEL_BYTES)?,
+            serial: r.text("serial", MAX_LABEL_BYTES)?,
+            size_bytes: r.get()?,
+            block_size: r.get()?,
+            features: r.get()?,
+            observed: r.get()?,
+        };
+        if record.iod.0 == 0 {
+            return Err(DecodeError::BadValue("device number"));
+        }
+        if !is_block_size(record.block_size) {
+            return Err(DecodeError::BadValue("block size"));
+        }
+        Ok(record)
+    }
+}
+
+/// The devices of a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicesReply {
+    /// The controller.
+    pub controller: Guid,
+    /// When the list was last altered: what is not in it was gone by then.
+    pub listed: ObservationStamp,
+    /// Its devices by number.
+    pub devices: Vec<DeviceRecord>,
+}
+
+impl Wire for DevicesReply {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.controller);
+        w.put(&self.listed);
+        w.list(&self.devices);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let reply = Self {
+            controller: r.identity()?,
+            listed: r.get()?,
+            devices: r.list("devices", MAX_DEVICES)?,
+        };
+        ascending(&reply.devices, |d| d.iod, "device numbers")?;
+        distinct(&reply.devices, |d| d.guid, "devices")?;
+        Ok(reply)
+    }
+}
+
+/// One device and who owns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentifyReply {
+    /// The device.
+    pub device: DeviceRecord,
+    /// Its ownership register.
+    pub register: OwnershipRegister,
+}
+wire_struct!(IdentifyReply { device, register });
+
+/// An ownership register as it is in the unit (the value of Fig. 4's field 414 that counts).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnershipRegister {
+    /// The row: the unit itself, a controller or a device.
+    pub row: Guid,
+    /// Who owns it.
+    pub ownership: Ownership,
+    /// Which change that is.
+    pub owned: OwnershipStamp,
+}
+wire_struct!(OwnershipRegister {
+    row,
+    ownership,
+    owned
+} checked);
+
+impl OwnershipRegister {
+    fn check(&self) -> Result<(), DecodeError> {
+        identity(self.row)
+    }
+}
+
+/// Asks for a page of a unit's registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistersRequest {
+    /// Only registers of rows after this GUID; NIL for the first page.
+    pub after: Guid,
+}
+wire_struct!(RegistersRequest { after });
+
+/// Registers of a unit: a page of them, or those that a compare-and-set changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistersReply {
+    /// Whether more follow after the last (answers to a registers request only).
+    pub more: bool,
+    /// The registers, none twice, a page by ascending row GUID, within
+    /// [`MAX_PAGE_BYTES`](super::MAX_PAGE_BYTES); rows without one are unallocated with epoch 0.
+    pub registers: Vec<OwnershipRegister>,
+}
+
+impl Wire for RegistersReply {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.more);
+        w.list(&self.registers);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let reply = Self {
+            more: r.get()?,
+            registers: r.list("registers", MAX_REGISTERS)?,
+        };
+        page_advances(reply.more, &reply.registers)?;
+        if reply.more {
+            ascending(&reply.registers, |g| g.row, "registers")?;
+        }
+        distinct(&reply.registers, |g| g.row, "registers")?;
+        Ok(reply)
+    }
+}
+
+/// One register's change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The row.
+    pub row: Guid,
+    /// The epoch it must have now, less than `u64::MAX`.
+    pub expected: Epoch,
+    /// Who shall own it.
+    pub ownership: Ownership,
+}
+wire_struct!(Change {
+    row,
+    expected,
+    ownership
+} checked);
+
+impl Change {
+    fn check(&self) -> Result<(), DecodeError> {
+        identity(self.row)?;
+        // The next epoch is one more.
+        if self.expected.0 == u64::MAX {
+            return Err(DecodeError::BadValue("epoch"));
+        }
+        Ok(())
+    }
+}
+
+/// A transaction on a unit's registers: all of its changes or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompareAndSet {
+    /// The allocation session's term.
+    pub term: u64,
+    /// The host that makes the change.
+    pub writer: Guid,
+    /// The changes, 1 to [`MAX_CHANGES`], no row twice, [within limits](Self::is_within_limits).
+    pub changes: Vec<Change>,
+}
+
+impl CompareAndSet {
+    /// Whether there are few enough changes, and few enough owners in them, for the request and
+    /// for the registers of its answer to fit a message. A sender splits what does not.
+    pub fn is_within_limits(&self) -> bool {
+        let registers: usize = self
+            .changes
+            .iter()
+            .map(|c| REGISTER_BYTES + c.ownership.owners().len() * size_of::<Guid>())
+            .sum();
+        self.changes.len() <= MAX_CHANGES && registers <= MAX_PAGE_BYTES
+    }
+}
+
+impl Wire for CompareAndSet {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.term);
+        w.put(&self.writer);
+        w.list(&self.changes);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let request = Self {
+            term: r.get()?,
+            writer: r.identity()?,
+            changes: r.list("changes", MAX_CHANGES)?,
+        };
+        if request.changes.is_empty() {
+            return Err(DecodeError::BadValue("changes"));
+        }
+        if !request.is_within_limits() {
+            return Err(DecodeError::TooLarge("changes"));
+        }
+        distinct(&request.changes, |c| c.row, "changes")?;
+        Ok(request)
+    }
+}
+
+/// Why a compare-and-set was refused: the register in the way, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The register in the way.
+    pub register: OwnershipRegister,
+}
+wire_struct!(Conflict { register });
+
+/// The range of an I/O command. Any numbers are read; the controller checks them against the
+/// device, overflow of their sum included, and answers with a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoRange {
+    /// First byte on the device.
+    pub offset: u64,
+    /// Number of bytes: at most 1 MiB for read and write.
+    pub len: u64,
+}
+wire_struct!(IoRange { offset, len });
+
+/// Bytes of an [`IoRange`]; a write's data begins behind it.
+pub const IO_RANGE_BYTES: usize = 16;
