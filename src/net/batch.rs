@@ -1,0 +1,271 @@
+//! Buffers of many frames: what one system call received, and what the next will send.
+
+use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN};
+use crate::wire::Mac;
+use std::io::IoSlice;
+
+/// The most frames an [`Outbox`] holds.
+pub const OUTBOX_FRAMES: usize = 4 * BATCH_FRAMES;
+
+/// A received frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Whom it was sent to: this station or a group.
+    pub destination: Mac,
+    /// Who says to have sent it.
+    pub source: Mac,
+    /// What is behind the Ethernet header, with the padding of a short frame.
+    pub payload: &'a [u8],
+    /// All octets, Ethernet header included.
+    pub bytes: &'a [u8],
+}
+
+/// Room for [`BATCH_FRAMES`] received frames.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    slot: usize,
+    lengths: Vec<usize>,
+}
+
+impl Inbox {
+    /// An inbox for frames of up to `mtu` octets behind the Ethernet header; longer ones are
+    /// dropped and counted when they arrive.
+    pub fn new(mtu: u16) -> Self {
+        let slot = usize::from(mtu) + ETHERNET_HEADER_LEN;
+        Self {
+            bytes: vec![0; slot * BATCH_FRAMES],
+            slot,
+            lengths: Vec::with_capacity(BATCH_FRAMES),
+        }
+    }
+
+    /// How many frames it holds, malformed ones included.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// The frames in the order of their arrival. What is shorter than an Ethernet header is left out.
+    pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        self.bytes
+            .chunks_exact(self.slot)
+            .zip(&self.lengths)
+            .filter_map(|(slot, &len)| {
+                let bytes = slot.get(..len)?;
+                let (destination, rest) = bytes.split_first_chunk()?;
+                let (source, _) = rest.split_first_chunk()?;
+                let payload = bytes.get(ETHERNET_HEADER_LEN..)?;
+                Some(Frame {
+                    destination: Mac(*destination),
+                    source: Mac(*source),
+                    payload,
+                    bytes,
+                })
+            })
+    }
+
+    /// The receive buffer, cut into slots of the returned size, and the list of lengths to fill.
+    pub(super) fn parts(&mut self) -> (&mut [u8], usize, &mut Vec<usize>) {
+        self.lengths.clear();
+        (&mut self.bytes, self.slot, &mut self.lengths)
+    }
+
+    /// Whether a length stands for a frame that did not fit.
+    pub(super) fn is_oversized(&self, len: usize) -> bool {
+        len > self.slot
+    }
+
+    pub(super) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+}
+
+/// Frames that wait to be sent, in order, each with room for its Ethernet header in front.
+///
+/// Source address and EtherType are the sending socket's and are written when it sends.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    /// Where each frame ends in `bytes`.
+    ends: Vec<usize>,
+    /// How many frames, from the front, are sent already.
+    sent: usize,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many frames wait.
+    pub fn len(&self) -> usize {
+        self.ends.len() - self.sent
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it takes no more before some are sent.
+    pub fn is_full(&self) -> bool {
+        self.ends.len() >= OUTBOX_FRAMES
+    }
+
+    /// Appends a frame of these octets (without an Ethernet header); `false` if it is full.
+    pub fn push(&mut self, destination: Mac, frame: &[u8]) -> bool {
+        self.push_with(|bytes| {
+            bytes.extend_from_slice(frame);
+            Some(destination)
+        })
+    }
+
+    /// Lets `emit` append one frame (without an Ethernet header) and say to whom it goes; `false`
+    /// if it had none or the outbox is full.
+    ///
+    /// `emit` may only append: it is handed the buffer that earlier frames are in.
+    pub fn push_with(&mut self, emit: impl FnOnce(&mut Vec<u8>) -> Option<Mac>) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let start = self.bytes.len();
+        self.bytes.resize(start + ETHERNET_HEADER_LEN, 0);
+        let Some(destination) = emit(&mut self.bytes) else {
+            self.bytes.truncate(start);
+            return false;
+        };
+        self.bytes[start..start + 6].copy_from_slice(&destination.0);
+        self.ends.push(self.bytes.len());
+        true
+    }
+
+    /// Drops what waits.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+        self.sent = 0;
+    }
+
+    /// Writes source address and EtherType into every waiting frame.
+    pub(super) fn address(&mut self, source: Mac, ethertype: u16) {
+        for index in self.sent..self.ends.len() {
+            let start = self.start(index);
+            self.bytes[start + 6..start + 12].copy_from_slice(&source.0);
+            self.bytes[start + 12..start + 14].copy_from_slice(&ethertype.to_be_bytes());
+        }
+    }
+
+    /// The next waiting frames, at most `slices.len()`: fills `slices` from the front and returns
+    /// how many.
+    pub(super) fn front<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let count = self.len().min(slices.len());
+        for (offset, slice) in slices.iter_mut().enumerate().take(count) {
+            let index = self.sent + offset;
+            *slice = IoSlice::new(&self.bytes[self.start(index)..self.ends[index]]);
+        }
+        count
+    }
+
+    /// Octets of the first waiting frame, Ethernet header included.
+    pub(super) fn front_len(&self) -> usize {
+        self.ends
+            .get(self.sent)
+            .map_or(0, |end| end - self.start(self.sent))
+    }
+
+    /// Takes `count` frames off the front; returns their octets.
+    pub(super) fn advance(&mut self, count: usize) -> usize {
+        let from = self.start(self.sent);
+        self.sent += count;
+        let octets = self.start(self.sent) - from;
+        if self.is_empty() {
+            self.clear();
+        }
+        octets
+    }
+
+    fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THERE: Mac = Mac([2, 0, 0, 0, 0, 9]);
+    const HERE: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    #[test]
+    fn a_frame_gets_its_ethernet_header_in_front() {
+        let mut outbox = Outbox::new();
+        assert!(outbox.push(THERE, b"hello"));
+        assert!(outbox.push(Mac::BROADCAST, b"all"));
+        outbox.address(HERE, 0x88b5);
+        let mut slices = [IoSlice::new(&[]); 4];
+        assert_eq!(outbox.front(&mut slices), 2);
+        assert_eq!(
+            &*slices[0],
+            b"\x02\0\0\0\0\x09\x02\0\0\0\0\x01\x88\xb5hello"
+        );
+        assert_eq!(
+            &*slices[1],
+            b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x88\xb5all"
+        );
+    }
+
+    #[test]
+    fn what_emits_nothing_leaves_nothing() {
+        let mut outbox = Outbox::new();
+        assert!(!outbox.push_with(|_| None));
+        assert!(outbox.is_empty());
+        assert!(outbox.bytes.is_empty());
+    }
+
+    #[test]
+    fn sending_takes_frames_off_the_front_in_order() {
+        let mut outbox = Outbox::new();
+        for frame in [&b"a"[..], b"bb", b"ccc"] {
+            assert!(outbox.push(THERE, frame));
+        }
+        assert_eq!(outbox.advance(1), 15);
+        assert_eq!((outbox.len(), outbox.front_len()), (2, 16));
+        let mut slices = [IoSlice::new(&[]); 1];
+        assert_eq!(outbox.front(&mut slices), 1);
+        assert!(slices[0].ends_with(b"bb"));
+        assert_eq!(outbox.advance(2), 33);
+        assert!(outbox.is_empty());
+        assert!(outbox.bytes.is_empty(), "an empty outbox starts afresh");
+    }
+
+    #[test]
+    fn a_full_outbox_takes_no_more_until_it_is_sent() {
+        let mut outbox = Outbox::new();
+        while outbox.push(THERE, b"x") {}
+        assert_eq!(outbox.len(), OUTBOX_FRAMES);
+        assert!(outbox.is_full());
+        outbox.advance(OUTBOX_FRAMES);
+        assert!(outbox.push(THERE, b"x"));
+    }
+
+    #[test]
+    fn frames_too_short_for_a_header_or_too_long_for_a_slot_are_left_out() {
+        let mut inbox = Inbox::new(4);
+        let (bytes, slot, lengths) = inbox.parts();
+        assert_eq!(slot, 18);
+        bytes[2 * slot..2 * slot + 18].copy_from_slice(b"DDDDDDSSSSSS\x88\xb6abcd");
+        lengths.extend([13, 19, 18]);
+        assert!(inbox.is_oversized(19) && !inbox.is_oversized(18));
+        let frames: Vec<_> = inbox.frames().collect();
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0].destination, Mac(*b"DDDDDD"));
+        assert_eq!(frames[0].source, Mac(*b"SSSSSS"));
+        assert_eq!(frames[0].payload, b"abcd");
+    }
+}
