@@ -1,0 +1,58 @@
+//! The named limits and timers of sessions, in one place.
+
+use std::time::Duration;
+
+/// The least MTU (bytes behind the Ethernet header) that a peer may ask for.
+pub const MIN_MTU: u16 = 576;
+/// Commands that a client holds, sent or not; more are refused with `Full`.
+pub const MAX_COMMANDS: usize = 16_384;
+/// Request bytes that a client holds; more are refused with `Full`.
+pub const MAX_QUEUED_BYTES: usize = 256 << 20;
+/// Request and reply bytes that a responder keeps for one session.
+pub const MAX_SESSION_BYTES: usize = 16 << 20;
+/// Request and reply bytes that a responder keeps for all of its sessions.
+pub const MAX_SERVER_BYTES: usize = 256 << 20;
+/// Bytes of incomplete replies that a client keeps.
+pub const MAX_REPLY_BYTES: usize = 64 << 20;
+/// Small control frames waiting to be sent; more are not answered.
+pub const MAX_CONTROL_FRAMES: usize = 256;
+/// Notifications of a session that wait for their acknowledgement; more are not sent (polling heals).
+pub const MAX_NOTIFICATIONS: usize = 256;
+/// The most commands that may be outstanding on a session, whatever is asked for.
+pub const MAX_CREDITS: u16 = 4096;
+
+/// Retransmission timeout before the first measurement.
+pub const RTO_INITIAL: Duration = Duration::from_millis(20);
+/// The least retransmission timeout.
+pub const RTO_MIN: Duration = Duration::from_millis(2);
+/// The most that measured round trips make of the first timeout of a command.
+pub const RTO_FIRST_MAX: Duration = Duration::from_millis(40);
+/// The most that backing off makes of a timeout.
+pub const RTO_MAX: Duration = Duration::from_secs(1);
+/// How long a gap in a reply may be mere reordering.
+pub const REORDER_DELAY: Duration = Duration::from_millis(1);
+/// A reply is not repeated as a whole sooner than this after it was sent.
+pub const REPEAT_INTERVAL: Duration = Duration::from_millis(1);
+/// The least time between two immediate reconnects.
+pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
+/// Silence after which a connection's liveness is asked for.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Unanswered keep-alives after which a connection is lost.
+pub const KEEPALIVE_MISSED: u32 = 5;
+/// How long a responder keeps a connection that its initiator has not used yet.
+pub const HALF_OPEN_TTL: Duration = Duration::from_secs(5);
+/// How long a responder keeps a silent session, for its initiator to resume.
+pub const SESSION_TTL: Duration = Duration::from_secs(60);
+/// How long an incomplete request may stand still when memory is short.
+pub const STALLED_AFTER: Duration = Duration::from_secs(2);
+/// First delay between repetitions of a notification; it doubles.
+pub const NOTIFY_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a notification is sent before the responder gives up.
+pub const NOTIFY_TRIES: u32 = 10;
+
+/// Bytes in flight at the start of a connection.
+pub const WINDOW_START: usize = 256 << 10;
+/// The least bytes in flight after losses (one command is always allowed).
+pub const WINDOW_MIN: usize = 32 << 10;
+/// The most bytes in flight.
+pub const WINDOW_MAX: usize = 4 << 20;
