@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod table;
+pub mod body;
 pub mod codec;
 pub mod header;
 pub mod id;
@@ -13,6 +14,7 @@ pub mod kind;
 pub mod message;
 pub mod row;
 
+pub use body::Body;
 pub use codec::{DecodeError, Reader, Wire, Writer};
 pub use header::{DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, MIN_MTU, VERSION};
 pub use id::{

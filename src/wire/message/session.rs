@@ -104,10 +104,11 @@ pub struct ByteRange {
 wire_struct!(ByteRange { offset, len } checked);
 
 impl ByteRange {
-    fn end(&self) -> u64 {
+    fn end(self) -> u64 {
         u64::from(self.offset) + u64::from(self.len)
     }
 
+    #[allow(clippy::trivially_copy_pass_by_ref)] // as every check
     fn check(&self) -> Result<(), DecodeError> {
         if self.len == 0 || self.end() > MAX_MESSAGE_BYTES as u64 {
             return Err(DecodeError::BadValue("range"));

@@ -322,7 +322,7 @@ impl CompareAndSet {
         let registers: usize = self
             .changes
             .iter()
-            .map(|c| REGISTER_BYTES + c.ownership.owners().len() * size_of::<Guid>())
+            .map(|c| REGISTER_BYTES + size_of_val(c.ownership.owners()))
             .sum();
         self.changes.len() <= MAX_CHANGES && registers <= MAX_PAGE_BYTES
     }

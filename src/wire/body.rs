@@ -1,0 +1,321 @@
+//! Which message a body is, by its frame's kind, direction and status.
+
+use std::fmt;
+
+use super::codec::{DecodeError, Wire, Writer};
+use super::header::Header;
+use super::kind::{Kind, Status};
+use super::message::{
+    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
+    Discover, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply, MembershipRequest,
+    Missing, Notification, Offer, ProgressReport, Register, Registered, RegistersReply,
+    RegistersRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+};
+
+macro_rules! bodies {
+    ($( $(#[$meta:meta])* $name:ident, )+) => {
+        /// A whole message's body, for those who look at every kind alike (captures, tests, fuzzing).
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Body<'a> {
+            /// Nothing.
+            Empty,
+            /// The range and the data of a write.
+            Write(IoRange, &'a [u8]),
+            /// What a read gives.
+            Data(&'a [u8]),
+            $( $(#[$meta])* $name($name), )+
+        }
+
+        impl Body<'_> {
+            /// The bytes of the body.
+            pub fn encode(&self) -> Vec<u8> {
+                let mut w = Writer::new();
+                match self {
+                    Self::Empty => {}
+                    Self::Write(range, data) => {
+                        w.put(range);
+                        w.raw(data);
+                    }
+                    Self::Data(data) => w.raw(data),
+                    $( Self::$name(message) => w.put(message), )+
+                }
+                w.into_bytes()
+            }
+        }
+    };
+}
+
+bodies! {
+    /// Connect.
+    ConnectRequest,
+    /// Reply to connect.
+    ConnectReply,
+    /// Probe.
+    Missing,
+    /// Progress.
+    ProgressReport,
+    /// Notify and notify-ack.
+    Notification,
+    /// Discover.
+    Discover,
+    /// Here.
+    Here,
+    /// Register.
+    Register,
+    /// Reply to register.
+    Registered,
+    /// Membership.
+    MembershipRequest,
+    /// Reply to membership.
+    MembershipReply,
+    /// Unit-ownership.
+    UnitOwnership,
+    /// Reply to table-stamp and offer.
+    TableSummary,
+    /// Table-rows.
+    TableRowsRequest,
+    /// Reply to table-rows.
+    TableRowsReply,
+    /// Offer.
+    Offer,
+    /// Reply to controllers.
+    ControllersReply,
+    /// Registers.
+    RegistersRequest,
+    /// Reply to registers and compare-and-set.
+    RegistersReply,
+    /// Compare-and-set.
+    CompareAndSet,
+    /// Reply to a compare-and-set that was refused.
+    Conflict,
+    /// Reply to devices.
+    DevicesReply,
+    /// Reply to identify.
+    IdentifyReply,
+    /// Read, discard, write-zeroes.
+    IoRange,
+}
+
+impl<'a> Body<'a> {
+    /// Reads the whole body of a message with this header (its own or that of any segment).
+    pub fn parse(header: &Header, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let empty = || match bytes {
+            [] => Ok(Self::Empty),
+            _ => Err(DecodeError::Trailing),
+        };
+        macro_rules! body {
+            ($name:ident) => {
+                Wire::from_body(bytes).map(Self::$name)
+            };
+        }
+        match (header.kind, header.is_reply(), header.status) {
+            // A status may come without its details.
+            (_, true, status) if status != Status::Ok && bytes.is_empty() => Ok(Self::Empty),
+            (Kind::CompareAndSet, true, status) if status != Status::Ok => body!(Conflict),
+            (Kind::Connect, false, _) => body!(ConnectRequest),
+            (Kind::Connect, true, Status::Ok) => body!(ConnectReply),
+            (Kind::Probe, ..) => body!(Missing),
+            (Kind::Progress, ..) => body!(ProgressReport),
+            (Kind::Notify | Kind::NotifyAck, ..) => body!(Notification),
+            (Kind::Discover, ..) => body!(Discover),
+            (Kind::Here, ..) => body!(Here),
+            (Kind::Register, false, _) => body!(Register),
+            (Kind::Register, true, Status::Ok | Status::Pending) => body!(Registered),
+            (Kind::Membership, false, _) => body!(MembershipRequest),
+            (Kind::Membership, true, Status::Ok) => body!(MembershipReply),
+            (Kind::UnitOwnership, false, _) => body!(UnitOwnership),
+            (Kind::TableStamp | Kind::Offer, true, Status::Ok) => body!(TableSummary),
+            (Kind::TableRows, false, _) => body!(TableRowsRequest),
+            (Kind::TableRows, true, Status::Ok) => body!(TableRowsReply),
+            (Kind::Offer, false, _) => body!(Offer),
+            (Kind::Controllers, true, Status::Ok) => body!(ControllersReply),
+            (Kind::Registers, false, _) => body!(RegistersRequest),
+            (Kind::CompareAndSet, false, _) => body!(CompareAndSet),
+            (Kind::Registers | Kind::CompareAndSet, true, Status::Ok) => body!(RegistersReply),
+            (Kind::Devices, true, Status::Ok) => body!(DevicesReply),
+            (Kind::Identify, true, Status::Ok) => body!(IdentifyReply),
+            (Kind::Read | Kind::Discard | Kind::WriteZeroes, false, _) => body!(IoRange),
+            (Kind::Read, true, Status::Ok) => Ok(Self::Data(bytes)),
+            (Kind::Write, false, _) => {
+                let (range, data) = bytes
+                    .split_at_checked(IO_RANGE_BYTES)
+                    .ok_or(DecodeError::Truncated)?;
+                let range = IoRange::from_body(range)?;
+                if range.len != data.len() as u64 {
+                    return Err(DecodeError::BadValue("length"));
+                }
+                Ok(Self::Write(range, data))
+            }
+            _ => empty(),
+        }
+    }
+}
+
+/// `3 rows`, `1 row`.
+fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn more(more: bool) -> &'static str {
+    if more { ", more follow" } else { "" }
+}
+
+impl fmt::Display for TableSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (stamp, rows) = (self.stamp, count(self.row_count as usize, "row"));
+        let (term, counter, writer) = (stamp.term, stamp.counter, stamp.writer);
+        write!(
+            f,
+            "stamp {term}.{counter} by {writer}, digest {:032x}, {rows}",
+            self.digest
+        )
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.ranges[..] {
+            [] => f.write_str("no range"),
+            [first, rest @ ..] => {
+                write!(f, "missing {}+{}", first.offset, first.len)?;
+                match rest.len() {
+                    0 => Ok(()),
+                    n => write!(f, " and {}", count(n, "range")),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for IoRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.offset, self.len)
+    }
+}
+
+impl fmt::Display for super::row::Ownership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        for (i, owner) in self.owners().iter().enumerate() {
+            write!(f, "{}{owner}", if i == 0 { " " } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// One line that tells what matters; names are quoted and escaped.
+impl fmt::Display for Body<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => Ok(()),
+            Self::Write(range, _) => range.fmt(f),
+            Self::Data(data) => f.write_str(&count(data.len(), "byte")),
+            Self::ConnectRequest(m) => write!(
+                f,
+                "{} {} incarnation {} session {} attempt {} to {}, mtu {} credits {} features {:#x}",
+                m.role,
+                m.initiator,
+                m.incarnation,
+                m.session,
+                m.attempt,
+                m.responder,
+                m.mtu,
+                m.credits,
+                m.features
+            ),
+            Self::ConnectReply(m) => write!(
+                f,
+                "{} incarnation {} {}, mtu {} credits {} features {:#x}",
+                m.responder,
+                m.incarnation,
+                if m.resumed { "resumed" } else { "new" },
+                m.mtu,
+                m.credits,
+                m.features
+            ),
+            Self::Missing(m) => m.fmt(f),
+            Self::ProgressReport(m) => write!(f, "{}, {}", m.progress, m.missing),
+            Self::Notification(m) => write!(
+                f,
+                "number {} {} ioc {} at {}.{}",
+                m.number, m.event, m.ioc, m.stamp.incarnation, m.stamp.change
+            ),
+            Self::Discover(m) => write!(f, "{} {}", m.role, m.asker),
+            Self::Here(m) => write!(f, "{} incarnation {}", m.fabric, m.incarnation),
+            Self::Register(m) => write!(
+                f,
+                "{} {} {:?} at {:?}, cluster {}",
+                m.entity, m.guid, m.name, m.macs, m.cluster
+            ),
+            Self::Registered(m) => write!(f, "cluster {} version {}", m.cluster, m.version),
+            Self::MembershipRequest(m) => {
+                write!(f, "known version {} after {}", m.known_version, m.after)
+            }
+            Self::MembershipReply(m) if m.unchanged => write!(f, "version {} unchanged", m.version),
+            Self::MembershipReply(m) => write!(
+                f,
+                "version {} {}{}",
+                m.version,
+                count(m.members.len(), "member"),
+                more(m.more)
+            ),
+            Self::UnitOwnership(m) => {
+                write!(f, "{} {} epoch {}", m.unit, m.ownership, m.epoch)
+            }
+            Self::TableSummary(m) => m.fmt(f),
+            Self::TableRowsRequest(m) => write!(f, "after {}", m.after),
+            Self::TableRowsReply(m) => write!(
+                f,
+                "{}{} of {}",
+                count(m.rows.len(), "row"),
+                more(m.more),
+                m.summary
+            ),
+            Self::Offer(m) => write!(f, "{} of {}", count(m.rows.len(), "row"), m.summary),
+            Self::ControllersReply(m) => write!(
+                f,
+                "unit {} {:?} {}",
+                m.unit,
+                m.name,
+                count(m.controllers.len(), "controller")
+            ),
+            Self::RegistersRequest(m) => write!(f, "after {}", m.after),
+            Self::RegistersReply(m) => {
+                let registers = count(m.registers.len(), "register");
+                write!(f, "{registers}{}", more(m.more))
+            }
+            Self::CompareAndSet(m) => {
+                write!(f, "term {} by {}", m.term, m.writer)?;
+                for c in m.changes.iter().take(4) {
+                    write!(f, ", {} from {} to {}", c.row, c.expected, c.ownership)?;
+                }
+                match m.changes.len() {
+                    0..=4 => Ok(()),
+                    n => write!(f, " and {}", count(n - 4, "change")),
+                }
+            }
+            Self::Conflict(Conflict { register: m }) => write!(
+                f,
+                "{} is {} at epoch {} term {} by {}",
+                m.row, m.ownership, m.owned.epoch, m.owned.term, m.owned.writer
+            ),
+            Self::DevicesReply(m) => write!(
+                f,
+                "controller {} {}",
+                m.controller,
+                count(m.devices.len(), "device")
+            ),
+            Self::IdentifyReply(m) => write!(
+                f,
+                "{} {:?} {} bytes in blocks of {}, {} at epoch {}",
+                m.device.guid,
+                m.device.name,
+                m.device.size_bytes,
+                m.device.block_size,
+                m.register.ownership,
+                m.register.owned.epoch
+            ),
+            Self::IoRange(m) => m.fmt(f),
+        }
+    }
+}
