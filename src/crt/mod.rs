@@ -1,1 +1,27 @@
-//! The cluster resource table: rows, stamps, join, ownership rules, file format over a Storage trait. No files.
+//! The cluster resource table: rows, stamps, join, ownership rules, and the file format over a
+//! [`Storage`] trait. Knows no files, no clock and no network.
+//!
+//! What is joined and how (see `docs/crt-format.md` for the bytes):
+//!
+//! * A row holds two kinds of fact, each with a stamp of its own. *Observations* (it exists, its
+//!   size, its model) carry the observer's [`ObservationStamp`](crate::wire::ObservationStamp);
+//!   *ownership* carries the register's [`OwnershipStamp`](crate::wire::OwnershipStamp). Of two
+//!   versions of a fact the one with the larger stamp holds; no observation changes ownership.
+//! * The MAC addresses of controllers, devices and extents are not facts of their own: they are
+//!   always those of their unit's row, and none while that row is unknown.
+//! * A row *is present* when it and everything above it is valid.
+
+pub mod image;
+mod join;
+mod observe;
+pub mod resolve;
+pub mod rules;
+pub mod stamp;
+mod table;
+
+pub use image::{Image, ImageError, ImageInfo, ImageKind, Storage};
+pub use join::JoinOutcome;
+pub use resolve::{Candidate, ResolveError};
+pub use rules::{RuleError, Violation};
+pub use stamp::Settled;
+pub use table::{MAX_ROWS, Table};

@@ -1,1 +1,8 @@
-//! The mmap'd file, the identity file, SQLite.
+//! What the daemons keep: the mmap'd files and the identity file.
+
+pub mod crt_file;
+pub mod identity;
+pub mod mmap;
+
+pub use crt_file::{CrtFile, RegistersFile, Report, Snapshot, StoreError, verify};
+pub use identity::{Identity, IdentityError};

@@ -1,0 +1,376 @@
+//! The table itself: rows by GUID, the tree they form, and the digest of it all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::wire::message::TableSummary;
+use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES};
+use crate::wire::{EntityType, Granularity, Guid, Mac, Row, Settings, TableStamp, Wire};
+
+/// The most rows of a table, tombstones included; further ones are ignored.
+pub const MAX_ROWS: usize = 131_072;
+
+/// Levels from an extent up to its unit.
+const MAX_DEPTH: usize = 4;
+
+/// A cluster resource table (Fig. 4, 216).
+#[derive(Debug, Clone)]
+pub struct Table {
+    rows: BTreeMap<Guid, Box<Row>>,
+    /// (parent, child) of every row with a parent.
+    tree: BTreeSet<(Guid, Guid)>,
+    settings: Settings,
+    /// Wrapping sum of the digests of the settings and of every row.
+    digest: u128,
+    pub(super) stamp: TableStamp,
+    pub(super) highest: TableStamp,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Table {
+    /// An empty table with default settings and the lowest stamp.
+    pub fn new() -> Self {
+        let settings = Settings::default();
+        Self {
+            rows: BTreeMap::new(),
+            tree: BTreeSet::new(),
+            settings,
+            digest: settings_digest(&settings),
+            stamp: TableStamp::default(),
+            highest: TableStamp::default(),
+        }
+    }
+
+    /// A table as it was stored: `highest` is what [`Table::highest_stamp`] said then. Rows with
+    /// the NIL GUID and rows beyond [`MAX_ROWS`] are ignored; of two with one GUID the later stays.
+    pub fn restore(
+        settings: Settings,
+        stamp: TableStamp,
+        highest: TableStamp,
+        rows: impl IntoIterator<Item = Row>,
+    ) -> Self {
+        let mut table = Self::new();
+        table.replace_settings(settings);
+        table.stamp = stamp;
+        table.highest = highest.max(stamp);
+        table.rows = rows
+            .into_iter()
+            .take(MAX_ROWS)
+            .filter(|row| !row.guid.is_nil())
+            .map(|mut row| {
+                fit(&mut row);
+                (row.guid, Box::new(row))
+            })
+            .collect();
+        table.tree = table
+            .rows
+            .values()
+            .filter(|row| !row.parent.is_nil())
+            .map(|row| (row.parent, row.guid))
+            .collect();
+        let stale: Vec<_> = table
+            .rows
+            .values()
+            .filter(|row| !has_own_macs(row.entity) && row.macs != table.macs_below(row.parent))
+            .map(|row| row.guid)
+            .collect();
+        for guid in stale {
+            let parent = table.rows[&guid].parent;
+            let macs = table.macs_below(parent).to_vec();
+            if let Some(row) = table.rows.get_mut(&guid) {
+                row.macs = macs;
+            }
+        }
+        for row in table.rows.values() {
+            table.digest = table.digest.wrapping_add(row_digest(row));
+        }
+        table
+    }
+
+    /// Number of rows, tombstones included.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table's stamp (Fig. 4, 420).
+    pub const fn stamp(&self) -> TableStamp {
+        self.stamp
+    }
+
+    /// The largest stamp that this table has ever had or met; a new version gets a larger one.
+    pub const fn highest_stamp(&self) -> TableStamp {
+        self.highest
+    }
+
+    /// Digest of settings and rows: equal where, and practically only where, they are equal.
+    pub const fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// Stamp, digest and number of rows.
+    pub fn summary(&self) -> TableSummary {
+        TableSummary {
+            stamp: self.stamp,
+            digest: self.digest,
+            row_count: self.rows.len() as u32,
+        }
+    }
+
+    /// Cluster-wide settings.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Sets the granularity under a larger settings stamp; `false` where it is that already.
+    pub fn set_granularity(&mut self, granularity: Granularity, term: u64, writer: Guid) -> bool {
+        if self.settings.granularity == granularity {
+            return false;
+        }
+        let old = self.settings.stamp;
+        self.replace_settings(Settings {
+            granularity,
+            stamp: TableStamp {
+                term: term.max(old.term),
+                counter: old.counter.saturating_add(1),
+                writer,
+            },
+        });
+        true
+    }
+
+    pub(super) fn replace_settings(&mut self, settings: Settings) {
+        self.digest = self
+            .digest
+            .wrapping_sub(settings_digest(&self.settings))
+            .wrapping_add(settings_digest(&settings));
+        self.settings = settings;
+    }
+
+    /// The row of an entity.
+    pub fn get(&self, guid: Guid) -> Option<&Row> {
+        self.rows.get(&guid).map(Box::as_ref)
+    }
+
+    /// Every row by ascending GUID, tombstones included.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values().map(Box::as_ref)
+    }
+
+    /// A page of rows with GUIDs larger than `after`, and whether more follow. The encoded rows
+    /// fill at most `max_bytes`, but there is at least one row where there are any left, and never
+    /// more than [`MAX_PAGE_ROWS`](crate::wire::message::MAX_PAGE_ROWS).
+    pub fn rows_after(&self, after: Guid, max_bytes: usize) -> (Vec<Row>, bool) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        for row in self.rows.range((Excluded(after), Unbounded)) {
+            bytes += row.1.to_body().len();
+            let full = bytes > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
+            if full && !page.is_empty() {
+                return (page, true);
+            }
+            page.push(row.1.as_ref().clone());
+        }
+        (page, false)
+    }
+
+    /// The rows one level below, by ascending GUID, tombstones included.
+    pub fn children(&self, guid: Guid) -> impl Iterator<Item = &Row> {
+        self.tree
+            .range((guid, Guid::NIL)..=(guid, Guid(u128::MAX)))
+            .filter_map(|(_, child)| self.get(*child))
+    }
+
+    /// The row one level up.
+    pub fn parent(&self, guid: Guid) -> Option<&Row> {
+        self.get(self.get(guid)?.parent)
+    }
+
+    /// The row and everything above it, from the row upwards; ends at a unit, a host, an unknown
+    /// parent, or after the four levels that there are.
+    pub fn ancestry(&self, guid: Guid) -> impl Iterator<Item = &Row> {
+        let mut next = self.get(guid);
+        (0..MAX_DEPTH).map_while(move |_| {
+            let row = next?;
+            next = if has_own_macs(row.entity) {
+                None
+            } else {
+                self.get(row.parent)
+            };
+            Some(row)
+        })
+    }
+
+    /// The unit that a unit, controller, device or extent belongs to.
+    pub fn unit_of(&self, guid: Guid) -> Option<Guid> {
+        self.ancestry(guid)
+            .find(|row| row.entity == EntityType::Unit)
+            .map(|row| row.guid)
+    }
+
+    /// Names from the unit (or host) down to the row; the GUID where a row has no name. Empty
+    /// where there is no such row.
+    pub fn path(&self, guid: Guid) -> Vec<String> {
+        let mut names: Vec<_> = self.ancestry(guid).map(name_of).collect();
+        names.reverse();
+        names
+    }
+
+    /// Whether the row and everything above it up to its unit (or host) is valid.
+    pub fn is_present(&self, guid: Guid) -> bool {
+        let mut top = false;
+        self.ancestry(guid).all(|row| {
+            top = has_own_macs(row.entity);
+            row.is_valid()
+        }) && top
+    }
+
+    /// The present devices that `host` owns, alone or with others, by ascending GUID.
+    pub fn owned_by(&self, host: Guid) -> impl Iterator<Item = &Row> {
+        self.rows().filter(move |row| {
+            row.entity == EntityType::Device
+                && row.ownership.includes(host)
+                && self.is_present(row.guid)
+        })
+    }
+
+    /// Puts a row in as it is, replacing one with its GUID, and returns the rows that changed
+    /// (with a unit's, those below it follow). For rows of known standing: what comes from others
+    /// goes through [`Table::join`] or the `observe_…` methods.
+    pub fn insert(&mut self, row: Row) -> Vec<Guid> {
+        let mut changed = BTreeSet::new();
+        self.store(row, &mut changed);
+        changed.into_iter().collect()
+    }
+
+    /// Takes a row out altogether and returns the rows that changed, it included. For tombstones
+    /// below the floor that every host has passed.
+    pub fn remove(&mut self, guid: Guid) -> Vec<Guid> {
+        let mut changed = BTreeSet::new();
+        if let Some(row) = self.rows.remove(&guid) {
+            self.digest = self.digest.wrapping_sub(row_digest(&row));
+            self.tree.remove(&(row.parent, guid));
+            self.refresh_below(guid, MAX_DEPTH, &mut changed);
+            changed.insert(guid);
+        }
+        changed.into_iter().collect()
+    }
+
+    /// Stores a row, keeps tree, digest and derived addresses, notes what changed.
+    pub(super) fn store(&mut self, mut row: Row, changed: &mut BTreeSet<Guid>) {
+        let guid = row.guid;
+        let known = self.rows.get(&guid);
+        if guid.is_nil() || (known.is_none() && self.rows.len() >= MAX_ROWS) {
+            return;
+        }
+        fit(&mut row);
+        if !has_own_macs(row.entity) {
+            row.macs = self.macs_below(row.parent).to_vec();
+        }
+        let mut spreads = true;
+        if let Some(old) = known {
+            if **old == row {
+                return;
+            }
+            spreads = old.macs != row.macs || old.parent != row.parent || old.entity != row.entity;
+            self.digest = self.digest.wrapping_sub(row_digest(old));
+            let link = (old.parent, guid);
+            self.tree.remove(&link);
+        }
+        self.digest = self.digest.wrapping_add(row_digest(&row));
+        if !row.parent.is_nil() {
+            self.tree.insert((row.parent, guid));
+        }
+        self.rows.insert(guid, Box::new(row));
+        changed.insert(guid);
+        if spreads {
+            // A row that is its own ancestor has no unit; its own addresses may change as well.
+            self.refresh_below(guid, MAX_DEPTH, changed);
+        }
+    }
+
+    /// Gives the rows below `guid` their unit's addresses.
+    fn refresh_below(&mut self, guid: Guid, depth: usize, changed: &mut BTreeSet<Guid>) {
+        if depth == 0 {
+            return;
+        }
+        let below: Vec<_> = self.children(guid).map(|row| row.guid).collect();
+        for child in below {
+            let row = &self.rows[&child];
+            if has_own_macs(row.entity) {
+                continue;
+            }
+            let macs = self.macs_below(row.parent);
+            if row.macs != macs {
+                let macs = macs.to_vec();
+                self.digest = self.digest.wrapping_sub(row_digest(&self.rows[&child]));
+                if let Some(row) = self.rows.get_mut(&child) {
+                    row.macs = macs;
+                    self.digest = self.digest.wrapping_add(row_digest(row));
+                }
+                changed.insert(child);
+            }
+            self.refresh_below(child, depth - 1, changed);
+        }
+    }
+
+    /// The addresses of a row whose parent is `parent`.
+    fn macs_below(&self, parent: Guid) -> &[Mac] {
+        self.ancestry(parent)
+            .take(MAX_DEPTH - 1)
+            .find(|row| row.entity == EntityType::Unit)
+            .map_or(&[], |unit| &unit.macs)
+    }
+}
+
+/// Whether the entity has NICs of its own, rather than its unit's.
+pub(super) const fn has_own_macs(entity: EntityType) -> bool {
+    matches!(entity, EntityType::Host | EntityType::Unit)
+}
+
+/// What people call the row: its name, or its GUID where it has none.
+pub(super) fn name_of(row: &Row) -> String {
+    if row.name.is_empty() {
+        row.guid.to_string()
+    } else {
+        row.name.clone()
+    }
+}
+
+/// Cuts what would not survive the encoding.
+fn fit(row: &mut Row) {
+    row.macs.truncate(MAX_MACS);
+    cut(&mut row.name, MAX_NAME_BYTES);
+    cut(&mut row.vendor, MAX_LABEL_BYTES);
+    cut(&mut row.model, MAX_LABEL_BYTES);
+    cut(&mut row.serial, MAX_LABEL_BYTES);
+}
+
+fn cut(text: &mut String, max: usize) {
+    let mut len = max;
+    if text.len() > max {
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        text.truncate(len);
+    }
+}
+
+fn row_digest(row: &Row) -> u128 {
+    xxh3_128(&row.to_body())
+}
+
+fn settings_digest(settings: &Settings) -> u128 {
+    xxh3_128(&settings.to_body())
+}

@@ -1,0 +1,1 @@
+//! A file under a shared mapping, locked by its one writer.
