@@ -1,7 +1,7 @@
 //! What an agent wants its shell to do.
 
 use super::request::{AdminReply, WatchEvent};
-use crate::wire::{Epoch, Guid, IocNumber, Mac, Row};
+use crate::wire::{ClusterName, Epoch, Guid, IocNumber, Mac, Row};
 
 /// Names a commit that the shell is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +52,16 @@ pub enum AgentAction {
     },
     /// Tell those who watch.
     Event(WatchEvent),
+    /// Fabric services have assigned the first cluster: note it in the table file.
+    Joined(ClusterName),
+    /// Fabric services say that this host now belongs to another cluster than its table. The
+    /// agent has stopped: put the table away and start an agent with an empty one.
+    Moved {
+        /// The table's cluster.
+        from: ClusterName,
+        /// The cluster that fabric services say.
+        to: ClusterName,
+    },
     /// A block of Fig. 5 has begun or ended; for the log.
     Block(u16, String),
 }

@@ -28,6 +28,9 @@ pub struct AgentConfig {
     pub macs: Vec<Mac>,
     /// The cluster that the configuration asks for, or none.
     pub cluster: ClusterName,
+    /// The cluster that the stored table belongs to, none at the first start: with it the agent
+    /// gets to work even while no fabric services answer.
+    pub known_cluster: ClusterName,
     /// Where fabric services are; `None`: found by multicast.
     pub fabric_mac: Option<Mac>,
     /// The most bytes behind an Ethernet header, 1500 to 9000.
