@@ -1,0 +1,854 @@
+//! Properties of the codec over generated values and hostile bytes.
+
+mod wire_model;
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use rma::wire::kind::{Event, Progress, Role};
+use rma::wire::message::*;
+use rma::wire::row::{MAX_MACS, MAX_OWNERS};
+use rma::wire::*;
+use wire_model::samples;
+
+fn guid() -> impl Strategy<Value = Guid> + Clone {
+    prop_oneof![Just(1), Just(u128::MAX), 1..u128::MAX].prop_map(Guid)
+}
+
+fn any_guid() -> impl Strategy<Value = Guid> {
+    prop_oneof![Just(Guid::NIL), guid()]
+}
+
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(1), Just(u64::MAX), any::<u64>()]
+}
+
+/// Any value of a code table.
+fn code<T: Copy + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strategy<Value = T> {
+    proptest::sample::select(all)
+}
+
+fn mac() -> impl Strategy<Value = Mac> {
+    any::<[u8; 6]>().prop_map(|[first, rest @ .., last]| {
+        let [b, c, d, e] = rest;
+        Mac([first & !1, b, c, d, e, last | 1])
+    })
+}
+
+fn macs() -> impl Strategy<Value = Vec<Mac>> {
+    btree_set(mac(), 1..=MAX_MACS).prop_map(|set| set.into_iter().rev().collect())
+}
+
+fn cluster() -> impl Strategy<Value = ClusterName> {
+    prop_oneof![
+        Just(ClusterName::NONE),
+        "[A-Za-z0-9._-]{1,16}".prop_map(|s| s.parse().expect("a name")),
+    ]
+}
+
+/// At most 63 bytes of any characters.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![".{0,15}", "[\\x00-\\x7f]{0,63}", "\u{10ffff}{0,15}"]
+}
+
+fn observed() -> impl Strategy<Value = ObservationStamp> {
+    (number(), number()).prop_map(|(incarnation, change)| ObservationStamp {
+        incarnation: Incarnation(incarnation),
+        change,
+    })
+}
+
+fn ownership() -> impl Strategy<Value = Ownership> {
+    prop_oneof![
+        Just(Ownership::Unallocated),
+        guid().prop_map(Ownership::Dedicated),
+        vec(guid(), 1..6).prop_map(|v| Ownership::shared(v).expect("few")),
+        vec(guid(), MAX_OWNERS).prop_map(|v| Ownership::shared(v).expect("few enough")),
+    ]
+}
+
+fn owned() -> impl Strategy<Value = OwnershipStamp> {
+    (number(), number(), any_guid()).prop_map(|(epoch, term, writer)| OwnershipStamp {
+        epoch: Epoch(epoch),
+        term,
+        writer,
+    })
+}
+
+fn stamp() -> impl Strategy<Value = TableStamp> {
+    (number(), number(), any_guid()).prop_map(|(term, counter, writer)| TableStamp {
+        term,
+        counter,
+        writer,
+    })
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    (code(Granularity::ALL), stamp())
+        .prop_map(|(granularity, stamp)| Settings { granularity, stamp })
+}
+
+fn summary() -> impl Strategy<Value = TableSummary> {
+    (stamp(), any::<u128>(), any::<u32>()).prop_map(|(stamp, digest, row_count)| TableSummary {
+        stamp,
+        digest,
+        row_count,
+    })
+}
+
+fn extent() -> impl Strategy<Value = Option<Extent>> {
+    prop_oneof![
+        Just(None),
+        (number(), number()).prop_map(|(offset, len)| {
+            let len = len.min(u64::MAX - offset);
+            (len > 0).then_some(Extent { offset, len })
+        }),
+    ]
+}
+
+fn block_size() -> impl Strategy<Value = u32> {
+    (9_u32..=16).prop_map(|shift| 1 << shift)
+}
+
+prop_compose! {
+    fn row()(
+        guid in guid(),
+        (entity, state) in (code(EntityType::ALL), code(RowState::ALL)),
+        macs in prop_oneof![Just(vec![]), macs()],
+        (ioc, iod, extent, parent) in (any::<u16>(), any::<u16>(), extent(), any_guid()),
+        (name, vendor, model, serial) in (text(), text(), text(), text()),
+        (size_bytes, block_size) in (number(), prop_oneof![Just(0), block_size()]),
+        (features, mode) in (number(), any::<u8>()),
+        (observed, ownership, owned) in (observed(), ownership(), owned()),
+    ) -> Row {
+        Row {
+            guid, entity, state, macs, ioc: IocNumber(ioc), iod: IodNumber(iod), extent, parent,
+            name, vendor, model, serial, size_bytes, block_size, features, mode, observed,
+            ownership, owned,
+        }
+    }
+}
+
+/// Rows by ascending GUID.
+fn rows(least: usize) -> impl Strategy<Value = Vec<Row>> {
+    vec(row(), least..5).prop_map(|mut rows| {
+        rows.sort_by_key(|r| r.guid);
+        rows.dedup_by_key(|r| r.guid);
+        rows
+    })
+}
+
+prop_compose! {
+    fn member()(
+        guid in guid(),
+        entity in prop_oneof![Just(EntityType::Host), Just(EntityType::Unit)],
+        (macs, name, observed, ownership) in (macs(), text(), observed(), ownership()),
+        (epoch, version) in (number(), number()),
+    ) -> Member {
+        Member { guid, entity, macs, name, observed, ownership, epoch: Epoch(epoch), version }
+    }
+}
+
+prop_compose! {
+    fn device()(
+        (guid, iod) in (guid(), 1..=u16::MAX),
+        (name, vendor, model, serial) in (text(), text(), text(), text()),
+        (size_bytes, block_size) in (number(), block_size()),
+        (features, observed) in (number(), observed()),
+    ) -> DeviceRecord {
+        DeviceRecord {
+            guid, iod: IodNumber(iod), name, vendor, model, serial, size_bytes, block_size,
+            features, observed,
+        }
+    }
+}
+
+fn register() -> impl Strategy<Value = OwnershipRegister> {
+    (guid(), ownership(), owned()).prop_map(|(row, ownership, owned)| OwnershipRegister {
+        row,
+        ownership,
+        owned,
+    })
+}
+
+fn ranges() -> impl Strategy<Value = Missing> {
+    btree_set(0..=MAX_MESSAGE_BYTES as u32, 0..=2 * MAX_RANGES).prop_map(|ends| {
+        let ends: Vec<u32> = ends.into_iter().collect();
+        let ranges = ends.chunks_exact(2).map(|pair| ByteRange {
+            offset: pair[0],
+            len: pair[1] - pair[0],
+        });
+        Missing {
+            ranges: ranges.collect(),
+        }
+    })
+}
+
+fn link() -> impl Strategy<Value = (u64, u16, u16)> {
+    (number(), MIN_MTU..=u16::MAX, 1..=u16::MAX)
+}
+
+/// A header's kind, direction and status with a body that belongs to it.
+fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
+    let request = |kind| Header::new(kind);
+    let reply = |kind| Header {
+        flags: Flags::REPLY,
+        ..Header::new(kind)
+    };
+    let sessions = prop_oneof![
+        (
+            (guid(), number(), number()),
+            any::<u32>(),
+            (code(Role::ALL), any_guid(), link())
+        )
+            .prop_map(
+                move |((initiator, incarnation, session), attempt, (role, responder, l))| {
+                    let (features, mtu, credits) = l;
+                    let incarnation = Incarnation(incarnation);
+                    let body = ConnectRequest {
+                        initiator,
+                        incarnation,
+                        session,
+                        attempt,
+                        role,
+                        responder,
+                        features,
+                        mtu,
+                        credits,
+                    };
+                    (request(Kind::Connect), Body::ConnectRequest(body))
+                }
+            ),
+        (guid(), number(), link(), any::<bool>()).prop_map(
+            move |(responder, incarnation, (features, mtu, credits), resumed)| {
+                let incarnation = Incarnation(incarnation);
+                let body = ConnectReply {
+                    responder,
+                    incarnation,
+                    features,
+                    mtu,
+                    credits,
+                    resumed,
+                };
+                (reply(Kind::Connect), Body::ConnectReply(body))
+            }
+        ),
+        ranges().prop_map(move |m| (request(Kind::Probe), Body::Missing(m))),
+        (code(Progress::ALL), ranges()).prop_map(move |(progress, missing)| {
+            let body = ProgressReport { progress, missing };
+            (request(Kind::Progress), Body::ProgressReport(body))
+        }),
+        (number(), code(Event::ALL), any::<u16>(), observed()).prop_map(
+            move |(number, event, ioc, stamp)| {
+                let ioc = IocNumber(ioc);
+                let body = Notification {
+                    number,
+                    event,
+                    ioc,
+                    stamp,
+                };
+                (request(Kind::Notify), Body::Notification(body))
+            }
+        ),
+        code(Kind::ALL).prop_map(move |kind| {
+            let refused = Header {
+                status: Status::Busy,
+                ..reply(kind)
+            };
+            let kinds = [Kind::Probe, Kind::Progress, Kind::Notify, Kind::NotifyAck];
+            if kinds.contains(&kind) {
+                (request(Kind::KeepAlive), Body::Empty)
+            } else {
+                (refused, Body::Empty)
+            }
+        }),
+    ];
+    let fabric = prop_oneof![
+        (guid(), code(Role::ALL)).prop_map(move |(asker, role)| {
+            (
+                request(Kind::Discover),
+                Body::Discover(Discover { asker, role }),
+            )
+        }),
+        (guid(), number()).prop_map(move |(fabric, incarnation)| {
+            let incarnation = Incarnation(incarnation);
+            (
+                request(Kind::Here),
+                Body::Here(Here {
+                    fabric,
+                    incarnation,
+                }),
+            )
+        }),
+        (member(), cluster()).prop_map(move |(m, cluster)| {
+            let Member {
+                guid,
+                entity,
+                macs,
+                name,
+                observed,
+                ..
+            } = m;
+            let body = Register {
+                guid,
+                entity,
+                macs,
+                name,
+                observed,
+                cluster,
+            };
+            (request(Kind::Register), Body::Register(body))
+        }),
+        (cluster(), number()).prop_map(move |(cluster, version)| {
+            (
+                reply(Kind::Register),
+                Body::Registered(Registered { cluster, version }),
+            )
+        }),
+        (number(), any_guid()).prop_map(move |(known_version, after)| {
+            let body = MembershipRequest {
+                known_version,
+                after,
+            };
+            (request(Kind::Membership), Body::MembershipRequest(body))
+        }),
+        (number(), btree_map(guid(), member(), 0..5), any::<bool>()).prop_map(
+            move |(version, members, flag)| {
+                let members: Vec<_> = members
+                    .into_iter()
+                    .map(|(guid, m)| Member { guid, ..m })
+                    .collect();
+                let body = MembershipReply {
+                    version,
+                    unchanged: flag && members.is_empty(),
+                    more: flag && !members.is_empty(),
+                    members,
+                };
+                (reply(Kind::Membership), Body::MembershipReply(body))
+            }
+        ),
+        (guid(), ownership(), number()).prop_map(move |(unit, ownership, epoch)| {
+            let body = UnitOwnership {
+                unit,
+                ownership,
+                epoch: Epoch(epoch),
+            };
+            (request(Kind::UnitOwnership), Body::UnitOwnership(body))
+        }),
+    ];
+    let tables = prop_oneof![
+        summary().prop_map(move |m| (reply(Kind::TableStamp), Body::TableSummary(m))),
+        any_guid().prop_map(move |after| {
+            let body = TableRowsRequest { after };
+            (request(Kind::TableRows), Body::TableRowsRequest(body))
+        }),
+        (summary(), settings(), any::<bool>(), rows(1)).prop_map(
+            move |(summary, settings, more, rows)| {
+                let body = TableRowsReply {
+                    summary,
+                    settings,
+                    more,
+                    rows,
+                };
+                (reply(Kind::TableRows), Body::TableRowsReply(body))
+            }
+        ),
+        (summary(), settings(), rows(0)).prop_map(move |(summary, settings, mut rows)| {
+            rows.reverse();
+            let body = Offer {
+                summary,
+                settings,
+                rows,
+            };
+            (request(Kind::Offer), Body::Offer(body))
+        }),
+    ];
+    let controllers = btree_map(guid(), (text(), text(), observed()), 0..5);
+    let units = prop_oneof![
+        (
+            guid(),
+            (text(), text(), text(), text()),
+            macs(),
+            observed(),
+            observed(),
+            controllers
+        )
+            .prop_map(move |(unit, texts, macs, observed, listed, controllers)| {
+                let (name, vendor, model, serial) = texts;
+                let controllers = controllers
+                    .into_iter()
+                    .zip(1..)
+                    .map(|((guid, (name, model, observed)), n)| ControllerRecord {
+                        guid,
+                        ioc: IocNumber(n * 1000),
+                        name,
+                        model,
+                        observed,
+                    })
+                    .collect();
+                let body = ControllersReply {
+                    unit,
+                    name,
+                    vendor,
+                    model,
+                    serial,
+                    macs,
+                    observed,
+                    listed,
+                    controllers,
+                };
+                (reply(Kind::Controllers), Body::ControllersReply(body))
+            }),
+        any_guid().prop_map(move |after| {
+            let body = RegistersRequest { after };
+            (request(Kind::Registers), Body::RegistersRequest(body))
+        }),
+        (any::<bool>(), btree_map(guid(), register(), 1..5)).prop_map(move |(more, registers)| {
+            let registers = registers
+                .into_iter()
+                .map(|(row, r)| OwnershipRegister { row, ..r })
+                .collect();
+            let body = RegistersReply { more, registers };
+            (reply(Kind::Registers), Body::RegistersReply(body))
+        }),
+        (
+            number(),
+            guid(),
+            btree_map(guid(), (0..u64::MAX, ownership()), 1..5)
+        )
+            .prop_map(move |(term, writer, changes)| {
+                let changes = changes
+                    .into_iter()
+                    .map(|(row, (expected, ownership))| Change {
+                        row,
+                        expected: Epoch(expected),
+                        ownership,
+                    })
+                    .rev()
+                    .collect();
+                let body = CompareAndSet {
+                    term,
+                    writer,
+                    changes,
+                };
+                (request(Kind::CompareAndSet), Body::CompareAndSet(body))
+            }),
+        register().prop_map(move |register| {
+            let status = Status::Conflict;
+            let header = Header {
+                status,
+                ..reply(Kind::CompareAndSet)
+            };
+            (header, Body::Conflict(Conflict { register }))
+        }),
+        (guid(), observed(), btree_map(guid(), device(), 0..5)).prop_map(
+            move |(controller, listed, devices)| {
+                let devices = devices
+                    .into_iter()
+                    .zip(1..)
+                    .map(|((guid, d), n)| DeviceRecord {
+                        guid,
+                        iod: IodNumber(n),
+                        ..d
+                    })
+                    .collect();
+                let body = DevicesReply {
+                    controller,
+                    listed,
+                    devices,
+                };
+                (reply(Kind::Devices), Body::DevicesReply(body))
+            }
+        ),
+        (device(), register()).prop_map(move |(device, register)| {
+            let body = IdentifyReply { device, register };
+            (reply(Kind::Identify), Body::IdentifyReply(body))
+        }),
+        (number(), number()).prop_map(move |(offset, len)| {
+            (
+                request(Kind::Discard),
+                Body::IoRange(IoRange { offset, len }),
+            )
+        }),
+        number().prop_map(move |offset| {
+            let range = IoRange { offset, len: 4 };
+            (request(Kind::Write), Body::Write(range, b"data"))
+        }),
+    ];
+    prop_oneof![sessions, fabric, tables, units]
+}
+
+/// What is done to bytes on their way.
+#[derive(Debug, Clone)]
+enum Damage {
+    Set(usize, u8),
+    Flip(usize, u8),
+    Remove(usize),
+    Insert(usize, u8),
+    Cut(usize),
+    Repeat(usize, usize),
+}
+
+fn damage() -> impl Strategy<Value = Vec<Damage>> {
+    let at = any::<u16>().prop_map(usize::from);
+    let one = prop_oneof![
+        (
+            at.clone(),
+            prop_oneof![Just(0), Just(1), Just(255), any::<u8>()]
+        )
+            .prop_map(|(i, b)| Damage::Set(i, b)),
+        (at.clone(), 0_u8..8).prop_map(|(i, b)| Damage::Flip(i, b)),
+        at.clone().prop_map(Damage::Remove),
+        (at.clone(), any::<u8>()).prop_map(|(i, b)| Damage::Insert(i, b)),
+        at.clone().prop_map(Damage::Cut),
+        (at, 0_usize..64).prop_map(|(i, n)| Damage::Repeat(i, n)),
+    ];
+    vec(one, 1..4)
+}
+
+fn apply(damages: &[Damage], bytes: &mut Vec<u8>) {
+    for damage in damages {
+        if bytes.is_empty() {
+            bytes.push(0);
+        }
+        let len = bytes.len();
+        match *damage {
+            Damage::Set(i, b) => bytes[i % len] = b,
+            Damage::Flip(i, b) => bytes[i % len] ^= 1 << b,
+            Damage::Remove(i) => drop(bytes.remove(i % len)),
+            Damage::Insert(i, b) => bytes.insert(i % len, b),
+            Damage::Cut(i) => bytes.truncate(i % len),
+            Damage::Repeat(i, n) => {
+                let part = bytes[i % len..len.min(i % len + n)].to_vec();
+                bytes.splice(i % len..i % len, part);
+            }
+        }
+    }
+}
+
+/// Whatever a body is accepted as encodes to the bytes that it was read from.
+fn accepted_is_canonical(header: &Header, bytes: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(body) = Body::parse(header, bytes) {
+        prop_assert_eq!(body.encode(), bytes);
+        // And its line of text is one line.
+        prop_assert!(!body.to_string().contains('\n'));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn every_message_survives_the_wire((header, body) in message()) {
+        let bytes = body.encode();
+        prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);
+        prop_assert_eq!(Body::parse(&header, &bytes), Ok(body));
+        for len in 0..bytes.len() {
+            prop_assert_ne!(Body::parse(&header, &bytes[..len]).map(|b| b.encode()), Ok(bytes.clone()));
+        }
+    }
+
+    #[test]
+    fn damaged_bodies_are_refused_or_mean_what_they_say(
+        (header, body) in message(),
+        damages in damage(),
+    ) {
+        let mut bytes = body.encode();
+        apply(&damages, &mut bytes);
+        accepted_is_canonical(&header, &bytes)?;
+    }
+
+    #[test]
+    fn random_bodies_are_refused_or_mean_what_they_say(
+        kind in code(Kind::ALL),
+        is_reply in any::<bool>(),
+        status in code(Status::ALL),
+        bytes in vec(prop_oneof![3 => Just(0_u8), 1 => any::<u8>()], 0..200),
+    ) {
+        let flags = if is_reply { Flags::REPLY } else { Flags::NONE };
+        let header = Header { flags, status, ..Header::new(kind) };
+        accepted_is_canonical(&header, &bytes)?;
+    }
+
+    #[test]
+    fn damaged_frames_are_refused_or_mean_what_they_say(
+        pick in any::<prop::sample::Index>(),
+        damages in damage(),
+        with_sum in any::<bool>(),
+    ) {
+        let samples = samples();
+        let sample = &samples[pick.index(samples.len())];
+        let mut bytes = sample.frame();
+        apply(&damages, &mut bytes);
+        if with_sum && bytes.len() >= HEADER_LEN {
+            // A hostile sender gets the checksum right.
+            let end = bytes.len().min(HEADER_LEN + usize::from(u16::from_be_bytes([bytes[4], bytes[5]])));
+            bytes[16..20].fill(0);
+            let sum = crc32fast::hash(&bytes[..end]);
+            bytes[16..20].copy_from_slice(&sum.to_be_bytes());
+        }
+        if let Ok((header, payload)) = Header::parse(&bytes, sample.service) {
+            let mut again = Vec::new();
+            header.emit(payload, &mut again);
+            prop_assert_eq!(&again[..], &bytes[..again.len()]);
+            accepted_is_canonical(&header, payload)?;
+        }
+    }
+
+    #[test]
+    fn a_page_is_as_long_as_fits(rows in rows(0), max in 0_usize..3000) {
+        let n = page_len(&rows, max);
+        let bytes = |n| rows[..n].iter().map(|r: &Row| r.to_body().len()).sum::<usize>();
+        prop_assert!(bytes(n) <= max);
+        prop_assert!(n == rows.len() || bytes(n + 1) > max);
+    }
+}
+
+#[test]
+fn what_no_honest_sender_says_is_refused() {
+    fn refused<T: Wire + std::fmt::Debug>(value: &T) {
+        let body = value.to_body();
+        assert!(T::from_body(&body).is_err(), "{value:?}");
+    }
+    let range = |offset, len| ByteRange { offset, len };
+    let missing = |ranges: &[ByteRange]| Missing {
+        ranges: ranges.to_vec(),
+    };
+    refused(&missing(&[range(0, 0)]));
+    refused(&missing(&[range(10, 5), range(0, 5)]));
+    refused(&missing(&[range(0, 6), range(5, 5)]));
+    refused(&missing(&[range(u32::MAX, 1)]));
+    refused(&missing(&[range(0, MAX_MESSAGE_BYTES as u32 + 1)]));
+    refused(&Missing {
+        ranges: (0..=MAX_RANGES as u32).map(|i| range(i, 1)).collect(),
+    });
+
+    for sample in samples() {
+        match sample.body {
+            Body::ConnectRequest(m) => {
+                refused(&ConnectRequest {
+                    mtu: MIN_MTU - 1,
+                    ..m.clone()
+                });
+                refused(&ConnectRequest {
+                    credits: 0,
+                    ..m.clone()
+                });
+                refused(&ConnectRequest {
+                    initiator: Guid::NIL,
+                    ..m
+                });
+            }
+            Body::ConnectReply(m) => {
+                refused(&ConnectReply {
+                    mtu: 0,
+                    ..m.clone()
+                });
+                refused(&ConnectReply {
+                    credits: 0,
+                    ..m.clone()
+                });
+                refused(&ConnectReply {
+                    responder: Guid::NIL,
+                    ..m
+                });
+            }
+            Body::Register(m) => {
+                let with = |macs: &[Mac]| Register {
+                    macs: macs.to_vec(),
+                    ..m.clone()
+                };
+                refused(&with(&[]));
+                refused(&with(&[Mac::BROADCAST]));
+                refused(&with(&[FABRIC_MULTICAST]));
+                refused(&with(&[Mac([0; 6])]));
+                refused(&with(&[m.macs[0], m.macs[0]]));
+                refused(&with(
+                    &(0..9).map(|i| Mac([2, 0, 0, 0, 0, i])).collect::<Vec<_>>(),
+                ));
+                refused(&Register {
+                    entity: EntityType::Device,
+                    ..m.clone()
+                });
+                refused(&Register {
+                    guid: Guid::NIL,
+                    ..m.clone()
+                });
+            }
+            Body::MembershipReply(m) => {
+                let again = [m.members.clone(), m.members.clone()].concat();
+                refused(&MembershipReply {
+                    members: again,
+                    ..m.clone()
+                });
+                refused(&MembershipReply {
+                    members: vec![],
+                    ..m.clone()
+                });
+                refused(&MembershipReply {
+                    unchanged: true,
+                    ..m.clone()
+                });
+            }
+            Body::TableRowsReply(m) => {
+                let again = [m.rows.clone(), m.rows.clone()].concat();
+                refused(&TableRowsReply {
+                    rows: again,
+                    ..m.clone()
+                });
+                refused(&TableRowsReply {
+                    rows: vec![],
+                    ..m.clone()
+                });
+                refused(&Row {
+                    block_size: 1000,
+                    ..m.rows[0].clone()
+                });
+                refused(&Row {
+                    guid: Guid::NIL,
+                    ..m.rows[0].clone()
+                });
+                let unsorted = m.rows.iter().rev().cloned().collect();
+                refused(&TableRowsReply {
+                    rows: unsorted,
+                    ..m
+                });
+            }
+            Body::ControllersReply(m) => {
+                let [a, b] = &m.controllers[..] else {
+                    unreachable!()
+                };
+                let with = |controllers| ControllersReply {
+                    controllers,
+                    ..m.clone()
+                };
+                refused(&with(vec![b.clone(), a.clone()]));
+                refused(&with(vec![a.clone(), a.clone()]));
+                refused(&with(vec![
+                    a.clone(),
+                    ControllerRecord {
+                        guid: a.guid,
+                        ..b.clone()
+                    },
+                ]));
+                refused(&with(vec![ControllerRecord {
+                    ioc: IocNumber(0),
+                    ..b.clone()
+                }]));
+            }
+            Body::DevicesReply(m) => {
+                let [a, b] = &m.devices[..] else {
+                    unreachable!()
+                };
+                let with = |devices| DevicesReply {
+                    devices,
+                    ..m.clone()
+                };
+                refused(&with(vec![b.clone(), a.clone()]));
+                refused(&with(vec![
+                    a.clone(),
+                    DeviceRecord {
+                        guid: a.guid,
+                        ..b.clone()
+                    },
+                ]));
+                refused(&with(vec![DeviceRecord {
+                    iod: IodNumber(0),
+                    ..b.clone()
+                }]));
+                refused(&with(vec![DeviceRecord {
+                    block_size: 0,
+                    ..b.clone()
+                }]));
+            }
+            Body::CompareAndSet(m) => {
+                refused(&CompareAndSet {
+                    changes: vec![],
+                    ..m.clone()
+                });
+                let a = m.changes[0].clone();
+                let over = Change {
+                    expected: Epoch(u64::MAX),
+                    ..a.clone()
+                };
+                refused(&CompareAndSet {
+                    changes: vec![over],
+                    ..m.clone()
+                });
+                refused(&CompareAndSet {
+                    changes: vec![a.clone(), a],
+                    ..m
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_largest_change_and_its_answer_fit_a_message() {
+    let shared = Ownership::shared((1..=MAX_OWNERS as u128).map(Guid).collect()).expect("enough");
+    let with = |n: u128| CompareAndSet {
+        term: 1,
+        writer: Guid(1),
+        changes: (1..=n)
+            .map(|i| Change {
+                row: Guid(i),
+                expected: Epoch(1),
+                ownership: shared.clone(),
+            })
+            .collect(),
+    };
+    let most = (1..)
+        .find(|n| !with(*n).is_within_limits())
+        .expect("a limit")
+        - 1;
+    let largest = with(most);
+    assert!(most > 400, "{most}");
+    assert!(CompareAndSet::from_body(&largest.to_body()).is_ok());
+    assert!(CompareAndSet::from_body(&with(most + 1).to_body()).is_err());
+    let registers = largest
+        .changes
+        .iter()
+        .map(|c| OwnershipRegister {
+            row: c.row,
+            ownership: c.ownership.clone(),
+            owned: OwnershipStamp::default(),
+        })
+        .collect();
+    let reply = RegistersReply {
+        more: false,
+        registers,
+    };
+    assert!(largest.to_body().len() <= MAX_MESSAGE_BYTES);
+    assert!(reply.to_body().len() <= MAX_MESSAGE_BYTES);
+}
+
+#[test]
+fn text_over_the_limit_is_cut_where_it_is_written() {
+    let long = Row {
+        name: "ä".repeat(100),
+        vendor: "v".repeat(300),
+        ..Row::new(Guid(1), EntityType::Host)
+    };
+    let read = Row::from_body(&long.to_body()).expect("readable");
+    assert_eq!(read.name, "ä".repeat(31));
+    assert_eq!(read.vendor, "v".repeat(63));
+}
+
+#[test]
+fn the_largest_row_keeps_within_its_limit() {
+    let text = "x".repeat(63);
+    let row = Row {
+        macs: (1..=MAX_MACS as u8)
+            .map(|i| Mac([2, 0, 0, 0, 0, i]))
+            .collect(),
+        name: text.clone(),
+        vendor: text.clone(),
+        model: text.clone(),
+        serial: text,
+        ownership: Ownership::shared((1..=128).map(Guid).collect()).expect("enough"),
+        ..Row::new(Guid(1), EntityType::Device)
+    };
+    assert!(row.to_body().len() <= row::MAX_ROW_BYTES);
+}
