@@ -16,7 +16,7 @@ use crate::unit::disk::{DiskError, DiskOp};
 use crate::wire::row::features;
 
 /// Zeroes are written in pieces of this many bytes where the kernel cannot write them itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How to open a file or block device.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,7 +49,8 @@ pub struct Disk<S: Syscalls = Kernel> {
     without_dsync: AtomicBool,
     without_zeroing: AtomicBool,
     /// Keeps a file from being served twice.
-    _lock: Option<Flock<fs::File>>,
+    #[allow(dead_code)]
+    lock: Option<Flock<fs::File>>,
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> OpenError {
@@ -104,7 +105,7 @@ impl Disk<Kernel> {
         }
         let block_size = settle_block_size(options.block_size, super::MIN_BLOCK_SIZE)?;
         let mut disk = Self::new(Kernel(file), Medium::File, options.read_only, block_size);
-        disk._lock = Some(lock);
+        disk.lock = Some(lock);
         disk.resize(options.size_bytes)?;
         disk.probe_file();
         Ok(disk)
@@ -173,7 +174,7 @@ impl<S: Syscalls> Disk<S> {
             not_durable: AtomicBool::new(false),
             without_dsync: AtomicBool::new(false),
             without_zeroing: AtomicBool::new(false),
-            _lock: None,
+            lock: None,
         }
     }
 

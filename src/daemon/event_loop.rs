@@ -176,7 +176,7 @@ impl Loop {
         let nanos = at.as_nanos();
         let spec = TimeSpec::new(
             i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
-            (nanos % 1_000_000_000) as i64,
+            i64::from((nanos % 1_000_000_000) as u32),
         );
         self.timer.set(
             Expiration::OneShot(spec),
