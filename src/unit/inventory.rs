@@ -288,8 +288,7 @@ impl Inventory {
         }
         self.stamp = stamp;
         controller.listed = stamp;
-        self.places
-            .insert(spec.guid, Place::Device(ioc, spec.iod));
+        self.places.insert(spec.guid, Place::Device(ioc, spec.iod));
         self.device_count += 1;
         let device = Device {
             spec,
@@ -388,10 +387,6 @@ impl Inventory {
     /// Whether the unit has the row: itself, a controller, a device.
     pub(super) fn has_row(&self, row: Guid) -> bool {
         self.places.contains_key(&row)
-    }
-
-    pub(super) fn is_device(&self, row: Guid) -> bool {
-        matches!(self.places.get(&row), Some(Place::Device(..)))
     }
 
     /// The row one level up, where there is one.
@@ -502,27 +497,25 @@ mod tests {
         let mut inventory = inventory();
         inventory.add_controller(controller(1)).unwrap();
         inventory.add_controller(controller(2)).unwrap();
-        inventory
-            .add_device(IocNumber(1), device(1000, 1))
-            .unwrap();
+        inventory.add_device(IocNumber(1), device(1000, 1)).unwrap();
         let before = inventory.devices(IocNumber(1)).unwrap();
-        inventory
-            .add_device(IocNumber(2), device(2000, 1))
-            .unwrap();
+        inventory.add_device(IocNumber(2), device(2000, 1)).unwrap();
         assert_eq!(inventory.devices(IocNumber(1)).unwrap(), before);
         let second = inventory.devices(IocNumber(2)).unwrap();
         assert!(second.listed > before.listed);
         assert_eq!(second.listed, inventory.stamp());
         let mut larger = device(1000, 1);
         larger.info.size_bytes = 8192;
-        assert!(inventory.alter_device(IocNumber(1), larger.clone()).unwrap());
+        assert!(
+            inventory
+                .alter_device(IocNumber(1), larger.clone())
+                .unwrap()
+        );
         assert!(!inventory.alter_device(IocNumber(1), larger).unwrap());
         let after = inventory.devices(IocNumber(1)).unwrap();
         assert_eq!(after.listed, before.listed);
         assert!(after.devices[0].observed > before.devices[0].observed);
-        inventory
-            .remove_device(IocNumber(1), IodNumber(1))
-            .unwrap();
+        inventory.remove_device(IocNumber(1), IodNumber(1)).unwrap();
         let emptied = inventory.devices(IocNumber(1)).unwrap();
         assert!(emptied.listed > after.listed && emptied.devices.is_empty());
         inventory.remove_controller(IocNumber(2)).unwrap();
@@ -537,25 +530,20 @@ mod tests {
     fn the_family_is_known_in_both_directions() {
         let mut inventory = inventory();
         inventory.add_controller(controller(1)).unwrap();
-        inventory
-            .add_device(IocNumber(1), device(1000, 1))
-            .unwrap();
+        inventory.add_device(IocNumber(1), device(1000, 1)).unwrap();
         assert_eq!(inventory.parent(Guid(1000)), Some(Guid(101)));
         assert_eq!(inventory.parent(Guid(101)), Some(Guid(1)));
         assert_eq!(inventory.parent(Guid(1)), None);
         assert_eq!(inventory.children(Guid(1)), [Guid(101)]);
         assert_eq!(inventory.children(Guid(101)), [Guid(1000)]);
         assert!(inventory.children(Guid(1000)).is_empty());
-        assert!(inventory.is_device(Guid(1000)) && !inventory.is_device(Guid(101)));
     }
 
     #[test]
     fn what_cannot_be_is_refused_and_changes_nothing() {
         let mut inventory = inventory();
         inventory.add_controller(controller(1)).unwrap();
-        inventory
-            .add_device(IocNumber(1), device(1000, 1))
-            .unwrap();
+        inventory.add_device(IocNumber(1), device(1000, 1)).unwrap();
         let stamp = inventory.stamp();
         let one = IocNumber(1);
         let mut odd = device(3, 3);
@@ -563,12 +551,27 @@ mod tests {
         let mut long = device(3, 3);
         long.serial = "x".repeat(64);
         for (outcome, expected) in [
-            (inventory.add_controller(controller(1)), SpecError::GuidTaken(Guid(101))),
-            (inventory.add_controller(controller(0)), SpecError::NumberTaken(0)),
-            (inventory.add_device(one, device(1, 2)), SpecError::GuidTaken(Guid(1))),
+            (
+                inventory.add_controller(controller(1)),
+                SpecError::GuidTaken(Guid(101)),
+            ),
+            (
+                inventory.add_controller(controller(0)),
+                SpecError::NumberTaken(0),
+            ),
+            (
+                inventory.add_device(one, device(1, 2)),
+                SpecError::GuidTaken(Guid(1)),
+            ),
             (inventory.add_device(one, device(0, 2)), SpecError::NilGuid),
-            (inventory.add_device(one, device(3, 1)), SpecError::NumberTaken(1)),
-            (inventory.add_device(one, device(3, 0)), SpecError::NumberTaken(0)),
+            (
+                inventory.add_device(one, device(3, 1)),
+                SpecError::NumberTaken(1),
+            ),
+            (
+                inventory.add_device(one, device(3, 0)),
+                SpecError::NumberTaken(0),
+            ),
             (
                 inventory.add_device(IocNumber(9), device(3, 1)),
                 SpecError::NoController(IocNumber(9)),
@@ -581,7 +584,10 @@ mod tests {
                 inventory.alter_device(one, device(7, 1)).map(drop),
                 SpecError::NoDevice(one, IodNumber(1)),
             ),
-            (inventory.add_device(one, long), SpecError::TooLong("serial")),
+            (
+                inventory.add_device(one, long),
+                SpecError::TooLong("serial"),
+            ),
             (
                 inventory.add_device(one, odd.clone()),
                 SpecError::Blocks(odd.info),

@@ -1,5 +1,494 @@
-//! An I/O unit: UMS and I/O controller state machines. Depends on wire, session, fabric::link, crt::rules.
+//! An I/O unit: its management service (UMS, 230) and its I/O controllers, as one state machine.
+//! Depends on wire, session, [`crate::crt::rules`] and [`crate::fabric::link`].
+//!
+//! Sans-I/O: frames, finished disk operations and time come in; frames ([`Unit::poll_transmit`])
+//! and things to do ([`Unit::poll_action`]) come out. After each call that takes `now`, poll both
+//! until they are empty, and call [`Unit::tick`] when [`Unit::deadline`] has come.
+//!
+//! What it promises:
+//! - I2: a change of ownership is answered when every write of a host that loses the device is
+//!   finished and the change is durable; from the moment it is judged good no write of such a
+//!   host is begun.
+//! - I5: registers obey the ownership hierarchy after every change, or the change is refused.
+//! - I7: no change with a term below the highest seen is made.
+//! - A unit that has lost its registers refuses I/O and changes: unallocated is not a guess.
+//! - I8: what is on the wire changes nothing but what the sender may change; every table is bounded.
 
 pub mod disk;
+mod inventory;
+mod ioc;
+mod registers;
+mod ums;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 pub use disk::{DiskError, DiskInfo, DiskOp, MAX_IO_BYTES, Payload};
+pub use inventory::{ControllerSpec, DeviceSpec, MAX_UNIT_DEVICES, SpecError, UnitFacts};
+pub use registers::{MAX_UNIT_REGISTERS, StoredRegisters};
+
+use crate::fabric::link::{FabricLink, Facts, LinkConfig, LinkEvent};
+use crate::session::{Counters, Peer, Server, ServerConfig, ServerEvent};
+use crate::wire::kind::{Event, Role};
+use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister};
+use crate::wire::{
+    ClusterName, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation, IocNumber,
+    IodNumber, Kind, Mac, Status, Time,
+};
+use inventory::Inventory;
+use ioc::InFlight;
+use registers::Registers;
+use ums::{QueuedChange, Transaction};
+
+/// The most disk operations under way; a request beyond is answered busy.
+pub const MAX_IN_FLIGHT: usize = 4096;
+/// The most bytes of data in disk operations under way; a request beyond is answered busy.
+pub const MAX_IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// The most transactions that wait for the one under way; one beyond is answered busy.
+pub const MAX_QUEUED_CHANGES: usize = 64;
+
+/// How often the link asks for what only hosts ask for: never.
+const NO_POLL: Duration = Duration::from_secs(86_400);
+
+/// Who the unit is and how it behaves.
+#[derive(Debug, Clone)]
+pub struct UnitConfig {
+    /// The unit's own facts.
+    pub facts: UnitFacts,
+    /// Counts its starts; durable.
+    pub incarnation: Incarnation,
+    /// The cluster that its configuration names, or none: what it registers.
+    pub cluster_wanted: ClusterName,
+    /// The cluster that fabric services last assigned, or none: what it serves until they say
+    /// otherwise.
+    pub cluster: ClusterName,
+    /// Where fabric services are; `None`: found by multicast.
+    pub fabric_mac: Option<Mac>,
+    /// The most bytes of a frame behind its Ethernet header.
+    pub mtu: u16,
+    /// Commands that one connection may have outstanding.
+    pub credits: u16,
+    /// Connections served at most, for each EtherType.
+    pub max_connections: usize,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitAction {
+    /// Perform an operation on the medium of a device, then call [`Unit::disk_done`].
+    Disk {
+        /// Names the operation.
+        token: u64,
+        /// The device.
+        device: Guid,
+        /// What to do.
+        op: DiskOp,
+    },
+    /// Make these registers (others stay as they are) and the term durable, all or nothing, in the
+    /// order of these actions; then call [`Unit::registers_persisted`].
+    PersistRegisters {
+        /// Names the change.
+        token: u64,
+        /// The registers that change.
+        registers: Vec<OwnershipRegister>,
+        /// The highest term seen.
+        term: u64,
+    },
+    /// Fabric services have assigned this cluster: remember it for the next start.
+    Joined(ClusterName),
+    /// Fabric services answer, or do not any more; for the log.
+    FabricUp(bool),
+    /// Fabric services know the unit, and have assigned no cluster; for the log.
+    AssignmentPending,
+    /// Fabric services refuse the unit, and are asked again; for the log.
+    FabricRefused(Status),
+}
+
+/// An I/O unit.
+#[derive(Debug)]
+pub struct Unit {
+    inventory: Inventory,
+    registers: Option<Registers>,
+    cluster: ClusterName,
+    cluster_wanted: ClusterName,
+    management: Server,
+    service: Server,
+    link: FabricLink,
+    in_flight: BTreeMap<u64, InFlight>,
+    in_flight_bytes: u64,
+    next_token: u64,
+    transaction: Option<Transaction>,
+    queue: VecDeque<QueuedChange>,
+    actions: VecDeque<UnitAction>,
+    management_drops: Counters,
+    service_drops: Counters,
+}
+
+impl Unit {
+    /// A unit without controllers. `registers`: `None` if they were lost; no registers only at
+    /// the first start ever. `seed` makes connection numbers and nonces.
+    pub fn new(config: UnitConfig, registers: Option<StoredRegisters>, seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let facts = &config.facts;
+        let server = |service: bool, seed: u64| {
+            let config = ServerConfig {
+                local: facts.guid,
+                incarnation: config.incarnation,
+                cluster: Some(config.cluster),
+                service,
+                mtu: config.mtu,
+                credits: config.credits,
+                max_connections: config.max_connections,
+            };
+            Server::new(config, seed)
+        };
+        let link = LinkConfig {
+            local: facts.guid,
+            incarnation: config.incarnation,
+            role: Role::Unit,
+            entity: EntityType::Unit,
+            facts: Facts {
+                macs: facts.macs.clone(),
+                name: facts.name.clone(),
+                cluster: config.cluster_wanted,
+                change: 1,
+            },
+            fabric_mac: config.fabric_mac,
+            poll: NO_POLL,
+            mtu: config.mtu,
+        };
+        Self {
+            management: server(false, rng.u64(..)),
+            service: server(true, rng.u64(..)),
+            link: FabricLink::new(link, rng.u64(..)),
+            inventory: Inventory::new(config.facts, config.incarnation),
+            registers: registers.map(Registers::new),
+            cluster: config.cluster,
+            cluster_wanted: config.cluster_wanted,
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+            next_token: 1,
+            transaction: None,
+            queue: VecDeque::new(),
+            actions: VecDeque::new(),
+            management_drops: Counters::default(),
+            service_drops: Counters::default(),
+        }
+    }
+
+    /// Adds a controller without devices.
+    pub fn add_controller(&mut self, now: Time, spec: ControllerSpec) -> Result<(), SpecError> {
+        let guid = spec.guid;
+        self.inventory.add_controller(spec)?;
+        self.reset_register(now, guid);
+        self.notify(now, Event::ControllersChanged, IocNumber(0));
+        Ok(())
+    }
+
+    /// Removes a controller with its devices. Operations under way are finished.
+    pub fn remove_controller(&mut self, now: Time, ioc: IocNumber) -> Result<(), SpecError> {
+        self.inventory.remove_controller(ioc)?;
+        self.notify(now, Event::ControllersChanged, IocNumber(0));
+        Ok(())
+    }
+
+    /// Gives a controller another name or model.
+    pub fn alter_controller(&mut self, now: Time, spec: ControllerSpec) -> Result<(), SpecError> {
+        if self.inventory.alter_controller(spec)? {
+            self.notify(now, Event::ControllersChanged, IocNumber(0));
+        }
+        Ok(())
+    }
+
+    /// Adds a device to a controller. Its owners are those of its register, unless the controller
+    /// does not permit them any more: then it is unallocated.
+    pub fn add_device(
+        &mut self,
+        now: Time,
+        ioc: IocNumber,
+        spec: DeviceSpec,
+    ) -> Result<(), SpecError> {
+        let guid = spec.guid;
+        self.inventory.add_device(ioc, spec)?;
+        self.reset_register(now, guid);
+        self.notify(now, Event::DevicesChanged, ioc);
+        Ok(())
+    }
+
+    /// Removes a device. Operations under way are finished.
+    pub fn remove_device(
+        &mut self,
+        now: Time,
+        ioc: IocNumber,
+        iod: IodNumber,
+    ) -> Result<(), SpecError> {
+        self.inventory.remove_device(ioc, iod)?;
+        self.notify(now, Event::DevicesChanged, ioc);
+        Ok(())
+    }
+
+    /// Gives the device of the same controller, number and GUID other facts: another size, name.
+    pub fn alter_device(
+        &mut self,
+        now: Time,
+        ioc: IocNumber,
+        spec: DeviceSpec,
+    ) -> Result<(), SpecError> {
+        if self.inventory.alter_device(ioc, spec)? {
+            self.notify(now, Event::DevicesChanged, ioc);
+        }
+        Ok(())
+    }
+
+    /// Changes the unit's NICs, and registers them.
+    pub fn set_macs(&mut self, now: Time, macs: Vec<Mac>) {
+        if !self.inventory.set_macs(macs) {
+            return;
+        }
+        let facts = self.inventory.facts();
+        let facts = Facts {
+            macs: facts.macs.clone(),
+            name: facts.name.clone(),
+            cluster: self.cluster_wanted,
+            change: self.inventory.stamp().change,
+        };
+        self.link.update(now, facts);
+        self.notify(now, Event::ControllersChanged, IocNumber(0));
+        self.drain(now);
+    }
+
+    /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        service: bool,
+        src: Mac,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
+        let outcome = self.dispatch(now, service, src, frame);
+        if let Err(reason) = outcome {
+            let drops = if service {
+                &mut self.service_drops
+            } else {
+                &mut self.management_drops
+            };
+            drops.add(reason);
+        }
+        self.drain(now);
+        outcome
+    }
+
+    fn dispatch(
+        &mut self,
+        now: Time,
+        service: bool,
+        src: Mac,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
+        if src.is_multicast() || self.inventory.facts().macs.contains(&src) {
+            return Err(DropReason::Source);
+        }
+        let (header, payload) = Header::parse(frame, service)?;
+        if !service {
+            if header.kind == Kind::Here {
+                return self.link.handle_here(now, src, payload);
+            }
+            if self.link.owns(&header) {
+                return self.link.handle(now, src, &header, payload);
+            }
+        }
+        // Before it belongs to a cluster the unit serves nobody, not even those without one.
+        if self.cluster.is_none() {
+            return Err(DropReason::Cluster);
+        }
+        let server = if service {
+            &mut self.service
+        } else {
+            &mut self.management
+        };
+        server.handle(now, src, &header, payload)
+    }
+
+    /// Takes the outcome of a [`UnitAction::Disk`].
+    pub fn disk_done(&mut self, now: Time, token: u64, outcome: Result<Vec<u8>, DiskError>) {
+        self.finish_io(now, token, outcome);
+        self.drain(now);
+    }
+
+    /// Takes the outcome of a [`UnitAction::PersistRegisters`]; with `ok` they are durable,
+    /// otherwise nothing was changed.
+    pub fn registers_persisted(&mut self, now: Time, token: u64, ok: bool) {
+        self.finish_persist(now, token, ok);
+        self.drain(now);
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Time) {
+        self.link.tick(now);
+        self.management.tick(now);
+        self.service.tick(now);
+        self.drain(now);
+    }
+
+    /// When [`Self::tick`] must be called next.
+    pub fn deadline(&self) -> Option<Time> {
+        [
+            self.link.deadline(),
+            self.management.deadline(),
+            self.service.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Appends one frame to `out`; whether it is for the service EtherType, and whom it is for.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<(bool, Mac)> {
+        [false, true]
+            .into_iter()
+            .find_map(|service| Some((service, self.poll_transmit_on(service, now, out)?)))
+    }
+
+    /// Appends one frame of one EtherType to `out`, and says whom it is for.
+    pub fn poll_transmit_on(&mut self, service: bool, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        if service {
+            return self.service.poll_transmit(now, out);
+        }
+        self.link
+            .poll_transmit(now, out)
+            .or_else(|| self.management.poll_transmit(now, out))
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<UnitAction> {
+        self.actions.pop_front()
+    }
+
+    /// Says goodbye to fabric services.
+    pub fn close(&mut self, now: Time) {
+        self.link.close(now);
+    }
+
+    fn drain(&mut self, now: Time) {
+        while let Some(event) = self.link.poll_event() {
+            self.follow_link(&event);
+        }
+        while let Some(event) = self.management.poll_event() {
+            if let ServerEvent::Request { .. } = event {
+                self.serve_management(now, event);
+            }
+        }
+        while let Some(event) = self.service.poll_event() {
+            if let ServerEvent::Request { .. } = event {
+                self.serve_io(now, event);
+            }
+        }
+    }
+
+    fn follow_link(&mut self, event: &LinkEvent) {
+        let action = match *event {
+            LinkEvent::Up { .. } => UnitAction::FabricUp(true),
+            LinkEvent::Down => UnitAction::FabricUp(false),
+            // An assignment once made holds until another is made.
+            LinkEvent::Pending => UnitAction::AssignmentPending,
+            LinkEvent::Refused(status) => UnitAction::FabricRefused(status),
+            LinkEvent::Members(_) => return,
+            LinkEvent::Assigned(cluster) if cluster == self.cluster || cluster.is_none() => return,
+            LinkEvent::Assigned(cluster) => {
+                self.cluster = cluster;
+                self.management.set_cluster(Some(cluster));
+                self.service.set_cluster(Some(cluster));
+                UnitAction::Joined(cluster)
+            }
+        };
+        self.actions.push_back(action);
+    }
+
+    /// Tells the hosts that are connected: those of the UMS, or for devices those of the controller.
+    fn notify(&mut self, now: Time, event: Event, ioc: IocNumber) {
+        let server = match event {
+            Event::DevicesChanged => &mut self.service,
+            _ => &mut self.management,
+        };
+        let stamp = self.inventory.stamp();
+        let told: Vec<ConnectionId> = server
+            .connections()
+            .filter(|(_, to, _)| *to == ioc)
+            .map(|(connection, ..)| connection)
+            .collect();
+        for connection in told {
+            server.notify(now, connection, event, ioc, stamp);
+        }
+    }
+
+    fn token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
+    }
+
+    /// The cluster served, none before there is one.
+    pub const fn cluster(&self) -> ClusterName {
+        self.cluster
+    }
+
+    /// Whether fabric services answer.
+    pub fn is_fabric_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Whether the registers are there.
+    pub const fn has_registers(&self) -> bool {
+        self.registers.is_some()
+    }
+
+    /// The highest term seen; 0 where the registers are lost.
+    pub fn term(&self) -> u64 {
+        self.registers.as_ref().map_or(0, Registers::term)
+    }
+
+    /// The unit and its controllers.
+    pub fn controllers(&self) -> ControllersReply {
+        self.inventory.controllers()
+    }
+
+    /// The devices of a controller.
+    pub fn devices(&self, ioc: IocNumber) -> Option<DevicesReply> {
+        self.inventory.devices(ioc)
+    }
+
+    /// A row's ownership register; `None` where the registers are lost.
+    pub fn register(&self, row: Guid) -> Option<OwnershipRegister> {
+        Some(self.registers.as_ref()?.get(row))
+    }
+
+    /// Disk operations under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The connections of the UMS (controller 0) or of the controllers.
+    pub fn connections(
+        &self,
+        service: bool,
+    ) -> impl Iterator<Item = (ConnectionId, IocNumber, &Peer)> + '_ {
+        let server = if service {
+            &self.service
+        } else {
+            &self.management
+        };
+        server.connections()
+    }
+
+    /// Dropped frames of one EtherType by reason.
+    pub const fn drops(&self, service: bool) -> &Counters {
+        if service {
+            &self.service_drops
+        } else {
+            &self.management_drops
+        }
+    }
+}

@@ -96,11 +96,7 @@ impl Registers {
 
     /// Judges a transaction: all of its changes or none.
     pub(super) fn judge(&self, request: &CompareAndSet, inventory: &Inventory) -> Verdict {
-        if let Some(change) = request
-            .changes
-            .iter()
-            .find(|c| !inventory.has_row(c.row))
-        {
+        if let Some(change) = request.changes.iter().find(|c| !inventory.has_row(c.row)) {
             return Verdict::Refused(Status::NoRow, self.get(change.row));
         }
         if let Some(done) = self.already(request) {
@@ -157,7 +153,6 @@ impl Registers {
                     .filter(|r| {
                         r.owned.epoch.0.checked_sub(1) == Some(change.expected.0)
                             && r.owned.writer == request.writer
-                            && r.owned.term == request.term
                             && r.ownership == change.ownership
                     })
                     .cloned()

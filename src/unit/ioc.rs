@@ -1,0 +1,235 @@
+//! The I/O controllers: lists of devices, identification, and I/O for hosts that own the device.
+
+use super::disk::{DiskError, DiskOp, MAX_IO_BYTES, Payload};
+use super::inventory::Device;
+use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
+use crate::session::ServerEvent;
+use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
+use crate::wire::row::features;
+use crate::wire::{
+    CommandId, ConnectionId, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, Reader, Status, Time,
+    Wire,
+};
+
+/// A disk operation under way.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    connection: ConnectionId,
+    command: CommandId,
+    pub(super) device: Guid,
+    pub(super) peer: Guid,
+    pub(super) is_change: bool,
+    bytes: u64,
+}
+
+/// What the header of a request says of an I/O command.
+struct Command {
+    kind: Kind,
+    flags: Flags,
+    ioc: IocNumber,
+    iod: IodNumber,
+    epoch: Epoch,
+    peer: Guid,
+}
+
+impl Unit {
+    pub(super) fn serve_io(&mut self, now: Time, event: ServerEvent) {
+        let ServerEvent::Request {
+            connection,
+            command,
+            kind,
+            flags,
+            ioc,
+            iod,
+            epoch,
+            peer,
+            body,
+        } = event
+        else {
+            return;
+        };
+        let asked = Command {
+            kind,
+            flags,
+            ioc,
+            iod,
+            epoch,
+            peer,
+        };
+        let answer = match kind {
+            Kind::KeepAlive => Ok(Vec::new()),
+            Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
+            Kind::Devices => self.list_devices(ioc),
+            Kind::Identify => self.identify(ioc, iod),
+            _ => match self.admit_io(&asked, body) {
+                Ok((device, op)) => {
+                    self.start_io(connection, command, peer, device, op);
+                    return;
+                }
+                Err(status) => Err(status),
+            },
+        };
+        let (status, body) = match answer {
+            Ok(body) => (Status::Ok, body),
+            Err(status) => (status, Vec::new()),
+        };
+        self.service.reply(now, connection, command, status, body);
+    }
+
+    fn list_devices(&self, ioc: IocNumber) -> Result<Vec<u8>, Status> {
+        let list = self.inventory.devices(ioc).ok_or(Status::NoController)?;
+        Ok(list.to_body())
+    }
+
+    fn identify(&self, ioc: IocNumber, iod: IodNumber) -> Result<Vec<u8>, Status> {
+        let device = self.find(ioc, iod)?;
+        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        let reply = IdentifyReply {
+            device: device.record(),
+            register: registers.get(device.spec.guid),
+        };
+        Ok(reply.to_body())
+    }
+
+    fn find(&self, ioc: IocNumber, iod: IodNumber) -> Result<&Device, Status> {
+        if !self.inventory.has_controller(ioc) {
+            return Err(Status::NoController);
+        }
+        self.inventory.device(ioc, iod).ok_or(Status::NoDevice)
+    }
+
+    /// Whether a command may be begun, and the operation that it is. What the sender may do comes
+    /// before what it asks for.
+    fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<(Guid, DiskOp), Status> {
+        let device = self.find(asked.ioc, asked.iod)?;
+        let guid = device.spec.guid;
+        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        let (ownership, epoch) = registers.owners(guid);
+        if !ownership.includes(asked.peer) {
+            return Err(Status::NotOwner);
+        }
+        if asked.epoch != epoch {
+            return Err(Status::StaleEpoch);
+        }
+        if let Some(transaction) = &self.transaction
+            && !transaction.keeps(guid, asked.peer)
+        {
+            // It loses the device unless the disk fails: it shall ask again when that is decided.
+            return Err(Status::Busy);
+        }
+        let op = parse_op(asked, body)?;
+        check_op(device, &op)?;
+        let bytes = data_bytes(&op);
+        if self.in_flight.len() >= MAX_IN_FLIGHT
+            || self.in_flight_bytes + bytes > MAX_IN_FLIGHT_BYTES
+        {
+            return Err(Status::Busy);
+        }
+        Ok((guid, op))
+    }
+
+    fn start_io(
+        &mut self,
+        connection: ConnectionId,
+        command: CommandId,
+        peer: Guid,
+        device: Guid,
+        op: DiskOp,
+    ) {
+        let token = self.token();
+        let bytes = data_bytes(&op);
+        let io = InFlight {
+            connection,
+            command,
+            device,
+            peer,
+            is_change: op.is_change(),
+            bytes,
+        };
+        self.in_flight.insert(token, io);
+        self.in_flight_bytes += bytes;
+        self.actions
+            .push_back(UnitAction::Disk { token, device, op });
+    }
+
+    pub(super) fn finish_io(&mut self, now: Time, token: u64, outcome: Result<Vec<u8>, DiskError>) {
+        let Some(io) = self.in_flight.remove(&token) else {
+            return;
+        };
+        self.in_flight_bytes -= io.bytes;
+        let (status, body) = match outcome {
+            Ok(body) => (Status::Ok, body),
+            Err(error) => (error.status(), Vec::new()),
+        };
+        self.service
+            .reply(now, io.connection, io.command, status, body);
+        self.drained(now, token);
+    }
+}
+
+/// Bytes of data that an operation keeps in memory.
+fn data_bytes(op: &DiskOp) -> u64 {
+    match op {
+        DiskOp::Read { len, .. } => u64::from(*len),
+        DiskOp::Write { data, .. } => data.len() as u64,
+        DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => 0,
+    }
+}
+
+fn parse_op(asked: &Command, body: Vec<u8>) -> Result<DiskOp, Status> {
+    let fua = asked.flags.contains(Flags::FUA);
+    if asked.kind == Kind::Flush {
+        return if body.is_empty() {
+            Ok(DiskOp::Flush)
+        } else {
+            Err(Status::BadRequest)
+        };
+    }
+    let mut reader = Reader::new(&body);
+    let range = IoRange::get(&mut reader);
+    let data_len = reader.rest().len() as u64;
+    let whole = range.ok().filter(|r| r.len > 0);
+    match (asked.kind, whole) {
+        (Kind::Read | Kind::Write, Some(r)) if r.len > MAX_IO_BYTES => Err(Status::BadRequest),
+        (Kind::Read, Some(r)) if data_len == 0 => Ok(DiskOp::Read {
+            offset: r.offset,
+            len: r.len as u32,
+        }),
+        (Kind::Write, Some(r)) if data_len == r.len => Ok(DiskOp::Write {
+            offset: r.offset,
+            data: Payload::tail(body, IO_RANGE_BYTES),
+            fua,
+        }),
+        (Kind::Discard, Some(r)) if data_len == 0 => Ok(DiskOp::Discard {
+            offset: r.offset,
+            len: r.len,
+        }),
+        (Kind::WriteZeroes, Some(r)) if data_len == 0 => Ok(DiskOp::WriteZeroes {
+            offset: r.offset,
+            len: r.len,
+            fua,
+        }),
+        (Kind::Read | Kind::Write | Kind::Discard | Kind::WriteZeroes, _) => {
+            Err(Status::BadRequest)
+        }
+        _ => Err(Status::Unsupported),
+    }
+}
+
+fn check_op(device: &Device, op: &DiskOp) -> Result<(), Status> {
+    let info = device.spec.info;
+    if let Some((offset, len)) = op.range() {
+        match offset.checked_add(len) {
+            Some(end) if end <= info.size_bytes => {}
+            _ => return Err(Status::OutOfRange),
+        }
+        let block = u64::from(info.block_size);
+        if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+            return Err(Status::Misaligned);
+        }
+    }
+    if op.is_change() && info.features & features::READ_ONLY != 0 {
+        return Err(Status::ReadOnly);
+    }
+    Ok(())
+}

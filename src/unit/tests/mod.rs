@@ -1,0 +1,1 @@
+//! Stories of a unit on a wire that misbehaves, in virtual time.

@@ -1,0 +1,236 @@
+//! The unit management service: lists of controllers, ownership registers, and transactions on them.
+
+use std::collections::BTreeSet;
+
+use super::registers::Verdict;
+use super::{MAX_QUEUED_CHANGES, Unit, UnitAction};
+use crate::session::ServerEvent;
+use crate::wire::kind::{Event, Role};
+use crate::wire::message::{
+    CompareAndSet, Conflict, OwnershipRegister, RegistersReply, RegistersRequest,
+};
+use crate::wire::{CommandId, ConnectionId, Guid, IocNumber, Kind, Status, Time, Wire};
+
+/// A transaction that waits for its turn.
+#[derive(Debug)]
+pub(super) struct QueuedChange {
+    connection: ConnectionId,
+    command: CommandId,
+    request: CompareAndSet,
+}
+
+/// The transaction under way: judged good, not yet in force.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    token: u64,
+    connection: ConnectionId,
+    command: CommandId,
+    /// What will be in force, by ascending row.
+    registers: Vec<OwnershipRegister>,
+    term: u64,
+    /// Writes under way of hosts that lose the device.
+    draining: BTreeSet<u64>,
+    is_durable: bool,
+}
+
+impl Transaction {
+    /// Whether `host` will still own `row`, as far as this transaction is concerned.
+    pub(super) fn keeps(&self, row: Guid, host: Guid) -> bool {
+        match self.registers.binary_search_by_key(&row, |r| r.row) {
+            Ok(at) => self.registers[at].ownership.includes(host),
+            Err(_) => true,
+        }
+    }
+}
+
+impl Unit {
+    pub(super) fn serve_management(&mut self, now: Time, event: ServerEvent) {
+        let ServerEvent::Request {
+            connection,
+            command,
+            kind,
+            peer,
+            body,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let answer = match kind {
+            Kind::KeepAlive => Ok(Vec::new()),
+            Kind::Controllers if body.is_empty() => Ok(self.controllers().to_body()),
+            Kind::Controllers => Err(Status::BadRequest),
+            Kind::Registers => self.registers_page(&body),
+            Kind::CompareAndSet => match self.admit_change(connection, peer, &body) {
+                Ok(request) => {
+                    self.queue.push_back(QueuedChange {
+                        connection,
+                        command,
+                        request,
+                    });
+                    return self.next_change(now);
+                }
+                Err(status) => Err(status),
+            },
+            _ => Err(Status::Unsupported),
+        };
+        let (status, body) = match answer {
+            Ok(body) => (Status::Ok, body),
+            Err(status) => (status, Vec::new()),
+        };
+        self.management
+            .reply(now, connection, command, status, body);
+    }
+
+    fn registers_page(&self, body: &[u8]) -> Result<Vec<u8>, Status> {
+        let request = RegistersRequest::from_body(body).map_err(|_| Status::BadRequest)?;
+        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        Ok(registers.page(request.after).to_body())
+    }
+
+    /// What can be said of a transaction before it has its turn.
+    fn admit_change(
+        &self,
+        connection: ConnectionId,
+        peer: Guid,
+        body: &[u8],
+    ) -> Result<CompareAndSet, Status> {
+        let role = self.management.peer(connection).map(|p| p.role);
+        if role.is_some_and(|role| role != Role::Host) {
+            return Err(Status::Unsupported);
+        }
+        let request = CompareAndSet::from_body(body).map_err(|_| Status::BadRequest)?;
+        if request.writer != peer {
+            return Err(Status::BadRequest);
+        }
+        if self.queue.len() >= MAX_QUEUED_CHANGES {
+            return Err(Status::Busy);
+        }
+        Ok(request)
+    }
+
+    /// Begins transactions until one has to wait for the disk. One at a time: each is judged by
+    /// registers that are in force and durable.
+    fn next_change(&mut self, now: Time) {
+        while self.transaction.is_none()
+            && let Some(change) = self.queue.pop_front()
+        {
+            let verdict = self
+                .registers
+                .as_ref()
+                .map(|registers| registers.judge(&change.request, &self.inventory));
+            let (status, body) = match verdict {
+                None => (Status::NoRegisters, Vec::new()),
+                Some(Verdict::Already(registers)) => (Status::Ok, registers_body(registers)),
+                Some(Verdict::Refused(status, register)) => {
+                    (status, Conflict { register }.to_body())
+                }
+                Some(Verdict::Change(registers)) => {
+                    self.begin(&change, registers);
+                    return;
+                }
+            };
+            self.management
+                .reply(now, change.connection, change.command, status, body);
+        }
+    }
+
+    fn begin(&mut self, change: &QueuedChange, registers: Vec<OwnershipRegister>) {
+        let token = self.token();
+        let term = change.request.term;
+        let mut transaction = Transaction {
+            token,
+            connection: change.connection,
+            command: change.command,
+            registers: registers.clone(),
+            term,
+            draining: BTreeSet::new(),
+            is_durable: false,
+        };
+        transaction.draining = self
+            .in_flight
+            .iter()
+            .filter(|(_, io)| io.is_change && !transaction.keeps(io.device, io.peer))
+            .map(|(token, _)| *token)
+            .collect();
+        self.transaction = Some(transaction);
+        self.actions.push_back(UnitAction::PersistRegisters {
+            token,
+            registers,
+            term,
+        });
+    }
+
+    pub(super) fn finish_persist(&mut self, now: Time, token: u64, ok: bool) {
+        let Some(transaction) = self.transaction.as_mut().filter(|t| t.token == token) else {
+            // A register that was reset is made durable again with the next reset or change.
+            return;
+        };
+        if ok {
+            transaction.is_durable = true;
+            self.commit_when_ready(now);
+        } else if let Some(failed) = self.transaction.take() {
+            let (connection, command) = (failed.connection, failed.command);
+            self.management
+                .reply(now, connection, command, Status::NotPersisted, Vec::new());
+            self.next_change(now);
+        }
+    }
+
+    /// A disk operation is over: the transaction under way may have waited for it.
+    pub(super) fn drained(&mut self, now: Time, token: u64) {
+        if let Some(transaction) = &mut self.transaction
+            && transaction.draining.remove(&token)
+        {
+            self.commit_when_ready(now);
+        }
+    }
+
+    fn commit_when_ready(&mut self, now: Time) {
+        let ready = |t: &Transaction| t.is_durable && t.draining.is_empty();
+        let Some(done) = self.transaction.take_if(|t| ready(t)) else {
+            return;
+        };
+        if let Some(registers) = &mut self.registers {
+            registers.install(done.registers.clone(), done.term);
+        }
+        self.management.reply(
+            now,
+            done.connection,
+            done.command,
+            Status::Ok,
+            registers_body(done.registers),
+        );
+        self.notify(now, Event::RegistersChanged, IocNumber(0));
+        self.next_change(now);
+    }
+
+    /// A row came (back) into the unit: where its parent does not permit its last owners any more,
+    /// it is unallocated from now on. The same happens at every start until it is durable, so
+    /// nothing has to wait for that.
+    pub(super) fn reset_register(&mut self, now: Time, row: Guid) {
+        let Some(registers) = &mut self.registers else {
+            return;
+        };
+        let Some(register) = registers.reset(row, &self.inventory) else {
+            return;
+        };
+        let term = registers.term();
+        registers.install(vec![register.clone()], term);
+        let token = self.token();
+        self.actions.push_back(UnitAction::PersistRegisters {
+            token,
+            registers: vec![register],
+            term,
+        });
+        self.notify(now, Event::RegistersChanged, IocNumber(0));
+    }
+}
+
+fn registers_body(registers: Vec<OwnershipRegister>) -> Vec<u8> {
+    RegistersReply {
+        more: false,
+        registers,
+    }
+    .to_body()
+}
