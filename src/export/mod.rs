@@ -12,5 +12,6 @@
 //! initiator and rows to exports.
 
 pub mod block;
+pub mod nbd;
 pub mod socket;
 pub mod udev;
