@@ -7,6 +7,8 @@ use crate::wire::{ClusterName, EntityType, Epoch, Guid, Mac, ObservationStamp, O
 
 /// The most hosts and units that one database holds, all clusters together.
 pub const MAX_ENTITIES: usize = 16_384;
+/// The most hosts and units of one cluster.
+pub const MAX_CLUSTER_MEMBERS: usize = 4096;
 /// The most hosts and units that wait for a cluster; a newcomer beyond it replaces the one that
 /// was silent for longest.
 pub const MAX_PENDING: usize = 1024;

@@ -2,11 +2,18 @@
 //! by which hosts and units find and follow them. No I/O: the database is behind [`Catalog`].
 
 pub mod catalog;
+pub mod directory;
+mod follow;
 pub mod link;
 pub mod memory;
+mod presence;
+pub mod report;
+mod search;
 pub mod service;
+mod telling;
 
 pub use catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
 pub use link::{FabricLink, Facts, LinkConfig, LinkEvent, MembershipList};
 pub use memory::MemoryCatalog;
+pub use report::{EntityView, FabricCounters, FabricEvent};
 pub use service::{Fabric, FabricConfig, Policy};

@@ -1,8 +1,45 @@
 //! The fabric services' state machine: answers searches, registers hosts and units, hands out each
 //! cluster's own list, takes unit ownership.
+//!
+//! Requests that arrive together are one transaction of the catalog. After any call that takes
+//! `now`, drain [`Fabric::poll_transmit`] and [`Fabric::poll_event`] and ask [`Fabric::deadline`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::catalog::{Catalog, CatalogError, Snapshot};
-use crate::wire::{DropReason, Guid, Incarnation, Mac, Time};
+use super::directory::{AssignError, Changed, Directory, ResolveError};
+use super::presence::Presence;
+use super::report::{EntityView, FabricCounters, FabricEvent};
+use crate::session::{Counters, Server, ServerConfig, ServerEvent};
+use crate::wire::kind::Event;
+use crate::wire::message::{
+    ConnectRequest, Discover, Here, MembershipRequest, Register, Registered, UnitOwnership,
+};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, HEADER_LEN, Header,
+    Incarnation, IocNumber, Kind, Mac, ObservationStamp, Status, Time, Wire,
+};
+
+/// The most connections at a time.
+pub const MAX_CONNECTIONS: usize = 8192;
+/// The most requests that wait for one transaction; more are answered busy.
+pub const MAX_BATCH: usize = 1024;
+/// The most searchers that wait for their answer; more search again.
+pub const MAX_SEARCHERS: usize = 256;
+/// The most events that wait to be polled; more are counted and lost.
+pub const MAX_EVENTS: usize = 1024;
+/// The most bytes of members in one reply; longer lists are read in pages.
+pub const PAGE_BYTES: usize = 32 << 10;
+/// Commands that an initiator may have outstanding.
+pub const CREDITS: u16 = 16;
+/// The least time between two notifications of one cluster; see also [`NOTIFY_SPACING_PER_HOST`].
+pub const NOTIFY_SPACING: Duration = Duration::from_millis(20);
+/// What each host of a cluster adds to the least time between two notifications: every one of
+/// them fetches the list.
+pub const NOTIFY_SPACING_PER_HOST: Duration = Duration::from_millis(1);
+/// How often a twin is worth a line in the log.
+pub const TWIN_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What becomes of a newcomer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,6 +49,16 @@ pub enum Policy {
     Pending,
     /// It joins the cluster that its configuration names; pending where that names none.
     AutoJoin,
+}
+
+impl Policy {
+    /// The word in configuration and output.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::AutoJoin => "auto-join",
+        }
+    }
 }
 
 /// What fabric services need to know.
@@ -27,55 +74,585 @@ pub struct FabricConfig {
     pub mtu: u16,
 }
 
+#[derive(Debug)]
+struct Asked {
+    connection: ConnectionId,
+    command: CommandId,
+    kind: Kind,
+    peer: Guid,
+    src: Mac,
+    body: Vec<u8>,
+}
+
 /// Fabric services over a catalog.
 #[derive(Debug)]
 pub struct Fabric<C> {
     config: FabricConfig,
-    catalog: C,
-    state: Snapshot,
+    directory: Directory<C>,
+    server: Server,
+    presence: Presence,
+    batch: Vec<Asked>,
+    searchers: VecDeque<Mac>,
+    refusals: VecDeque<(Mac, CommandId)>,
+    /// Clusters whose hosts do not know yet that their list changed.
+    stale: BTreeSet<ClusterName>,
+    /// When a cluster's hosts may be notified again.
+    quiet_until: BTreeMap<ClusterName, Time>,
+    events: VecDeque<FabricEvent>,
+    counters: FabricCounters,
+    drops: Counters,
 }
 
 impl<C: Catalog> Fabric<C> {
     /// Fabric services that know what the catalog holds.
-    pub fn new(config: FabricConfig, mut catalog: C, seed: u64) -> Result<Self, CatalogError> {
-        let _ = seed;
-        let state = catalog.load()?;
+    pub fn new(config: FabricConfig, catalog: C, seed: u64) -> Result<Self, CatalogError> {
+        let server = Server::new(
+            ServerConfig {
+                local: config.guid,
+                incarnation: config.incarnation,
+                cluster: None,
+                service: false,
+                mtu: config.mtu,
+                credits: CREDITS,
+                max_connections: MAX_CONNECTIONS,
+            },
+            seed,
+        );
         Ok(Self {
             config,
-            catalog,
-            state,
+            directory: Directory::load(catalog)?,
+            server,
+            presence: Presence::default(),
+            batch: Vec::new(),
+            searchers: VecDeque::new(),
+            refusals: VecDeque::new(),
+            stale: BTreeSet::new(),
+            quiet_until: BTreeMap::new(),
+            events: VecDeque::new(),
+            counters: FabricCounters::default(),
+            drops: Counters::default(),
         })
     }
 
-    /// Takes a frame of the management EtherType.
+    /// Takes a frame of the management EtherType; what is wrong with it is counted and returned.
     pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        let _ = (now, src, frame, &self.config, &self.catalog);
-        Err(DropReason::Unexpected)
+        let done = self.take(now, src, frame);
+        if let Err(reason) = done {
+            self.drops.add(reason);
+        }
+        done
+    }
+
+    fn take(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
+        let (header, payload) = Header::parse(frame, false)?;
+        if src.is_multicast() || src == Mac::default() {
+            return Err(DropReason::Source);
+        }
+        match header.kind {
+            Kind::Discover => return self.search(src, payload),
+            Kind::Here => return Err(DropReason::Unexpected),
+            Kind::Connect if !header.is_reply() => self.door(now, src, &header, payload)?,
+            _ => {}
+        }
+        self.server.handle(now, src, &header, payload)?;
+        if let Some(seat) = self.presence.seat(header.connection) {
+            let macs = self.directory.get(seat.guid).map_or(&[][..], |e| &e.macs);
+            self.presence.heard(now, header.connection, src, macs);
+        }
+        self.drain_server(now, src);
+        Ok(())
+    }
+
+    fn search(&mut self, src: Mac, payload: &[u8]) -> Result<(), DropReason> {
+        Discover::from_body(payload).map_err(|_| DropReason::Body)?;
+        if self.searchers.len() >= MAX_SEARCHERS {
+            return Err(DropReason::Full);
+        }
+        self.searchers.push_back(src);
+        Ok(())
+    }
+
+    /// Looks at who connects before the session does: a twin must not disturb the first's session.
+    fn door(
+        &mut self,
+        now: Time,
+        src: Mac,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let connect = ConnectRequest::from_body(payload).map_err(|_| DropReason::Body)?;
+        let guid = connect.initiator;
+        let session = (connect.incarnation, connect.session);
+        if let Some(entity) = self.directory.get(guid)
+            && let Some(alive) = self
+                .presence
+                .twin(now, guid, src, Some(session), &entity.macs)
+        {
+            self.refuse_twin(now, guid, alive, src);
+            if self.refusals.len() < MAX_SEARCHERS {
+                self.refusals.push_back((src, header.command));
+            }
+            return Err(DropReason::Source);
+        }
+        self.presence.knock(guid, session);
+        Ok(())
+    }
+
+    fn refuse_twin(&mut self, now: Time, guid: Guid, alive: Mac, refused: Mac) {
+        self.counters.twins += 1;
+        if self.presence.warn(now, guid, TWIN_LOG_INTERVAL) {
+            self.event(FabricEvent::Twin {
+                guid,
+                alive,
+                refused,
+            });
+        }
+    }
+
+    fn drain_server(&mut self, now: Time, src: Mac) {
+        while let Some(event) = self.server.poll_event() {
+            match event {
+                ServerEvent::Opened {
+                    connection, peer, ..
+                } => self.presence.open(connection, peer.guid),
+                ServerEvent::Closed { connection } => self.presence.close(connection),
+                ServerEvent::Request {
+                    connection,
+                    command,
+                    kind,
+                    peer,
+                    body,
+                    ..
+                } => {
+                    if self.batch.len() < MAX_BATCH {
+                        self.batch.push(Asked {
+                            connection,
+                            command,
+                            kind,
+                            peer,
+                            src,
+                            body,
+                        });
+                    } else {
+                        self.refuse(now, connection, command, Status::Busy);
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, now: Time, connection: ConnectionId, command: CommandId, status: Status) {
+        self.counters.refused += u64::from(status != Status::Pending);
+        self.server
+            .reply(now, connection, command, status, Vec::new());
+    }
+
+    /// Executes the requests that have come together.
+    fn work(&mut self, now: Time) {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return;
+        }
+        let (writes, reads): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|a| matches!(a.kind, Kind::Register | Kind::UnitOwnership));
+        let mut events = Vec::new();
+        let mut done: Vec<_> = writes
+            .iter()
+            .map(|asked| self.write(now, asked, &mut events))
+            .collect();
+        if !self.commit(now) {
+            // What needs no change is still answered; the rest learns that nothing was changed.
+            events.clear();
+            for (asked, outcome) in writes.iter().zip(&mut done) {
+                if outcome.is_ok() {
+                    *outcome = self.write(now, asked, &mut Vec::new());
+                }
+                if self.directory.is_staged() {
+                    *outcome = Err(Status::NotPersisted);
+                }
+                self.directory.roll_back();
+            }
+        }
+        for event in events {
+            self.event(event);
+        }
+        for (asked, outcome) in writes.iter().zip(done) {
+            self.answer_write(now, asked, outcome);
+        }
+        for asked in &reads {
+            self.answer_read(now, asked);
+        }
+    }
+
+    /// Stages what a request asks for; a registration says the cluster.
+    fn write(
+        &mut self,
+        now: Time,
+        asked: &Asked,
+        events: &mut Vec<FabricEvent>,
+    ) -> Result<ClusterName, Status> {
+        let seat = self.presence.seat(asked.connection);
+        let seat = seat.ok_or(Status::NotReady)?;
+        if asked.kind == Kind::UnitOwnership {
+            if !seat.registered || seat.told != self.directory.cluster_of(asked.peer) {
+                return Err(Status::WrongCluster);
+            }
+            let told = UnitOwnership::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
+            let before = self.directory.get(told.unit).map(|u| u.epoch);
+            self.directory.own_unit(asked.peer, &told)?;
+            let after = self.directory.get(told.unit).map(|u| u.epoch);
+            if before != after {
+                events.push(FabricEvent::UnitOwned {
+                    teller: asked.peer,
+                    unit: told.unit,
+                    ownership: told.ownership,
+                    epoch: told.epoch,
+                });
+            }
+            return Ok(seat.told);
+        }
+        let register = Register::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
+        if register.guid != asked.peer {
+            return Err(Status::WrongIdentity);
+        }
+        if !register.macs.contains(&asked.src) {
+            return Err(Status::BadRequest);
+        }
+        if let Some(old) = self.directory.get(register.guid) {
+            let session = seat.session;
+            let twin = self
+                .presence
+                .twin(now, register.guid, asked.src, session, &old.macs);
+            if let Some(alive) = twin {
+                self.refuse_twin(now, register.guid, alive, asked.src);
+                return Err(Status::WrongIdentity);
+            }
+        }
+        let presence = &self.presence;
+        let silent_longest = |pending: &BTreeSet<Guid>| {
+            let heard = |g: &Guid| presence.last_heard(*g).map(|(_, at)| at);
+            pending.iter().min_by_key(|g| heard(g)).copied()
+        };
+        let mut notes = Vec::new();
+        let cluster =
+            self.directory
+                .register(&register, self.config.policy, silent_longest, &mut notes)?;
+        events.extend(notes.into_iter().map(|note| FabricEvent::Registered {
+            guid: register.guid,
+            name: register.name.clone(),
+            entity: register.entity,
+            note,
+        }));
+        Ok(cluster)
+    }
+
+    /// Makes what is staged durable; `false` when nothing was changed because that failed.
+    fn commit(&mut self, now: Time) -> bool {
+        match self.try_commit(now) {
+            Ok(()) => true,
+            Err(error) => {
+                self.event(FabricEvent::NotPersisted(error));
+                false
+            }
+        }
+    }
+
+    fn try_commit(&mut self, now: Time) -> Result<(), CatalogError> {
+        if !self.directory.is_staged() {
+            self.directory.roll_back();
+            return Ok(());
+        }
+        match self.directory.commit() {
+            Ok(changed) => {
+                self.counters.commits += 1;
+                self.tell(now, changed);
+                Ok(())
+            }
+            Err(error) => {
+                self.counters.failed_commits += 1;
+                Err(error)
+            }
+        }
+    }
+
+    /// Tells those whom a change concerns.
+    fn tell(&mut self, now: Time, changed: Changed) {
+        self.stale.extend(changed.clusters);
+        for guid in changed.reassigned {
+            let to: Vec<_> = self
+                .presence
+                .seats()
+                .filter(|(_, seat)| seat.guid == guid)
+                .map(|(connection, _)| connection)
+                .collect();
+            for connection in to {
+                self.notify(now, connection);
+            }
+            if self.directory.get(guid).is_none() {
+                self.presence.forget(guid);
+            }
+        }
+        self.tell_hosts(now);
+    }
+
+    /// Notifies the hosts of every cluster whose list changed and whose quiet time is over.
+    fn tell_hosts(&mut self, now: Time) {
+        self.quiet_until.retain(|_, until| *until > now);
+        let due: Vec<_> = self
+            .stale
+            .iter()
+            .filter(|cluster| !self.quiet_until.contains_key(cluster))
+            .copied()
+            .collect();
+        for cluster in due {
+            self.stale.remove(&cluster);
+            let is_host = |guid| {
+                self.directory
+                    .get(guid)
+                    .is_some_and(|e| e.entity == EntityType::Host)
+            };
+            let to: Vec<_> = self
+                .presence
+                .seats()
+                .filter(|(_, seat)| seat.told == cluster && is_host(seat.guid))
+                .map(|(connection, _)| connection)
+                .collect();
+            let hosts = u32::try_from(to.len()).unwrap_or(u32::MAX);
+            let quiet = NOTIFY_SPACING.max(NOTIFY_SPACING_PER_HOST * hosts);
+            self.quiet_until.insert(cluster, now + quiet);
+            for connection in to {
+                self.notify(now, connection);
+            }
+        }
+    }
+
+    fn notify(&mut self, now: Time, connection: ConnectionId) {
+        self.counters.notifications += 1;
+        let stamp = ObservationStamp {
+            incarnation: self.config.incarnation,
+            change: self.directory.state().version,
+        };
+        self.server.notify(
+            now,
+            connection,
+            Event::MembershipChanged,
+            IocNumber(0),
+            stamp,
+        );
+    }
+
+    fn answer_write(&mut self, now: Time, asked: &Asked, outcome: Result<ClusterName, Status>) {
+        let Asked {
+            connection,
+            command,
+            ..
+        } = *asked;
+        let cluster = match outcome {
+            Ok(cluster) => cluster,
+            Err(status) => return self.refuse(now, connection, command, status),
+        };
+        if asked.kind == Kind::UnitOwnership {
+            self.counters.ownerships += 1;
+            self.server
+                .reply(now, connection, command, Status::Ok, Vec::new());
+            return;
+        }
+        self.counters.registrations += 1;
+        self.presence
+            .registered(now, connection, asked.src, cluster);
+        if cluster.is_none() {
+            return self.refuse(now, connection, command, Status::Pending);
+        }
+        let body = Registered {
+            cluster,
+            version: self.directory.state().version,
+        };
+        self.server
+            .reply(now, connection, command, Status::Ok, body.to_body());
+    }
+
+    fn answer_read(&mut self, now: Time, asked: &Asked) {
+        let (connection, command) = (asked.connection, asked.command);
+        let page = match asked.kind {
+            Kind::Membership => self.page(asked),
+            _ => Err(Status::Unsupported),
+        };
+        match page {
+            Ok(body) => self
+                .server
+                .reply(now, connection, command, Status::Ok, body),
+            Err(status) => self.refuse(now, connection, command, status),
+        }
+    }
+
+    /// A page of the list of the cluster that the asker is registered in, whatever it says.
+    fn page(&mut self, asked: &Asked) -> Result<Vec<u8>, Status> {
+        let seat = self.presence.seat(asked.connection);
+        let seat = seat.ok_or(Status::NotReady)?;
+        let cluster = self.directory.cluster_of(asked.peer);
+        if cluster.is_none() || !seat.registered {
+            return Err(Status::Pending);
+        }
+        if seat.told != cluster {
+            return Err(Status::WrongCluster);
+        }
+        let request = MembershipRequest::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
+        let reply = self
+            .directory
+            .page(cluster, request.known_version, request.after, PAGE_BYTES);
+        if reply.unchanged {
+            self.counters.unchanged += 1;
+        } else {
+            self.counters.pages += 1;
+        }
+        Ok(reply.to_body())
     }
 
     /// Does what time demands.
     pub fn tick(&mut self, now: Time) {
-        let _ = now;
+        self.server.tick(now);
+        // Events of time have no sender; requests do not come from it.
+        self.drain_server(now, Mac::default());
+        self.work(now);
+        self.tell_hosts(now);
     }
 
     /// When [`Fabric::tick`] is due.
     pub fn deadline(&self) -> Option<Time> {
-        None
+        let told = self.stale.iter().map(|c| {
+            let until = self.quiet_until.get(c);
+            until.copied().unwrap_or(Time::ZERO)
+        });
+        let waiting = (!self.batch.is_empty()).then_some(Time::ZERO);
+        told.chain(self.server.deadline()).chain(waiting).min()
     }
 
     /// Appends one frame to `out` and says where to; `None` where there is none.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let _ = (now, out);
-        None
+        self.work(now);
+        if let Some(searcher) = self.searchers.pop_front() {
+            self.counters.searches += 1;
+            let here = Here {
+                fabric: self.config.guid,
+                incarnation: self.config.incarnation,
+            };
+            Header::new(Kind::Here).emit_whole(&here.to_body(), out);
+            return Some(searcher);
+        }
+        if let Some((twin, command)) = self.refusals.pop_front() {
+            let header = Header {
+                status: Status::WrongIdentity,
+                command,
+                ..Header::new(Kind::Refused)
+            };
+            header.emit_whole(&[], out);
+            return Some(twin);
+        }
+        self.server.poll_transmit(now, out)
+    }
+
+    /// The next thing for the log.
+    pub fn poll_event(&mut self) -> Option<FabricEvent> {
+        self.events.pop_front()
+    }
+
+    fn event(&mut self, event: FabricEvent) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push_back(event);
+        } else {
+            self.counters.lost_events += 1;
+        }
+    }
+
+    /// The date and time, for people, that goes into the next changes.
+    pub fn set_label(&mut self, label: &str) {
+        self.directory.set_label(label);
+    }
+
+    /// Changes what becomes of newcomers; pending ones are looked at when they register again.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.config.policy = policy;
+    }
+
+    /// What the fabric services were made from.
+    pub const fn config(&self) -> &FabricConfig {
+        &self.config
     }
 
     /// The database as it is.
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.state
+    pub const fn snapshot(&self) -> &Snapshot {
+        self.directory.state()
     }
 
-    /// The date and time for people that goes into the next changes.
-    pub fn set_label(&mut self, label: &str) {
-        let _ = label;
+    /// The catalog behind it.
+    pub const fn catalog_mut(&mut self) -> &mut C {
+        self.directory.catalog_mut()
+    }
+
+    /// Every entity with what is known about it at the moment, by ascending GUID.
+    pub fn entities(&self) -> impl Iterator<Item = EntityView<'_>> + '_ {
+        let connected = self.presence.connected();
+        let entities = self.directory.state().entities.values();
+        entities.map(move |entity| EntityView {
+            entity,
+            connected: connected.contains(&entity.guid),
+            heard: self.presence.last_heard(entity.guid),
+        })
+    }
+
+    /// Counts of what was done.
+    pub const fn counters(&self) -> &FabricCounters {
+        &self.counters
+    }
+
+    /// Dropped frames by reason.
+    pub const fn drops(&self) -> &Counters {
+        &self.drops
+    }
+
+    /// The entity that `text` names: GUID or at least 8 of its first digits, MAC address, or name.
+    pub fn resolve(&self, text: &str) -> Result<Guid, ResolveError> {
+        self.directory.resolve(text)
+    }
+
+    /// An administrator assigns an entity to a cluster. Returns the cluster before.
+    ///
+    /// # Panics
+    /// When `cluster` is none: removing is [`Fabric::remove`]'s.
+    pub fn assign(
+        &mut self,
+        now: Time,
+        guid: Guid,
+        cluster: ClusterName,
+    ) -> Result<ClusterName, AssignError> {
+        assert!(!cluster.is_none(), "an assignment names a cluster");
+        self.work(now);
+        let from = self.directory.cluster_of(guid);
+        self.directory.assign(guid, cluster)?;
+        self.commit_admin(now)?;
+        if from != cluster {
+            self.event(FabricEvent::Assigned {
+                guid,
+                from,
+                to: cluster,
+            });
+        }
+        Ok(from)
+    }
+
+    /// An administrator removes an entity; if it lives, it registers again like a newcomer.
+    pub fn remove(&mut self, now: Time, guid: Guid) -> Result<(), AssignError> {
+        self.work(now);
+        self.directory.remove(guid)?;
+        self.commit_admin(now)?;
+        self.event(FabricEvent::Removed(guid));
+        Ok(())
+    }
+
+    fn commit_admin(&mut self, now: Time) -> Result<(), AssignError> {
+        Ok(self.try_commit(now)?)
     }
 }
+
+const _: () = assert!(PAGE_BYTES + HEADER_LEN < crate::wire::MAX_MESSAGE_BYTES);

@@ -1,5 +1,6 @@
-//! What the daemons keep: the mmap'd files and the identity file.
+//! What the daemons keep: the mmap'd files, the identity file, the fabric services database.
 
+pub mod catalog;
 pub mod crt_file;
 pub mod identity;
 pub mod mmap;
