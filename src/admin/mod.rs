@@ -1,3 +1,4 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
 pub mod control;
+pub mod fabric_protocol;
