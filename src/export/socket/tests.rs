@@ -58,15 +58,23 @@ impl Rig {
         client
     }
 
-    /// Turns the loop until `done`; readiness must come from the epoll descriptor alone.
-    fn turn<T>(&mut self, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+    /// Turns the loop until `done`, which is asked again when the sockets or `client` are ready.
+    fn turn<T>(
+        &mut self,
+        client: Option<&UnixStream>,
+        mut done: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(value) = done(self) {
                 return value;
             }
             assert!(Instant::now() < deadline, "nothing happens");
-            let mut fds = [PollFd::new(self.sockets.as_fd(), PollFlags::POLLIN)];
+            let mut fds: Vec<_> = [Some(self.sockets.as_fd()), client.map(AsFd::as_fd)]
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             poll(&mut fds, PollTimeout::from(1000_u16)).unwrap();
             self.poll();
         }
@@ -76,20 +84,20 @@ impl Rig {
         self.sockets.poll(|r| self.asked.push(r)).unwrap();
     }
 
-    fn read(&mut self, mut client: &UnixStream, len: usize) -> Vec<u8> {
+    fn read(&mut self, client: &UnixStream, len: usize) -> Vec<u8> {
         let mut got = vec![0; len];
         let mut have = 0;
-        self.turn(|_| {
-            have += would_block(client.read(&mut got[have..])).unwrap_or(0);
+        self.turn(Some(client), |_| {
+            have += would_block((&mut &*client).read(&mut got[have..])).unwrap_or(0);
             (have == len).then_some(())
         });
         got
     }
 
     /// The client sees the end of the connection.
-    fn sees_end(&mut self, mut client: &UnixStream) {
+    fn sees_end(&mut self, client: &UnixStream) {
         let mut rest = [0; 4096];
-        self.turn(|_| match client.read(&mut rest) {
+        self.turn(Some(client), |_| match (&mut &*client).read(&mut rest) {
             Ok(0) => Some(()),
             Err(e) if e.kind() == ErrorKind::ConnectionReset => Some(()),
             Ok(_) => None,
@@ -105,7 +113,7 @@ impl Rig {
     }
 
     fn request(&mut self) -> BlockRequest {
-        self.turn(|rig| rig.asked.pop())
+        self.turn(None, |rig| rig.asked.pop())
     }
 }
 
@@ -235,7 +243,7 @@ fn a_hostile_client_harms_itself_only() {
     drop(rig.connect());
     (&good).write_all(&request(3, 1, 0, 0)).unwrap();
     assert_eq!(rig.request().op, BlockOp::Flush);
-    rig.turn(|rig| (rig.sockets.clients.len() == 1).then_some(()));
+    rig.turn(None, |rig| (rig.sockets.clients.len() == 1).then_some(()));
 }
 
 #[test]
@@ -250,7 +258,9 @@ fn connections_are_bounded_and_half_open_ones_make_room() {
     rig.sees_end(&refused);
     assert_eq!(rig.sockets.clients.len(), MAX_CONNECTIONS);
     clients.pop();
-    rig.turn(|rig| (rig.sockets.clients.len() < MAX_CONNECTIONS).then_some(()));
+    rig.turn(None, |rig| {
+        (rig.sockets.clients.len() < MAX_CONNECTIONS).then_some(())
+    });
     rig.negotiated();
 }
 
@@ -264,22 +274,23 @@ fn a_client_that_does_not_read_waits_alone_and_loses_nothing() {
     let mut piece = vec![0; 1 << 20];
     let mut answered = 0_u64;
     let mut reading = false;
-    rig.turn(|rig| {
+    rig.turn(Some(&slow), |rig| {
         written += would_block((&slow).write(&asked[written..])).unwrap_or(0);
-        let idle = rig.asked.is_empty();
-        for r in rig.asked.drain(..) {
-            rig.sockets
-                .complete(r.token, Ok(vec![answered as u8; r.len as usize]));
-            answered += 1;
-        }
         rig.poll();
-        if idle && !reading {
+        while !rig.asked.is_empty() {
+            for r in rig.asked.drain(..) {
+                let data = vec![answered as u8; r.len as usize];
+                rig.sockets.complete(r.token, Ok(data));
+                answered += 1;
+            }
+            rig.poll();
+        }
+        if !reading {
             // What is answered but not read stays within the limits, and the loop can sleep.
             assert!(answered < 200, "{answered}");
             let mut fds = [PollFd::new(rig.sockets.as_fd(), PollFlags::POLLIN)];
-            reading =
-                rig.asked.is_empty() && poll(&mut fds, PollTimeout::ZERO) == Ok(0) && answered > 0;
-        } else if reading {
+            reading = answered > 0 && poll(&mut fds, PollTimeout::ZERO) == Ok(0);
+        } else {
             let n = would_block((&slow).read(&mut piece)).unwrap_or(0);
             got.extend_from_slice(&piece[..n]);
         }
