@@ -1,9 +1,10 @@
 //! Many clients under keys, and a server, on one EtherType: who gets which frame.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
-use crate::wire::{DropReason, Header, Mac, Time};
+use crate::wire::{ConnectionId, DropReason, Header, Kind, Mac, Time};
 
 /// What a hub reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,46 +27,127 @@ pub enum HubEvent<K> {
 /// Many clients and a server on one EtherType.
 #[derive(Debug)]
 pub struct Hub<K> {
-    clients: BTreeMap<K, Client>,
+    service: bool,
+    local_macs: Vec<Mac>,
+    slots: Vec<Option<Slot<K>>>,
+    free: Vec<usize>,
+    by_key: BTreeMap<K, usize>,
+    by_connection: BTreeMap<ConnectionId, usize>,
+    by_nonce: BTreeMap<u64, usize>,
+    /// Clients that were handed out since their entries here were brought up to date.
+    touched: Vec<usize>,
+    wakes: BTreeSet<(Time, usize)>,
+    /// Clients that may have something to send, in turn.
+    ready: VecDeque<usize>,
+    /// Last frames of clients that were removed.
+    farewells: VecDeque<(Mac, Vec<u8>)>,
     server: Option<Server>,
+    /// Whether the server is asked first for a frame to send.
+    server_turn: bool,
+    events: VecDeque<HubEvent<K>>,
+    connectionless: usize,
     drops: Counters,
+}
+
+/// A client and what the hub's tables hold of it.
+#[derive(Debug)]
+struct Slot<K> {
+    key: K,
+    client: Client,
+    connection: ConnectionId,
+    nonce: Option<u64>,
+    wake: Option<Time>,
+    ready: bool,
+    touched: bool,
 }
 
 impl<K: Ord + Clone> Hub<K> {
     /// An empty hub of the service or management EtherType. Frames from one of `local_macs` are
     /// dropped.
     pub fn new(service: bool, local_macs: Vec<Mac>, seed: u64) -> Self {
-        let _ = (service, local_macs, seed);
+        let _ = seed;
         Self {
-            clients: BTreeMap::new(),
+            service,
+            local_macs,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            by_connection: BTreeMap::new(),
+            by_nonce: BTreeMap::new(),
+            touched: Vec::new(),
+            wakes: BTreeSet::new(),
+            ready: VecDeque::new(),
+            farewells: VecDeque::new(),
             server: None,
+            server_turn: false,
+            events: VecDeque::new(),
+            connectionless: 0,
             drops: Counters::default(),
         }
     }
 
     /// The client under `key`.
     pub fn client(&self, key: &K) -> Option<&Client> {
-        self.clients.get(key)
+        let slot = self.slots[*self.by_key.get(key)?].as_ref();
+        slot.map(|s| &s.client)
     }
 
     /// The client under `key`, to submit, cancel, connect or close.
     pub fn client_mut(&mut self, key: &K) -> Option<&mut Client> {
-        self.clients.get_mut(key)
+        let index = *self.by_key.get(key)?;
+        self.touch(index);
+        self.slots[index].as_mut().map(|s| &mut s.client)
     }
 
     /// Puts a client under `key`; returns the one that was there.
     pub fn insert(&mut self, key: K, client: Client) -> Option<Client> {
-        self.clients.insert(key, client)
+        let old = self.remove(&key);
+        let index = self.free.pop().unwrap_or(self.slots.len());
+        if index == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[index] = Some(Slot {
+            key: key.clone(),
+            client,
+            connection: ConnectionId(0),
+            nonce: None,
+            wake: None,
+            ready: false,
+            touched: false,
+        });
+        self.by_key.insert(key, index);
+        self.touch(index);
+        old
     }
 
-    /// Takes the client under `key` out; what it still had to send is not sent.
+    /// Takes the client under `key` out. A disconnect of a client that was closed is still sent;
+    /// events that were not polled are not reported.
     pub fn remove(&mut self, key: &K) -> Option<Client> {
-        self.clients.remove(key)
+        let index = self.by_key.remove(key)?;
+        let mut slot = self.slots[index].take()?;
+        if slot.connection.0 != 0 {
+            self.by_connection.remove(&slot.connection);
+        }
+        if let Some(nonce) = slot.nonce {
+            self.by_nonce.remove(&nonce);
+        }
+        if let Some(at) = slot.wake {
+            self.wakes.remove(&(at, index));
+        }
+        self.free.push(index);
+        while slot.client.is_closed() && self.farewells.len() < MAX_CONTROL_FRAMES {
+            let mut frame = Vec::new();
+            match slot.client.poll_transmit(Time::ZERO, &mut frame) {
+                Some(mac) => self.farewells.push_back((mac, frame)),
+                None => break,
+            }
+        }
+        Some(slot.client)
     }
 
     /// The keys in order.
     pub fn keys(&self) -> impl Iterator<Item = &K> + '_ {
-        self.clients.keys()
+        self.by_key.keys()
     }
 
     /// Sets the server that takes requests.
@@ -85,35 +167,206 @@ impl<K: Ord + Clone> Hub<K> {
 
     /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
     pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        let _ = (now, src, frame);
-        self.drops.add(DropReason::Unexpected);
-        Err(DropReason::Unexpected)
+        let result = self.route(now, src, frame);
+        if let Err(reason) = result {
+            self.drops.add(reason);
+        }
+        result
+    }
+
+    fn route(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
+        if src.is_multicast() || self.local_macs.contains(&src) {
+            return Err(DropReason::Source);
+        }
+        let (header, payload) = Header::parse(frame, self.service)?;
+        if matches!(header.kind, Kind::Discover | Kind::Here) {
+            if self.connectionless >= MAX_EVENTS {
+                return Err(DropReason::Full);
+            }
+            self.connectionless += 1;
+            self.events.push_back(HubEvent::Connectionless {
+                src,
+                header,
+                body: payload.to_vec(),
+            });
+            return Ok(());
+        }
+        let to_initiator = header.is_reply()
+            || matches!(header.kind, Kind::Progress | Kind::Notify | Kind::Refused);
+        if !to_initiator {
+            let server = self.server.as_mut().ok_or(DropReason::Unexpected)?;
+            return server.handle(now, src, &header, payload);
+        }
+        self.bring_up_to_date();
+        let answers_connect = header.kind == Kind::Connect || header.connection.0 == 0;
+        let index = if answers_connect {
+            self.by_nonce.get(&header.command.0)
+        } else {
+            self.by_connection.get(&header.connection)
+        };
+        let found = index.and_then(|i| Some((*i, self.slots[*i].as_mut()?)));
+        let Some((index, slot)) = found else {
+            return Err(if answers_connect {
+                DropReason::Unexpected
+            } else {
+                DropReason::Connection
+            });
+        };
+        let result = slot.client.handle(now, src, &header, payload);
+        self.refresh(index);
+        result
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Time) {
-        let _ = now;
+        self.bring_up_to_date();
+        while let Some(&(at, index)) = self.wakes.first() {
+            if at > now {
+                break;
+            }
+            self.wakes.pop_first();
+            if let Some(slot) = self.slots[index].as_mut() {
+                slot.wake = None;
+                slot.client.tick(now);
+                self.refresh(index);
+            }
+        }
+        if let Some(server) = &mut self.server {
+            server.tick(now);
+        }
     }
 
     /// When `tick` must be called next.
     pub fn deadline(&self) -> Option<Time> {
-        None
+        let touched = self
+            .touched
+            .iter()
+            .filter_map(|i| self.slots[*i].as_ref()?.client.deadline());
+        self.wakes
+            .first()
+            .map(|(at, _)| *at)
+            .into_iter()
+            .chain(self.server.as_ref().and_then(Server::deadline))
+            .chain(touched)
+            .min()
     }
 
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let _ = (now, out);
+        if let Some((mac, frame)) = self.farewells.pop_front() {
+            out.extend_from_slice(&frame);
+            return Some(mac);
+        }
+        self.server_turn = !self.server_turn;
+        if self.server_turn
+            && let Some(mac) = self.transmit_server(now, out)
+        {
+            return Some(mac);
+        }
+        self.transmit_clients(now, out)
+            .or_else(|| self.transmit_server(now, out))
+    }
+
+    fn transmit_server(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        self.server.as_mut()?.poll_transmit(now, out)
+    }
+
+    fn transmit_clients(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        self.bring_up_to_date();
+        while let Some(index) = self.ready.pop_front() {
+            let Some(slot) = self.slots[index].as_mut() else {
+                continue;
+            };
+            slot.ready = false;
+            if let Some(mac) = slot.client.poll_transmit(now, out) {
+                self.refresh(index);
+                return Some(mac);
+            }
+            self.rewake(index);
+        }
         None
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<HubEvent<K>> {
-        None
+        self.bring_up_to_date();
+        if let Some(event) = self.events.pop_front() {
+            if matches!(event, HubEvent::Connectionless { .. }) {
+                self.connectionless -= 1;
+            }
+            return Some(event);
+        }
+        self.server.as_mut()?.poll_event().map(HubEvent::Server)
     }
 
     /// Dropped frames by reason.
-    pub fn drops(&self) -> &Counters {
+    pub const fn drops(&self) -> &Counters {
         &self.drops
+    }
+
+    fn touch(&mut self, index: usize) {
+        if let Some(slot) = self.slots[index].as_mut()
+            && !std::mem::replace(&mut slot.touched, true)
+        {
+            self.touched.push(index);
+        }
+    }
+
+    fn bring_up_to_date(&mut self) {
+        while let Some(index) = self.touched.pop() {
+            if let Some(slot) = self.slots[index].as_mut() {
+                slot.touched = false;
+                self.refresh(index);
+            }
+        }
+    }
+
+    /// Brings what the tables hold of a client up to date, and takes its events.
+    fn refresh(&mut self, index: usize) {
+        let Some(slot) = self.slots[index].as_mut() else {
+            return;
+        };
+        let connection = slot.client.connection();
+        if connection != slot.connection {
+            self.by_connection.remove(&slot.connection);
+            if connection.0 != 0 {
+                self.by_connection.insert(connection, index);
+            }
+            slot.connection = connection;
+        }
+        let nonce = slot.client.nonce();
+        if nonce != slot.nonce {
+            if let Some(old) = slot.nonce {
+                self.by_nonce.remove(&old);
+            }
+            if let Some(nonce) = nonce {
+                self.by_nonce.insert(nonce, index);
+            }
+            slot.nonce = nonce;
+        }
+        while let Some(event) = slot.client.poll_event() {
+            self.events
+                .push_back(HubEvent::Client(slot.key.clone(), event));
+        }
+        if !std::mem::replace(&mut slot.ready, true) {
+            self.ready.push_back(index);
+        }
+        self.rewake(index);
+    }
+
+    /// Notes when a client has to be ticked. One that is noted too early is looked at again then.
+    fn rewake(&mut self, index: usize) {
+        let Some(slot) = self.slots[index].as_mut() else {
+            return;
+        };
+        if let Some(due) = slot.client.deadline()
+            && slot.wake.is_none_or(|at| due < at)
+        {
+            if let Some(at) = slot.wake.replace(due) {
+                self.wakes.remove(&(at, index));
+            }
+            self.wakes.insert((due, index));
+        }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-/// The least MTU (bytes behind the Ethernet header) that a peer may ask for.
-pub const MIN_MTU: u16 = 576;
 /// Commands that a client holds, sent or not; more are refused with `Full`.
 pub const MAX_COMMANDS: usize = 16_384;
 /// Request bytes that a client holds; more are refused with `Full`.
@@ -11,7 +9,7 @@ pub const MAX_QUEUED_BYTES: usize = 256 << 20;
 /// Request and reply bytes that a responder keeps for one session.
 pub const MAX_SESSION_BYTES: usize = 16 << 20;
 /// Request and reply bytes that a responder keeps for all of its sessions.
-pub const MAX_SERVER_BYTES: usize = 256 << 20;
+pub const MAX_SERVER_BYTES: usize = 512 << 20;
 /// Bytes of incomplete replies that a client keeps.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 /// Small control frames waiting to be sent; more are not answered.
@@ -56,3 +54,13 @@ pub const WINDOW_START: usize = 256 << 10;
 pub const WINDOW_MIN: usize = 32 << 10;
 /// The most bytes in flight.
 pub const WINDOW_MAX: usize = 4 << 20;
+/// The most separate pieces of one incomplete message.
+pub const MAX_SPANS: usize = 2048;
+/// Commands that a responder executes at the same time, all sessions together.
+pub const MAX_EXECUTING: usize = 65_536;
+/// Notifications (client) or connectionless frames (hub) waiting to be polled.
+pub const MAX_EVENTS: usize = 1024;
+/// The most that backing off makes of the interval of asking after a command that is being executed.
+pub const EXECUTING_PROBE_MAX: Duration = Duration::from_millis(100);
+/// How often, at most, a responder short of memory looks for some to take back.
+pub const RELIEF_INTERVAL: Duration = Duration::from_millis(100);

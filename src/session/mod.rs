@@ -7,8 +7,10 @@
 //! until they are empty, and call `tick` when `deadline` has come.
 
 mod client;
+mod flow;
 mod hub;
 pub mod limits;
+mod ranges;
 mod server;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};

@@ -1,0 +1,177 @@
+//! One command of a session, from its submission to its answer.
+
+use crate::session::flow::{RoundTrip, reply_charge};
+use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
+use crate::session::ranges::{Assembly, Ranges};
+use crate::wire::{Epoch, Flags, IodNumber, Kind, Status, Time};
+
+use super::Request;
+
+/// How far a command has come at the initiator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not sent in this session of the responder.
+    Queued,
+    /// Sent, or being sent.
+    Flight,
+    /// Answered, or not wanted any more.
+    Done,
+}
+
+/// Where a command's wake-up is noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    None,
+    /// In the list of commands that were sent once, by time of sending.
+    Fresh,
+    /// In the set of wake-ups.
+    At(Time),
+}
+
+/// What a probe that waits to be sent asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Probe {
+    None,
+    /// What is missing in front of what has arrived.
+    Gaps,
+    /// All that is missing.
+    All,
+}
+
+/// A reply of which not everything has arrived.
+#[derive(Debug)]
+pub(super) struct PartialReply {
+    pub(super) status: Status,
+    pub(super) assembly: Assembly,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) kind: Kind,
+    pub(super) flags: Flags,
+    pub(super) iod: IodNumber,
+    pub(super) epoch: Epoch,
+    pub(super) body: Vec<u8>,
+    /// Request and expected reply bytes, for the window.
+    pub(super) cost: usize,
+    /// Bytes that the responder charges for it.
+    pub(super) charge: usize,
+    pub(super) phase: Phase,
+    pub(super) cancelled: bool,
+    /// What of the body waits to be sent.
+    pub(super) unsent: Ranges,
+    /// Whether an empty body waits to be sent.
+    pub(super) unsent_empty: bool,
+    /// Whether the command is in the list of those that are being sent.
+    pub(super) sending: bool,
+    pub(super) probe: Probe,
+    /// Whether the responder is known to have the whole request.
+    pub(super) arrived: bool,
+    /// Timeouts in a row.
+    pub(super) tries: u32,
+    /// Whether anything was sent twice: then round trips say nothing.
+    pub(super) retried: bool,
+    /// When it was last sent or asked after.
+    pub(super) sent_at: Time,
+    /// When a part of the reply last arrived.
+    pub(super) heard_at: Time,
+    /// Since when there has been a gap in the reply that was not asked for.
+    pub(super) gap_since: Option<Time>,
+    /// When a gap was last asked for.
+    pub(super) gap_probed: Option<Time>,
+    /// Request bytes that the responder last said were missing.
+    pub(super) missing_bytes: u64,
+    pub(super) reply: Option<PartialReply>,
+    pub(super) timer: Timer,
+}
+
+impl Command {
+    pub(super) fn new(request: Request) -> Self {
+        Self {
+            kind: request.kind,
+            flags: if request.flags.contains(Flags::FUA) {
+                Flags::FUA
+            } else {
+                Flags::NONE
+            },
+            iod: request.iod,
+            epoch: request.epoch,
+            cost: request.body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
+            charge: request.body.len() + reply_charge(request.kind, &request.body),
+            body: request.body,
+            phase: Phase::Queued,
+            cancelled: false,
+            unsent: Ranges::default(),
+            unsent_empty: false,
+            sending: false,
+            probe: Probe::None,
+            arrived: false,
+            tries: 0,
+            retried: false,
+            sent_at: Time::ZERO,
+            heard_at: Time::ZERO,
+            gap_since: None,
+            gap_probed: None,
+            missing_bytes: u64::MAX,
+            reply: None,
+            timer: Timer::None,
+        }
+    }
+
+    /// Marks the whole request as to be sent.
+    pub(super) fn send_whole(&mut self) {
+        self.unsent = Ranges::whole(self.body.len() as u32);
+        self.unsent_empty = self.body.is_empty();
+    }
+
+    /// Whether anything of the request waits to be sent.
+    pub(super) const fn has_unsent(&self) -> bool {
+        self.unsent_empty || !self.unsent.is_empty()
+    }
+
+    /// Back to the state of a command that was never sent.
+    pub(super) fn rewind(&mut self) {
+        self.phase = Phase::Queued;
+        self.unsent.clear();
+        self.unsent_empty = false;
+        self.arrived = false;
+        self.retried = true;
+        self.reply = None;
+        self.missing_bytes = u64::MAX;
+        self.rest();
+    }
+
+    /// Nothing is due and nothing has been tried.
+    pub(super) const fn rest(&mut self) {
+        self.sending = false;
+        self.probe = Probe::None;
+        self.tries = 0;
+        self.gap_since = None;
+        self.gap_probed = None;
+        self.timer = Timer::None;
+    }
+
+    /// When the gap in the reply has to be asked for.
+    pub(super) fn gap_due(&self, rtt: &RoundTrip) -> Option<Time> {
+        let reordered = self.gap_since? + REORDER_DELAY;
+        let asked = self
+            .gap_probed
+            .map_or(Time::ZERO, |t| t + rtt.timeout(0, RTO_MAX));
+        Some(reordered.max(asked))
+    }
+
+    /// When something has to be done for the command if nothing happens until then.
+    pub(super) fn due(&self, rtt: &RoundTrip) -> Option<Time> {
+        if self.phase != Phase::Flight || self.has_unsent() || self.probe != Probe::None {
+            return None;
+        }
+        let max = if self.arrived {
+            EXECUTING_PROBE_MAX
+        } else {
+            RTO_MAX
+        };
+        let silent = self.sent_at.max(self.heard_at) + rtt.timeout(self.tries, max);
+        Some(self.gap_due(rtt).map_or(silent, |gap| gap.min(silent)))
+    }
+}

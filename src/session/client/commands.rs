@@ -1,0 +1,646 @@
+//! The commands of a session in their window: what to send next, what has been lost, what is answered.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::command::{Command, PartialReply, Phase, Probe, Timer};
+use super::{Request, SubmitError};
+use crate::session::flow::{RoundTrip, Window};
+use crate::session::limits::{
+    MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, MAX_SESSION_BYTES, RTO_MAX,
+};
+use crate::session::ranges::Assembly;
+use crate::wire::kind::Progress;
+use crate::wire::message::{MAX_RANGES, Missing, ProgressReport};
+use crate::wire::{
+    CommandId, DropReason, Flags, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Time, Wire,
+};
+
+/// Bytes that the responder may have to keep for this session: a little less than it would.
+const MAX_HELD_BYTES: usize = MAX_SESSION_BYTES - 2 * MAX_MESSAGE_BYTES;
+
+/// An answered command.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) command: CommandId,
+    pub(super) status: Status,
+    pub(super) body: Vec<u8>,
+}
+
+/// The commands of a session, numbered from 1.
+#[derive(Debug)]
+pub(super) struct Commands {
+    /// Commands from `floor` on; none below it lacks its answer.
+    list: VecDeque<Command>,
+    floor: u64,
+    /// The first command that was not sent yet in the responder's session.
+    next_send: u64,
+    credits: u16,
+    mtu: u16,
+    window: Window,
+    rtt: RoundTrip,
+    /// Charges of the sent commands from `floor` on: what the responder may have to keep.
+    held: usize,
+    /// Request bytes of commands that are not done.
+    queued_bytes: usize,
+    /// Reserved bytes of incomplete replies.
+    reply_bytes: usize,
+    /// Commands with something unsent, in order.
+    sending: VecDeque<u64>,
+    /// Commands with a probe to send, in order.
+    probing: VecDeque<u64>,
+    /// Commands sent once and not heard of, with the time of sending, in its order.
+    fresh: VecDeque<(u64, Time)>,
+    /// Other wake-ups.
+    wakes: BTreeSet<(Time, u64)>,
+}
+
+impl Commands {
+    pub(super) const fn new(credits: u16, mtu: u16) -> Self {
+        Self {
+            list: VecDeque::new(),
+            floor: 1,
+            next_send: 1,
+            credits,
+            mtu,
+            window: Window::new(),
+            rtt: RoundTrip::new(),
+            held: 0,
+            queued_bytes: 0,
+            reply_bytes: 0,
+            sending: VecDeque::new(),
+            probing: VecDeque::new(),
+            fresh: VecDeque::new(),
+            wakes: BTreeSet::new(),
+        }
+    }
+
+    fn get(&mut self, id: u64) -> Option<&mut Command> {
+        let index = id.checked_sub(self.floor)?;
+        self.list.get_mut(usize::try_from(index).ok()?)
+    }
+
+    /// The command, where it is in flight.
+    fn flying(&mut self, id: u64) -> Option<&mut Command> {
+        self.get(id).filter(|c| c.phase == Phase::Flight)
+    }
+
+    /// Commands that are not done, from the lowest such on.
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// How many commands the responder takes.
+    pub(super) const fn set_credits(&mut self, credits: u16) {
+        self.credits = credits;
+    }
+
+    /// The most bytes of a frame that both ends can receive.
+    pub(super) const fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
+    }
+
+    /// The identity with which a frame without a command tells the floor.
+    pub(super) const fn mark(&self) -> (CommandId, u16) {
+        (
+            CommandId(self.next_send),
+            (self.next_send - self.floor) as u16,
+        )
+    }
+
+    pub(super) fn submit(&mut self, request: Request) -> Result<CommandId, SubmitError> {
+        if !request.kind.is_request() {
+            return Err(SubmitError::NotARequest);
+        }
+        if request.body.len() > MAX_MESSAGE_BYTES {
+            return Err(SubmitError::TooLong);
+        }
+        if self.list.len() >= MAX_COMMANDS
+            || self.queued_bytes + request.body.len() > MAX_QUEUED_BYTES
+        {
+            return Err(SubmitError::Full);
+        }
+        let id = self.floor + self.list.len() as u64;
+        self.queued_bytes += request.body.len();
+        self.list.push_back(Command::new(request));
+        Ok(CommandId(id))
+    }
+
+    pub(super) fn cancel(&mut self, id: CommandId) -> bool {
+        let Some(command) = self.get(id.0).filter(|c| !c.cancelled) else {
+            return false;
+        };
+        match command.phase {
+            Phase::Done => return false,
+            Phase::Flight => command.cancelled = true,
+            Phase::Queued => self.finish(id.0),
+        }
+        true
+    }
+
+    /// Ends a command and moves the floor over the commands that are done.
+    fn finish(&mut self, id: u64) {
+        let Some(command) = self.get(id) else { return };
+        let phase = std::mem::replace(&mut command.phase, Phase::Done);
+        let (body, cost) = (std::mem::take(&mut command.body), command.cost);
+        let reply = command.reply.take();
+        let timer = std::mem::replace(&mut command.timer, Timer::None);
+        command.unsent.clear();
+        command.unsent_empty = false;
+        if phase == Phase::Queued {
+            // Never sent, so the responder keeps nothing for it.
+            command.charge = 0;
+        }
+        self.queued_bytes -= body.len();
+        self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
+        if phase == Phase::Flight {
+            self.window.done(cost);
+        }
+        if let Timer::At(at) = timer {
+            self.wakes.remove(&(at, id));
+        }
+        while self.list.front().is_some_and(|c| c.phase == Phase::Done) {
+            let command = self.list.pop_front();
+            self.held -= command.map_or(0, |c| c.charge);
+            self.floor += 1;
+        }
+        self.next_send = self.next_send.max(self.floor);
+        while self.fresh.front().is_some_and(|f| !self.is_fresh(*f)) {
+            self.fresh.pop_front();
+        }
+    }
+
+    fn is_fresh(&self, (id, sent_at): (u64, Time)) -> bool {
+        id.checked_sub(self.floor)
+            .and_then(|i| self.list.get(i as usize))
+            .is_some_and(|c| c.timer == Timer::Fresh && c.sent_at == sent_at)
+    }
+
+    /// Notes when the command has to be looked at.
+    fn arm(&mut self, id: u64) {
+        let rtt = self.rtt;
+        let Some(command) = self.flying(id) else {
+            return;
+        };
+        let due = command.due(&rtt);
+        let first = command.timer == Timer::None
+            && !command.retried
+            && command.gap_since.is_none()
+            && command.heard_at <= command.sent_at;
+        let sent_at = command.sent_at;
+        let timer = match due {
+            None => Timer::None,
+            Some(_) if first => Timer::Fresh,
+            Some(at) => Timer::At(at),
+        };
+        let old = std::mem::replace(&mut command.timer, timer);
+        if old == timer {
+            return;
+        }
+        if let Timer::At(at) = old {
+            self.wakes.remove(&(at, id));
+        }
+        match timer {
+            Timer::None => {}
+            Timer::Fresh => self.fresh.push_back((id, sent_at)),
+            Timer::At(at) => {
+                self.wakes.insert((at, id));
+            }
+        }
+    }
+
+    /// When [`Self::tick`] must be called next.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let fresh = self
+            .fresh
+            .front()
+            .map(|(_, sent)| *sent + self.rtt.timeout(0, RTO_MAX));
+        let wake = self.wakes.first().map(|(at, _)| *at);
+        fresh.into_iter().chain(wake).min()
+    }
+
+    /// Does what is due for commands that were not heard of.
+    pub(super) fn tick(&mut self, now: Time) {
+        while let Some(&(id, sent_at)) = self.fresh.front() {
+            if self.is_fresh((id, sent_at)) {
+                if sent_at + self.rtt.timeout(0, RTO_MAX) > now {
+                    break;
+                }
+                self.wake(now, id);
+            }
+            self.fresh.pop_front();
+        }
+        while let Some(&(at, id)) = self.wakes.first() {
+            if at > now {
+                break;
+            }
+            self.wakes.pop_first();
+            self.wake(now, id);
+        }
+    }
+
+    fn wake(&mut self, now: Time, id: u64) {
+        let rtt = self.rtt;
+        let next = self.next_send;
+        let Some(command) = self.flying(id) else {
+            return;
+        };
+        command.timer = Timer::None;
+        match command.due(&rtt) {
+            None => return,
+            Some(due) if due > now => {
+                command.timer = Timer::At(due);
+                self.wakes.insert((due, id));
+                return;
+            }
+            Some(_) => {}
+        }
+        command.retried = true;
+        if command.gap_due(&rtt).is_some_and(|due| due <= now) {
+            command.gap_since = None;
+            command.gap_probed = Some(now);
+            self.window.lost(id, next);
+            self.queue_probe(id, Probe::Gaps);
+        } else {
+            command.tries = command.tries.saturating_add(1);
+            self.ask_again(id);
+        }
+    }
+
+    /// Asks for the answer of a command: by the request itself where that is one small frame, by
+    /// a probe otherwise.
+    fn ask_again(&mut self, id: u64) {
+        let max = usize::from(self.mtu) - HEADER_LEN;
+        let Some(command) = self.flying(id) else {
+            return;
+        };
+        if command.arrived || command.reply.is_some() || command.body.len() > max {
+            self.queue_probe(id, Probe::All);
+        } else {
+            command.send_whole();
+            self.queue_sending(id);
+        }
+    }
+
+    fn queue_probe(&mut self, id: u64, probe: Probe) {
+        if let Some(command) = self.flying(id) {
+            let old = std::mem::replace(&mut command.probe, probe);
+            if old == Probe::None {
+                self.probing.push_back(id);
+            }
+        }
+    }
+
+    /// Queues a command with something unsent in front of those that were not sent yet.
+    fn queue_sending(&mut self, id: u64) {
+        if let Some(command) = self.flying(id)
+            && !std::mem::replace(&mut command.sending, true)
+        {
+            self.sending.push_back(id);
+        }
+    }
+
+    /// Whether an answer to a command of this kind is awaited under this identity.
+    pub(super) fn awaits(&mut self, id: CommandId, kind: Kind) -> bool {
+        self.flying(id.0).is_some_and(|c| c.kind == kind)
+    }
+
+    /// Takes (a segment of) a reply.
+    pub(super) fn on_reply(
+        &mut self,
+        now: Time,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<Option<Answered>, DropReason> {
+        let id = header.command.0;
+        if id < self.floor {
+            return Err(DropReason::OldCommand);
+        }
+        let reserved = self.reply_bytes;
+        let Some(command) = self.get(id) else {
+            return Err(DropReason::Unexpected);
+        };
+        match command.phase {
+            Phase::Flight => {}
+            Phase::Done => return Err(DropReason::OldCommand),
+            Phase::Queued => return Err(DropReason::Unexpected),
+        }
+        if header.kind != command.kind {
+            return Err(DropReason::Inconsistent);
+        }
+        let whole = payload.len() == header.message_len as usize;
+        let body = match &mut command.reply {
+            None if whole => Some(payload.to_vec()),
+            None => {
+                let len = header.message_len as usize;
+                if reserved > 0 && reserved + len > MAX_REPLY_BYTES {
+                    return Err(DropReason::Full);
+                }
+                let mut assembly = Assembly::new(header.message_len);
+                assembly.insert(header.segment_offset, payload)?;
+                command.reply = Some(PartialReply {
+                    status: header.status,
+                    assembly,
+                });
+                self.reply_bytes += len;
+                None
+            }
+            Some(partial) => {
+                if partial.status != header.status || partial.assembly.len() != header.message_len {
+                    return Err(DropReason::Inconsistent);
+                }
+                if !partial.assembly.insert(header.segment_offset, payload)? {
+                    return Ok(None);
+                }
+                if partial.assembly.is_complete() {
+                    command.reply.take().map(|r| {
+                        self.reply_bytes -= r.assembly.len() as usize;
+                        r.assembly.into_bytes()
+                    })
+                } else {
+                    None
+                }
+            }
+        };
+        let Some(command) = self.get(id) else {
+            return Err(DropReason::Unexpected);
+        };
+        let sample = (!std::mem::replace(&mut command.retried, true)).then_some(command.sent_at);
+        command.arrived = true;
+        if let Some(sent_at) = sample {
+            self.rtt.sample(now.since(sent_at));
+        }
+        let Some(body) = body else {
+            self.on_part(now, id);
+            return Ok(None);
+        };
+        let Some(command) = self.get(id) else {
+            return Err(DropReason::Unexpected);
+        };
+        let cancelled = command.cancelled;
+        self.finish(id);
+        Ok((!cancelled).then_some(Answered {
+            command: header.command,
+            status: header.status,
+            body,
+        }))
+    }
+
+    /// A part of a reply has arrived, and more is missing.
+    fn on_part(&mut self, now: Time, id: u64) {
+        let Some(command) = self.flying(id) else {
+            return;
+        };
+        command.heard_at = now;
+        command.tries = 0;
+        let gap = command.reply.as_ref().is_some_and(|r| r.assembly.has_gap());
+        let noticed = gap && command.gap_since.is_none();
+        command.gap_since = gap.then(|| command.gap_since.unwrap_or(now));
+        if noticed || command.timer == Timer::None {
+            self.arm(id);
+        }
+    }
+
+    /// Takes the responder's word on how far a command has come.
+    pub(super) fn on_progress(
+        &mut self,
+        id: CommandId,
+        report: &ProgressReport,
+    ) -> Result<(), DropReason> {
+        let (id, next) = (id.0, self.next_send);
+        if id < self.floor {
+            return Err(DropReason::OldCommand);
+        }
+        let Some(command) = self.flying(id) else {
+            return Err(DropReason::Unexpected);
+        };
+        match report.progress {
+            Progress::Executing => {
+                command.arrived = true;
+                command.unsent.clear();
+                command.unsent_empty = false;
+                self.arm(id);
+            }
+            // What was said before the request (or the reply) got through says nothing.
+            _ if command.arrived => return Err(DropReason::Unexpected),
+            Progress::Unknown => {
+                command.send_whole();
+                self.window.lost(id, next);
+                self.queue_sending(id);
+            }
+            Progress::Incomplete => {
+                let len = command.body.len() as u64;
+                let missing = &report.missing.ranges;
+                let fits = |r: &crate::wire::message::ByteRange| {
+                    u64::from(r.offset) + u64::from(r.len) <= len
+                };
+                if missing.is_empty() || !missing.iter().all(fits) {
+                    return Err(DropReason::Inconsistent);
+                }
+                let bytes = missing.iter().map(|r| u64::from(r.len)).sum();
+                if bytes < command.missing_bytes {
+                    command.tries = 0;
+                    command.missing_bytes = bytes;
+                }
+                for range in missing {
+                    command
+                        .unsent
+                        .insert(range.offset, range.offset + range.len);
+                }
+                self.window.lost(id, next);
+                self.queue_sending(id);
+            }
+            Progress::Forgotten => return Err(DropReason::Unexpected),
+        }
+        Ok(())
+    }
+
+    /// Appends one frame to `out` where there is one to send: `base` has what is the same in all
+    /// frames of the connection.
+    pub(super) fn transmit(&mut self, now: Time, base: &Header, out: &mut Vec<u8>) -> bool {
+        while let Some(id) = self.probing.pop_front() {
+            if self.transmit_probe(now, id, base, out) {
+                return true;
+            }
+        }
+        loop {
+            while let Some(&id) = self.sending.front() {
+                if self.transmit_segment(now, id, base, out) {
+                    return true;
+                }
+                self.sending.pop_front();
+            }
+            if !self.admit() {
+                return false;
+            }
+        }
+    }
+
+    /// Starts to send the next command, where the window has room for it.
+    fn admit(&mut self) -> bool {
+        loop {
+            let id = self.next_send;
+            if id >= self.floor + u64::from(self.credits) {
+                return false;
+            }
+            let (held, admits) = (self.held, self.window);
+            let Some(command) = self.get(id) else {
+                return false;
+            };
+            if command.phase != Phase::Queued {
+                self.next_send += 1;
+                continue;
+            }
+            let (cost, charge) = (command.cost, command.charge);
+            if !admits.admits(cost) || (held > 0 && held + charge > MAX_HELD_BYTES) {
+                return false;
+            }
+            command.phase = Phase::Flight;
+            command.send_whole();
+            self.next_send += 1;
+            self.held += charge;
+            self.window.sent(cost);
+            self.queue_sending(id);
+            return true;
+        }
+    }
+
+    fn transmit_segment(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
+        let floor = self.floor;
+        let max = u32::from(self.mtu) - HEADER_LEN as u32;
+        let Some(command) = self.get(id) else {
+            return false;
+        };
+        let (start, end) = if std::mem::take(&mut command.unsent_empty) {
+            (0, 0)
+        } else if let Some(segment) = command.unsent.take_front(max) {
+            segment
+        } else {
+            command.sending = false;
+            return false;
+        };
+        let header = Header {
+            kind: command.kind,
+            flags: if command.retried {
+                command.flags.with(Flags::RETRY)
+            } else {
+                command.flags
+            },
+            iod: command.iod,
+            epoch: command.epoch,
+            command: CommandId(id),
+            outstanding: (id - floor) as u16,
+            segment_offset: start,
+            message_len: command.body.len() as u32,
+            ..*base
+        };
+        header.emit(&command.body[start as usize..end as usize], out);
+        if !command.has_unsent() {
+            command.sent_at = now;
+            command.sending = false;
+            self.sending.pop_front();
+            self.arm(id);
+        }
+        true
+    }
+
+    fn transmit_probe(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
+        let floor = self.floor;
+        let max = ranges_per_frame(self.mtu);
+        let Some(command) = self.flying(id) else {
+            return false;
+        };
+        let ranges = match (&command.reply, command.probe) {
+            (_, Probe::None) => return false,
+            (None, _) => Vec::new(),
+            (Some(reply), Probe::Gaps) => reply.assembly.gaps(max),
+            (Some(reply), Probe::All) => reply.assembly.missing(max),
+        };
+        let gone = command.probe == Probe::Gaps && ranges.is_empty();
+        command.probe = Probe::None;
+        if !gone {
+            command.sent_at = now;
+            let header = Header {
+                kind: Kind::Probe,
+                command: CommandId(id),
+                outstanding: (id - floor) as u16,
+                ..*base
+            };
+            header.emit_whole(&Missing { ranges }.to_body(), out);
+        }
+        self.arm(id);
+        !gone
+    }
+
+    fn stop_timers(&mut self) {
+        self.fresh.clear();
+        self.wakes.clear();
+        self.probing.clear();
+        self.sending.clear();
+    }
+
+    /// The connection is gone: nothing is sent until [`Self::resume`] or [`Self::restart`].
+    pub(super) fn pause(&mut self) {
+        self.stop_timers();
+        for command in &mut self.list {
+            command.rest();
+        }
+    }
+
+    /// A connection is there again, and the responder knows what it knew: asks after everything.
+    pub(super) fn resume(&mut self) {
+        self.pause();
+        for id in self.floor..self.next_send {
+            let Some(command) = self.flying(id) else {
+                continue;
+            };
+            let half_sent = command.has_unsent();
+            command.retried = true;
+            if half_sent {
+                self.queue_sending(id);
+            } else {
+                self.ask_again(id);
+            }
+        }
+    }
+
+    /// A connection is there, and the responder knows nothing: everything unanswered is sent
+    /// again. What is not wanted any more is not.
+    pub(super) fn restart(&mut self) {
+        self.stop_timers();
+        self.window.clear();
+        self.held = 0;
+        self.reply_bytes = 0;
+        for command in &mut self.list {
+            if command.phase == Phase::Flight {
+                command.rewind();
+            }
+            if command.phase == Phase::Done {
+                command.charge = 0;
+            }
+        }
+        let cancelled: Vec<u64> = (self.floor..)
+            .zip(&self.list)
+            .filter(|(_, c)| c.cancelled && c.phase == Phase::Queued)
+            .map(|(id, _)| id)
+            .collect();
+        for id in cancelled {
+            self.finish(id);
+        }
+        self.next_send = self.floor;
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.credits, self.mtu);
+    }
+
+    #[cfg(test)]
+    pub(super) const fn window(&self) -> &Window {
+        &self.window
+    }
+}
+
+/// How many ranges a probe or progress frame can name.
+pub(in crate::session) fn ranges_per_frame(mtu: u16) -> usize {
+    ((usize::from(mtu) - HEADER_LEN - 5) / 8).min(MAX_RANGES)
+}

@@ -1,0 +1,460 @@
+//! The initiator's end of a session: commands in flight, their recovery, and staying connected.
+
+mod command;
+mod commands;
+mod connect;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::limits::{
+    KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
+};
+use crate::wire::header::MIN_MTU;
+use crate::wire::kind::{Event, Role};
+use crate::wire::message::{Notification, ProgressReport};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
+    IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
+};
+use commands::Commands;
+pub(super) use commands::ranges_per_frame;
+
+/// What a client is and whom it connects to.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The initiator.
+    pub local: Guid,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// What it is.
+    pub role: Role,
+    /// Its cluster, in every frame.
+    pub cluster: ClusterName,
+    /// Names the session within the incarnation. A larger number replaces a smaller one at the same
+    /// responder and controller; a number that turns out to be taken is raised by the client itself.
+    pub session: u64,
+    /// Who must answer; NIL for whoever it is.
+    pub remote: Guid,
+    /// The controller, 0 on the management EtherType.
+    pub ioc: IocNumber,
+    /// Whether this is the service EtherType.
+    pub service: bool,
+    /// The most bytes of a frame behind its Ethernet header.
+    pub mtu: u16,
+    /// Commands to have outstanding at most; the responder may grant fewer.
+    pub credits: u16,
+}
+
+/// A request to be delivered exactly once.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is asked.
+    pub kind: Kind,
+    /// [`Flags::FUA`] or none.
+    pub flags: Flags,
+    /// The device, 0 where none.
+    pub iod: IodNumber,
+    /// The ownership epoch, 0 where none.
+    pub epoch: Epoch,
+    /// The message body, at most [`crate::wire::MAX_MESSAGE_BYTES`].
+    pub body: Vec<u8>,
+    /// Reply bytes to expect, for the window; a guess is good enough.
+    pub expect: usize,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many commands or bytes wait already; try again after a reply.
+    #[error("the session's queue is full")]
+    Full,
+    /// The body is over [`crate::wire::MAX_MESSAGE_BYTES`].
+    #[error("the message is too long")]
+    TooLong,
+    /// The kind is not a request.
+    #[error("the kind is not a request")]
+    NotARequest,
+    /// The client was closed.
+    #[error("the session is closed")]
+    Closed,
+}
+
+/// What a client reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// A connection is open.
+    Connected {
+        /// Who answered.
+        responder: Guid,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Whether it still knew the session's commands.
+        resumed: bool,
+    },
+    /// The connection is gone; the client keeps trying to open another.
+    Lost,
+    /// A connect was refused; the client keeps trying.
+    Refused(Status),
+    /// A command was answered.
+    Reply {
+        /// Which one.
+        command: CommandId,
+        /// How it ended.
+        status: Status,
+        /// The reply's body.
+        body: Vec<u8>,
+    },
+    /// Something changed at the responder.
+    Notified(Notification),
+}
+
+/// The initiator's end of one session.
+#[derive(Debug)]
+pub struct Client {
+    config: ClientConfig,
+    rng: fastrand::Rng,
+    state: State,
+    /// The session's number, raised where the configured one turns out to be taken.
+    session: u64,
+    attempt: u32,
+    remote: Mac,
+    commands: Commands,
+    /// Who answered last, and its incarnation: another one has forgotten the session.
+    responder: Option<(Guid, Incarnation)>,
+    /// When the last connection was lost.
+    lost_at: Option<Time>,
+    /// The refusal that was reported last, since the last connection.
+    refused: Option<Status>,
+    /// Notifications seen, by what they are about: the newest number.
+    notified: BTreeMap<(Event, IocNumber), u64>,
+    control: VecDeque<(Header, Vec<u8>)>,
+    events: VecDeque<ClientEvent>,
+    /// Events that are notifications.
+    notifications: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No address is known.
+    Idle,
+    Connecting(Connecting),
+    Connected(Connection),
+    Closed,
+}
+
+/// An attempt to open a connection.
+#[derive(Debug)]
+struct Connecting {
+    nonce: u64,
+    tries: u32,
+    /// When the connect is sent (again).
+    at: Time,
+    due: bool,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct Connection {
+    id: ConnectionId,
+    heard_at: Time,
+    /// When the last keep-alive was sent.
+    asked_at: Time,
+    /// Keep-alives unanswered in a row.
+    missed: u32,
+}
+
+impl Connection {
+    /// When a keep-alive is due.
+    fn silent_at(&self) -> Time {
+        self.heard_at.max(self.asked_at) + KEEPALIVE_INTERVAL
+    }
+}
+
+impl Client {
+    /// A client that is not connected. `seed` makes its nonces.
+    pub fn new(config: ClientConfig, seed: u64) -> Self {
+        let mix = xxhash_rust::xxh3::xxh3_64(
+            &(config.local.0 ^ u128::from(config.incarnation.0)).to_be_bytes(),
+        );
+        let credits = config.credits.clamp(1, MAX_CREDITS);
+        let mtu = config.mtu.max(MIN_MTU);
+        Self {
+            rng: fastrand::Rng::with_seed(seed ^ mix ^ config.session),
+            state: State::Idle,
+            session: config.session,
+            attempt: 0,
+            remote: Mac::default(),
+            commands: Commands::new(credits, mtu),
+            responder: None,
+            lost_at: None,
+            refused: None,
+            notified: BTreeMap::new(),
+            control: VecDeque::new(),
+            events: VecDeque::new(),
+            notifications: 0,
+            config: ClientConfig {
+                credits,
+                mtu,
+                ..config
+            },
+        }
+    }
+
+    /// What it was made from.
+    pub const fn config(&self) -> &ClientConfig {
+        &self.config
+    }
+
+    /// Connects to `remote` and from then on keeps itself connected; with another address later,
+    /// moves there.
+    pub fn connect(&mut self, now: Time, remote: Mac) {
+        if matches!(self.state, State::Closed) || (!self.is_idle() && self.remote == remote) {
+            return;
+        }
+        self.remote = remote;
+        self.reconnect(now, now);
+    }
+
+    /// Queues a request; it is sent as soon as there is a connection and room in the window.
+    pub fn submit(&mut self, now: Time, request: Request) -> Result<CommandId, SubmitError> {
+        let _ = now;
+        if matches!(self.state, State::Closed) {
+            return Err(SubmitError::Closed);
+        }
+        self.commands.submit(request)
+    }
+
+    /// Gives up interest in a command: its reply will not be reported. What was sent may still be
+    /// executed. Returns whether the command was outstanding.
+    pub fn cancel(&mut self, command: CommandId) -> bool {
+        self.commands.cancel(command)
+    }
+
+    /// Commands whose answer has not come, cancelled ones included, up to the newest.
+    pub fn outstanding(&self) -> usize {
+        self.commands.count()
+    }
+
+    /// Ends the session: a disconnect is sent once, commands are forgotten without a reply.
+    pub fn close(&mut self, now: Time) {
+        let _ = now;
+        self.control.clear();
+        self.commands.clear();
+        if let State::Connected(connection) = &self.state {
+            let header = Header {
+                kind: Kind::Disconnect,
+                ..self.base(connection.id)
+            };
+            self.control.push_back((header, Vec::new()));
+        }
+        self.state = State::Closed;
+    }
+
+    /// Whether a connection is open.
+    pub const fn is_connected(&self) -> bool {
+        matches!(self.state, State::Connected(_))
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub const fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    const fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// The open connection, 0 for none.
+    pub const fn connection(&self) -> ConnectionId {
+        match &self.state {
+            State::Connected(connection) => connection.id,
+            _ => ConnectionId(0),
+        }
+    }
+
+    /// The nonce of the connect that awaits its reply.
+    pub const fn nonce(&self) -> Option<u64> {
+        match &self.state {
+            State::Connecting(connecting) => Some(connecting.nonce),
+            _ => None,
+        }
+    }
+
+    /// Whether a frame to an initiator is for this client: by connection, or by connect nonce.
+    pub fn owns(&self, header: &Header) -> bool {
+        match &self.state {
+            State::Connected(connection) => {
+                header.connection == connection.id && header.kind != Kind::Connect
+            }
+            State::Connecting(connecting) => {
+                header.command.0 == connecting.nonce && answers_connect(header)
+            }
+            State::Idle | State::Closed => false,
+        }
+    }
+
+    /// Takes a frame.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        src: Mac,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let _ = src;
+        if !self.owns(header) {
+            return Err(if header.connection.0 == 0 || answers_connect(header) {
+                DropReason::Unexpected
+            } else {
+                DropReason::Connection
+            });
+        }
+        match &mut self.state {
+            State::Connecting(_) => return self.on_connect_answer(now, header, payload),
+            State::Connected(connection) => {
+                connection.heard_at = connection.heard_at.max(now);
+                connection.missed = 0;
+            }
+            State::Idle | State::Closed => return Err(DropReason::Unexpected),
+        }
+        if header.credits != 0 {
+            self.commands
+                .set_credits(header.credits.min(self.config.credits));
+        }
+        match header.kind {
+            Kind::Refused => {
+                self.reconnect_limited(now);
+                Ok(())
+            }
+            Kind::Progress => {
+                let report = ProgressReport::from_body(payload).map_err(|_| DropReason::Body)?;
+                self.commands.on_progress(header.command, &report)
+            }
+            Kind::Notify => self.on_notify(header, payload),
+            // A keep-alive of our own: that it was answered is all it says.
+            Kind::KeepAlive
+                if header.is_reply() && !self.commands.awaits(header.command, header.kind) =>
+            {
+                Ok(())
+            }
+            kind if kind.is_request() && header.is_reply() => {
+                if let Some(answered) = self.commands.on_reply(now, header, payload)? {
+                    self.events.push_back(ClientEvent::Reply {
+                        command: answered.command,
+                        status: answered.status,
+                        body: answered.body,
+                    });
+                }
+                Ok(())
+            }
+            _ => Err(DropReason::Unexpected),
+        }
+    }
+
+    fn on_notify(&mut self, header: &Header, payload: &[u8]) -> Result<(), DropReason> {
+        let note = Notification::from_body(payload).map_err(|_| DropReason::Body)?;
+        let about = (note.event, note.ioc);
+        let seen = self.notified.get(&about).is_some_and(|n| *n >= note.number);
+        if self.control.len() >= MAX_CONTROL_FRAMES
+            || (!seen && self.notifications >= MAX_EVENTS)
+            || (self.notified.len() >= MAX_EVENTS && !self.notified.contains_key(&about))
+        {
+            return Err(DropReason::Full);
+        }
+        let ack = Header {
+            kind: Kind::NotifyAck,
+            ..self.base(header.connection)
+        };
+        self.control.push_back((ack, payload.to_vec()));
+        if !seen {
+            self.notified.insert(about, note.number);
+            self.notifications += 1;
+            self.events.push_back(ClientEvent::Notified(note));
+        }
+        Ok(())
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Time) {
+        match &mut self.state {
+            State::Connecting(connecting) => {
+                if connecting.at <= now {
+                    connecting.due = true;
+                }
+            }
+            State::Connected(connection) => {
+                if connection.silent_at() <= now {
+                    if connection.missed >= KEEPALIVE_MISSED {
+                        self.reconnect(now, now);
+                        return;
+                    }
+                    connection.missed += 1;
+                    connection.asked_at = now;
+                    let header = Header {
+                        kind: Kind::KeepAlive,
+                        ..self.base(self.connection())
+                    };
+                    self.control.push_back((header, Vec::new()));
+                }
+                self.commands.tick(now);
+            }
+            State::Idle | State::Closed => {}
+        }
+    }
+
+    /// When `tick` must be called next.
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.state {
+            State::Connecting(connecting) => (!connecting.due).then_some(connecting.at),
+            State::Connected(connection) => {
+                let alive = connection.silent_at();
+                Some(self.commands.deadline().map_or(alive, |t| t.min(alive)))
+            }
+            State::Idle | State::Closed => None,
+        }
+    }
+
+    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// send now.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        if let Some((mut header, body)) = self.control.pop_front() {
+            (header.command, header.outstanding) = self.commands.mark();
+            header.emit_whole(&body, out);
+            return Some(self.remote);
+        }
+        let base = self.base(self.connection());
+        let sent = match &mut self.state {
+            State::Connecting(_) => self.transmit_connect(now, out),
+            State::Connected(_) => self.commands.transmit(now, &base, out),
+            State::Idle | State::Closed => false,
+        };
+        sent.then_some(self.remote)
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        let event = self.events.pop_front();
+        if matches!(event, Some(ClientEvent::Notified(_))) {
+            self.notifications -= 1;
+        }
+        event
+    }
+
+    /// What is the same in all frames of a connection.
+    const fn base(&self, connection: ConnectionId) -> Header {
+        let mut header = Header::new(Kind::KeepAlive);
+        header.connection = connection;
+        header.ioc = self.config.ioc;
+        header.cluster = self.config.cluster;
+        header
+    }
+}
+
+/// Whether the frame's kind answers a connect.
+const fn answers_connect(header: &Header) -> bool {
+    match header.kind {
+        Kind::Connect => header.is_reply(),
+        Kind::Refused => header.connection.0 == 0,
+        _ => false,
+    }
+}

@@ -1,0 +1,189 @@
+//! How fast a session sends: round trips, timeouts, and bytes in flight.
+
+use std::time::Duration;
+
+use crate::wire::message::IoRange;
+use crate::wire::{Kind, MAX_MESSAGE_BYTES, Reader};
+
+use super::limits::{
+    RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_MAX, WINDOW_MIN, WINDOW_START,
+};
+
+/// The most bytes that the reply to a request may have, as far as its kind and body say: what a
+/// responder must be ready to keep for it.
+pub(super) fn reply_charge(kind: Kind, body: &[u8]) -> usize {
+    match kind {
+        Kind::Read => Reader::new(body)
+            .get::<IoRange>()
+            .map_or(0, |range| range.len.min(MAX_MESSAGE_BYTES as u64) as usize),
+        Kind::Membership
+        | Kind::TableRows
+        | Kind::Controllers
+        | Kind::Registers
+        | Kind::Devices => MAX_MESSAGE_BYTES,
+        _ => 4096,
+    }
+}
+
+/// Measured round trips (commands that were not retried, after Karn) and the timeout they make.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoundTrip {
+    smoothed: Option<Duration>,
+    variation: Duration,
+    timeout: Duration,
+}
+
+impl RoundTrip {
+    pub(super) const fn new() -> Self {
+        Self {
+            smoothed: None,
+            variation: Duration::ZERO,
+            timeout: RTO_INITIAL,
+        }
+    }
+
+    /// Takes a measurement.
+    pub(super) fn sample(&mut self, measured: Duration) {
+        let smoothed = match self.smoothed {
+            None => {
+                self.variation = measured / 2;
+                measured
+            }
+            Some(smoothed) => {
+                self.variation = (self.variation * 3 + smoothed.abs_diff(measured)) / 4;
+                (smoothed * 7 + measured) / 8
+            }
+        };
+        self.smoothed = Some(smoothed);
+        self.timeout = (smoothed + self.variation * 4).clamp(RTO_MIN, RTO_FIRST_MAX);
+    }
+
+    /// How long to wait for an answer that was asked for `tries` times in vain before, at most
+    /// `max`.
+    pub(super) fn timeout(&self, tries: u32, max: Duration) -> Duration {
+        self.timeout
+            .saturating_mul(1 << tries.min(12))
+            .min(max.max(self.timeout))
+            .min(RTO_MAX)
+    }
+}
+
+/// Bytes in flight and how many there may be: additive increase, multiplicative decrease.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    size: usize,
+    /// Up to here the window doubles each round trip.
+    threshold: usize,
+    in_flight: usize,
+    /// One decrease for all losses among the commands below this one.
+    recovering_until: u64,
+}
+
+impl Window {
+    pub(super) const fn new() -> Self {
+        Self {
+            size: WINDOW_START,
+            threshold: WINDOW_MAX,
+            in_flight: 0,
+            recovering_until: 0,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether a command of `cost` bytes may be sent now; a lone one always may.
+    pub(super) const fn admits(&self, cost: usize) -> bool {
+        self.in_flight == 0 || self.in_flight.saturating_add(cost) <= self.size
+    }
+
+    pub(super) const fn sent(&mut self, cost: usize) {
+        self.in_flight = self.in_flight.saturating_add(cost);
+    }
+
+    /// A command of `cost` bytes is answered.
+    pub(super) fn done(&mut self, cost: usize) {
+        // A window that is not used does not grow.
+        if self.in_flight.saturating_mul(2) >= self.size {
+            let grow = if self.size < self.threshold {
+                cost
+            } else {
+                (cost * WINDOW_MIN / self.size).max(1)
+            };
+            self.size = (self.size + grow).min(WINDOW_MAX);
+        }
+        self.release(cost);
+    }
+
+    /// A command of `cost` bytes is not in flight any more, without an answer.
+    pub(super) const fn release(&mut self, cost: usize) {
+        self.in_flight = self.in_flight.saturating_sub(cost);
+    }
+
+    /// Something of `command` was lost, when commands below `next` had been sent.
+    pub(super) fn lost(&mut self, command: u64, next: u64) {
+        if command >= self.recovering_until {
+            self.size = (self.size / 2).max(WINDOW_MIN);
+            self.threshold = self.size;
+            self.recovering_until = next;
+        }
+    }
+
+    /// Nothing is in flight any more.
+    pub(super) const fn clear(&mut self) {
+        self.in_flight = 0;
+        self.recovering_until = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeout_follows_the_round_trips_within_its_limits() {
+        let mut rtt = RoundTrip::new();
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_INITIAL);
+        for _ in 0..100 {
+            rtt.sample(Duration::from_micros(50));
+        }
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_MIN);
+        assert_eq!(rtt.timeout(3, RTO_MAX), RTO_MIN * 8);
+        assert_eq!(rtt.timeout(30, RTO_MAX), RTO_MAX);
+        for _ in 0..100 {
+            rtt.sample(Duration::from_millis(15));
+        }
+        assert!((14..40).contains(&rtt.timeout(0, RTO_MAX).as_millis()));
+        rtt.sample(Duration::from_secs(9));
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_FIRST_MAX);
+        assert_eq!(
+            rtt.timeout(30, Duration::from_millis(100)),
+            Duration::from_millis(100)
+        );
+    }
+
+    #[test]
+    fn the_window_grows_with_use_and_halves_once_for_a_burst_of_losses() {
+        let mut window = Window::new();
+        assert!(window.admits(WINDOW_MAX), "a lone command always goes");
+        window.sent(4096);
+        window.done(4096);
+        assert_eq!(window.size(), WINDOW_START, "not used, not grown");
+        for _ in 0..1000 {
+            while window.admits(65_536) {
+                window.sent(65_536);
+            }
+            window.done(65_536);
+        }
+        assert_eq!(window.size(), WINDOW_MAX);
+        window.lost(5, 9);
+        window.lost(7, 12);
+        assert_eq!(window.size(), WINDOW_MAX / 2);
+        for id in 0..20 {
+            window.lost(100 + id * 10, 101 + id * 10);
+        }
+        assert_eq!(window.size(), WINDOW_MIN);
+    }
+}

@@ -1,0 +1,497 @@
+//! The responder's end of sessions: each command executed at most once, answers kept and repeated.
+
+mod connect;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::limits::{
+    HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING, MAX_SERVER_BYTES,
+    MAX_SESSION_BYTES, SESSION_TTL,
+};
+use crate::wire::header::MIN_MTU;
+use crate::wire::kind::{Event, Role};
+use crate::wire::message::{Missing, Notification};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
+    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Time, Wire,
+};
+use session::{Budget, Session, Taken};
+
+/// What a server is and what it grants.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The responder.
+    pub local: Guid,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The only cluster served; `None` serves any (fabric services).
+    pub cluster: Option<ClusterName>,
+    /// Whether this is the service EtherType.
+    pub service: bool,
+    /// The most bytes of a frame behind its Ethernet header.
+    pub mtu: u16,
+    /// Commands that an initiator may have outstanding.
+    pub credits: u16,
+    /// Sessions kept at most.
+    pub max_connections: usize,
+}
+
+/// Who opened a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The initiator.
+    pub guid: Guid,
+    /// What it is.
+    pub role: Role,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The cluster it says it is of.
+    pub cluster: ClusterName,
+    /// Its address.
+    pub mac: Mac,
+}
+
+/// What a server reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// A connection is open and its initiator has used it.
+    Opened {
+        /// Its number.
+        connection: ConnectionId,
+        /// The controller it is to, 0 for none.
+        ioc: IocNumber,
+        /// Who opened it.
+        peer: Peer,
+    },
+    /// A connection is gone (perhaps replaced: then its session's next one is reported as opened).
+    Closed {
+        /// Its number.
+        connection: ConnectionId,
+    },
+    /// A command to execute, once. Must be answered with [`Server::reply`], even when its
+    /// connection has been closed meanwhile.
+    Request {
+        /// The connection it came by.
+        connection: ConnectionId,
+        /// Its identity.
+        command: CommandId,
+        /// What is asked.
+        kind: Kind,
+        /// Its flags.
+        flags: Flags,
+        /// The controller addressed.
+        ioc: IocNumber,
+        /// The device addressed.
+        iod: IodNumber,
+        /// The ownership epoch under which the sender acts.
+        epoch: Epoch,
+        /// The sender.
+        peer: Guid,
+        /// The message body.
+        body: Vec<u8>,
+    },
+}
+
+/// A command handed out and not answered.
+#[derive(Debug)]
+struct Executing {
+    slot: usize,
+    uid: u64,
+    key: (Guid, IocNumber),
+}
+
+/// The responder's end of all sessions on one EtherType.
+#[derive(Debug)]
+pub struct Server {
+    config: ServerConfig,
+    rng: fastrand::Rng,
+    sessions: Vec<Option<Box<Session>>>,
+    free: Vec<usize>,
+    next_uid: u64,
+    by_connection: BTreeMap<ConnectionId, usize>,
+    /// The session of an initiator with a controller: one.
+    by_key: BTreeMap<(Guid, IocNumber), usize>,
+    executing: BTreeMap<(ConnectionId, CommandId), Executing>,
+    /// How many commands of sessions that are gone are still being executed.
+    draining: BTreeMap<(Guid, IocNumber), usize>,
+    /// Bytes that all sessions hold.
+    held: usize,
+    wakes: BTreeSet<(Time, usize)>,
+    /// Sessions with something to send, in turn.
+    ready: VecDeque<usize>,
+    control: VecDeque<(Mac, Header, Vec<u8>)>,
+    events: VecDeque<ServerEvent>,
+    relieved_at: Time,
+}
+
+impl Server {
+    /// A server without sessions. `seed` makes its connection numbers.
+    pub fn new(config: ServerConfig, seed: u64) -> Self {
+        // The incarnation makes the numbers of each start different, whatever the seed.
+        let mut mix = config.local.0.to_be_bytes().to_vec();
+        mix.extend_from_slice(&config.incarnation.0.to_be_bytes());
+        mix.extend_from_slice(&seed.to_be_bytes());
+        Self {
+            rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
+            sessions: Vec::new(),
+            free: Vec::new(),
+            next_uid: 0,
+            by_connection: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            executing: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            held: 0,
+            wakes: BTreeSet::new(),
+            ready: VecDeque::new(),
+            control: VecDeque::new(),
+            events: VecDeque::new(),
+            relieved_at: Time::ZERO,
+            config: ServerConfig {
+                mtu: config.mtu.max(MIN_MTU),
+                credits: config.credits.clamp(1, MAX_CREDITS),
+                ..config
+            },
+        }
+    }
+
+    /// What it was made from.
+    pub const fn config(&self) -> &ServerConfig {
+        &self.config
+    }
+
+    /// Serves another cluster from now on; sessions of others are closed.
+    pub fn set_cluster(&mut self, cluster: Option<ClusterName>) {
+        self.config.cluster = cluster;
+        let Some(cluster) = cluster else { return };
+        let others: Vec<usize> = self
+            .by_key
+            .values()
+            .copied()
+            .filter(|slot| {
+                let session = self.sessions[*slot].as_ref();
+                session.is_some_and(|s| s.peer.cluster != cluster)
+            })
+            .collect();
+        for slot in others {
+            self.remove(slot);
+        }
+    }
+
+    /// Takes a frame.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        src: Mac,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let kind = header.kind;
+        let ours = kind.is_request()
+            || matches!(
+                kind,
+                Kind::Connect | Kind::Disconnect | Kind::Probe | Kind::NotifyAck
+            );
+        if header.is_reply() || !ours {
+            return Err(DropReason::Unexpected);
+        }
+        if kind == Kind::Connect {
+            return self.on_connect(now, src, header, payload);
+        }
+        let Some(&slot) = self.by_connection.get(&header.connection) else {
+            if !matches!(kind, Kind::Disconnect | Kind::NotifyAck) {
+                self.refuse(src, header, Status::UnknownConnection);
+            }
+            return Err(DropReason::Connection);
+        };
+        let Some(session) = self.sessions[slot].as_mut() else {
+            return Err(DropReason::Connection);
+        };
+        if header.cluster != session.peer.cluster {
+            return Err(DropReason::Cluster);
+        }
+        if header.ioc != session.ioc {
+            return Err(DropReason::Inconsistent);
+        }
+        if kind == Kind::Disconnect {
+            self.remove(slot);
+            return Ok(());
+        }
+        session.heard_at = session.heard_at.max(now);
+        if !session.confirmed {
+            session.confirmed = true;
+            session.known = true;
+            self.events.push_back(ServerEvent::Opened {
+                connection: session.connection,
+                ioc: session.ioc,
+                peer: session.peer,
+            });
+        }
+        let before = session.held;
+        let result = if kind == Kind::NotifyAck {
+            Notification::from_body(payload)
+                .map(|note| session.on_notify_ack(&note))
+                .map_err(|_| DropReason::Body)
+        } else {
+            self.on_command(now, slot, header, payload)
+        };
+        self.charge(slot, before);
+        self.look_after(now, slot);
+        if result == Err(DropReason::Full) {
+            self.relieve(now);
+        }
+        result
+    }
+
+    /// Takes a frame about a command: a request, a probe or a keep-alive.
+    fn on_command(
+        &mut self,
+        now: Time,
+        slot: usize,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let cluster = self.cluster_word();
+        let Some(session) = self.sessions[slot].as_mut() else {
+            return Err(DropReason::Connection);
+        };
+        let freed = session.raise_floor(header)?;
+        let budget = Budget {
+            used: self.held - freed,
+            max: MAX_SERVER_BYTES,
+            session_max: MAX_SESSION_BYTES,
+        };
+        let (mac, mut answer) = (session.peer.mac, session.header(header.kind, cluster));
+        answer.command = header.command;
+        let taken = match header.kind {
+            Kind::KeepAlive => {
+                answer.flags = Flags::REPLY;
+                self.push_control(mac, answer, Vec::new());
+                return Ok(());
+            }
+            Kind::Probe => {
+                let missing = Missing::from_body(payload).map_err(|_| DropReason::Body)?;
+                session.on_probe(now, header, &missing)?
+            }
+            _ if self.executing.len() >= MAX_EXECUTING => return Err(DropReason::Full),
+            _ => session.on_request(now, header, payload, budget)?,
+        };
+        match taken {
+            Taken::Nothing => {}
+            Taken::Tell(report) => {
+                answer.kind = Kind::Progress;
+                self.push_control(mac, answer, report.to_body());
+            }
+            Taken::Complete(body) => {
+                let (connection, command) = (session.connection, header.command);
+                let peer = session.peer.guid;
+                let entry = Executing {
+                    slot,
+                    uid: session.uid,
+                    key: session.key(),
+                };
+                self.executing.insert((connection, command), entry);
+                let fua = header.flags.contains(Flags::FUA);
+                self.events.push_back(ServerEvent::Request {
+                    connection,
+                    command,
+                    kind: header.kind,
+                    flags: if fua { Flags::FUA } else { Flags::NONE },
+                    ioc: header.ioc,
+                    iod: header.iod,
+                    epoch: header.epoch,
+                    peer,
+                    body,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a command. The answer belongs to the session: it is right also after a reconnect,
+    /// and ignored when the session is gone. A body over [`MAX_MESSAGE_BYTES`] becomes an empty
+    /// one with [`Status::Unsupported`].
+    pub fn reply(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        command: CommandId,
+        status: Status,
+        body: Vec<u8>,
+    ) {
+        let Some(executing) = self.executing.remove(&(connection, command)) else {
+            return;
+        };
+        let slot = executing.slot;
+        let (status, body) = if body.len() > MAX_MESSAGE_BYTES {
+            (Status::Unsupported, Vec::new())
+        } else {
+            (status, body)
+        };
+        match self.sessions[slot].as_mut() {
+            Some(session) if session.uid == executing.uid => {
+                let before = session.held;
+                session.on_answer(command.0, status, body);
+                self.charge(slot, before);
+                self.look_after(now, slot);
+            }
+            _ => {
+                if let Some(count) = self.draining.get_mut(&executing.key) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.draining.remove(&executing.key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells an initiator that something changed; repeated until acknowledged, a few times. The
+    /// latest of an event and controller replaces earlier ones.
+    pub fn notify(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        event: Event,
+        ioc: IocNumber,
+        stamp: ObservationStamp,
+    ) {
+        let Some(&slot) = self.by_connection.get(&connection) else {
+            return;
+        };
+        if let Some(session) = self.sessions[slot].as_mut() {
+            session.notify(now, event, ioc, stamp);
+            self.look_after(now, slot);
+        }
+    }
+
+    fn session(&self, connection: ConnectionId) -> Option<&Session> {
+        let slot = *self.by_connection.get(&connection)?;
+        self.sessions[slot].as_deref()
+    }
+
+    /// Who opened a connection.
+    pub fn peer(&self, connection: ConnectionId) -> Option<&Peer> {
+        self.session(connection).map(|s| &s.peer)
+    }
+
+    /// The connections of sessions in use, each with its controller and peer.
+    pub fn connections(&self) -> impl Iterator<Item = (ConnectionId, IocNumber, &Peer)> + '_ {
+        self.by_key
+            .values()
+            .filter_map(|slot| self.sessions[*slot].as_deref())
+            .filter(|s| s.known)
+            .map(|s| (s.connection, s.ioc, &s.peer))
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Time) {
+        while let Some(&(at, slot)) = self.wakes.first() {
+            if at > now {
+                break;
+            }
+            self.wakes.pop_first();
+            let Some(session) = self.sessions[slot].as_mut() else {
+                continue;
+            };
+            session.wake = None;
+            if expires_at(session) <= now {
+                self.remove(slot);
+                continue;
+            }
+            session.tick_notes(now);
+            self.look_after(now, slot);
+        }
+    }
+
+    /// When `tick` must be called next.
+    pub fn deadline(&self) -> Option<Time> {
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// send now.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        if let Some((mac, header, body)) = self.control.pop_front() {
+            header.emit_whole(&body, out);
+            return Some(mac);
+        }
+        let cluster = self.cluster_word();
+        while let Some(slot) = self.ready.pop_front() {
+            let Some(session) = self.sessions[slot].as_mut() else {
+                continue;
+            };
+            session.ready = false;
+            if session.transmit(now, cluster, out) {
+                let mac = session.peer.mac;
+                self.look_after(now, slot);
+                return Some(mac);
+            }
+        }
+        None
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop_front()
+    }
+
+    fn cluster_word(&self) -> ClusterName {
+        self.config.cluster.unwrap_or(ClusterName::NONE)
+    }
+
+    fn push_control(&mut self, mac: Mac, header: Header, body: Vec<u8>) {
+        if self.control.len() < MAX_CONTROL_FRAMES {
+            self.control.push_back((mac, header, body));
+        }
+    }
+
+    /// Tells the sender of a frame that it cannot be taken, and why.
+    fn refuse(&mut self, mac: Mac, header: &Header, status: Status) {
+        let answer = Header {
+            status,
+            ioc: header.ioc,
+            connection: header.connection,
+            command: header.command,
+            cluster: self.cluster_word(),
+            ..Header::new(Kind::Refused)
+        };
+        self.push_control(mac, answer, Vec::new());
+    }
+
+    /// Takes over what a session's memory has become, from `before`.
+    fn charge(&mut self, slot: usize, before: usize) {
+        let after = self.sessions[slot].as_ref().map_or(0, |s| s.held);
+        self.held = self.held - before + after;
+    }
+
+    /// Notes what a session has to send and when it has to be looked at.
+    fn look_after(&mut self, now: Time, slot: usize) {
+        let Some(session) = self.sessions[slot].as_mut() else {
+            return;
+        };
+        if !session.ready && session.has_unsent() {
+            session.ready = true;
+            self.ready.push_back(slot);
+        }
+        let expires = expires_at(session);
+        let due = session.next_note_at().map_or(expires, |t| t.min(expires));
+        let _ = now;
+        // A wake-up that is early does no harm: it looks again.
+        if session.wake.is_none_or(|at| due < at) {
+            if let Some(at) = session.wake.replace(due) {
+                self.wakes.remove(&(at, slot));
+            }
+            self.wakes.insert((due, slot));
+        }
+    }
+}
+
+/// When a session is forgotten if nothing more is heard.
+fn expires_at(session: &Session) -> Time {
+    if session.known {
+        session.heard_at + SESSION_TTL
+    } else {
+        session.opened_at + HALF_OPEN_TTL
+    }
+}

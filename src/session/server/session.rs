@@ -1,0 +1,534 @@
+//! One session at its responder: the window of its commands, its replies and its notifications.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Peer;
+use crate::session::client::ranges_per_frame;
+use crate::session::flow::reply_charge;
+use crate::session::limits::{MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL};
+use crate::session::ranges::{Assembly, Ranges};
+use crate::wire::kind::{Event, Progress};
+use crate::wire::message::{Missing, Notification, ProgressReport};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
+    IocNumber, IodNumber, Kind, ObservationStamp, Status, Time, Wire,
+};
+
+/// What all frames of a request have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fixed {
+    pub(super) kind: Kind,
+    pub(super) fua: bool,
+    pub(super) iod: IodNumber,
+    pub(super) epoch: Epoch,
+    pub(super) len: u32,
+}
+
+impl Fixed {
+    pub(super) const fn of(header: &Header) -> Self {
+        Self {
+            kind: header.kind,
+            fua: header.flags.contains(Flags::FUA),
+            iod: header.iod,
+            epoch: header.epoch,
+            len: header.message_len,
+        }
+    }
+}
+
+/// A command within the window.
+#[derive(Debug)]
+struct Entry {
+    fixed: Fixed,
+    /// Bytes charged for it.
+    held: usize,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Incomplete { assembly: Assembly, touched: Time },
+    Executing,
+    Answered(Answer),
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: Status,
+    body: Vec<u8>,
+    unsent: Ranges,
+    unsent_empty: bool,
+    /// Whether the command is in the list of those with something to send.
+    queued: bool,
+    /// When its last segment was sent.
+    sent_at: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Note {
+    number: u64,
+    stamp: ObservationStamp,
+    tries: u32,
+    at: Time,
+    due: bool,
+}
+
+/// What a request frame led to.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Nothing to do for now.
+    Nothing,
+    /// The request is complete: execute it.
+    Complete(Vec<u8>),
+    /// The initiator asked for it: tell how far the command has come.
+    Tell(ProgressReport),
+}
+
+/// Which bytes all sessions of a responder hold, against the limit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    pub(super) used: usize,
+    pub(super) max: usize,
+    pub(super) session_max: usize,
+}
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) uid: u64,
+    pub(super) ioc: IocNumber,
+    pub(super) peer: Peer,
+    pub(super) number: u64,
+    pub(super) attempt: u32,
+    pub(super) nonce: u64,
+    pub(super) connection: ConnectionId,
+    /// What the connection's reply said.
+    pub(super) resumed: bool,
+    /// Whether the connection has been used.
+    pub(super) confirmed: bool,
+    /// Whether any connection of the session has been used.
+    pub(super) known: bool,
+    pub(super) mtu: u16,
+    pub(super) credits: u16,
+    pub(super) opened_at: Time,
+    pub(super) heard_at: Time,
+    /// Commands handed out and not answered.
+    pub(super) executing: usize,
+    /// Bytes of requests and replies kept.
+    pub(super) held: usize,
+    /// When the session is noted to be looked at.
+    pub(super) wake: Option<Time>,
+    /// Whether the session is in the list of those with something to send.
+    pub(super) ready: bool,
+    floor: u64,
+    window: VecDeque<Option<Entry>>,
+    sending: VecDeque<u64>,
+    notes: BTreeMap<(Event, IocNumber), Note>,
+    next_note: u64,
+}
+
+impl Session {
+    pub(super) fn new(
+        uid: u64,
+        ioc: IocNumber,
+        peer: Peer,
+        number: u64,
+        credits: u16,
+        now: Time,
+    ) -> Self {
+        Self {
+            uid,
+            ioc,
+            peer,
+            number,
+            attempt: 0,
+            nonce: 0,
+            connection: ConnectionId(0),
+            resumed: false,
+            confirmed: false,
+            known: false,
+            mtu: 0,
+            credits,
+            opened_at: now,
+            heard_at: now,
+            executing: 0,
+            held: 0,
+            wake: None,
+            ready: false,
+            floor: 0,
+            window: VecDeque::new(),
+            sending: VecDeque::new(),
+            notes: BTreeMap::new(),
+            next_note: 1,
+        }
+    }
+
+    fn entry(&mut self, id: u64) -> Option<&mut Entry> {
+        let index = usize::try_from(id.checked_sub(self.floor)?).ok()?;
+        self.window.get_mut(index)?.as_mut()
+    }
+
+    /// Takes the initiator's word on what is finished, and forgets it. Returns the bytes freed.
+    pub(super) fn raise_floor(&mut self, header: &Header) -> Result<usize, DropReason> {
+        let floor = header
+            .command
+            .0
+            .checked_sub(header.outstanding.into())
+            .ok_or(DropReason::Inconsistent)?;
+        let mut freed = 0;
+        while self.floor < floor {
+            match self.window.pop_front() {
+                Some(entry) => {
+                    freed += entry.map_or(0, |e| e.held);
+                    self.floor += 1;
+                }
+                None => self.floor = floor,
+            }
+        }
+        self.held -= freed;
+        Ok(freed)
+    }
+
+    /// Takes a frame of a request. `budget` is what all sessions hold; the change is in
+    /// `self.held`.
+    pub(super) fn on_request(
+        &mut self,
+        now: Time,
+        header: &Header,
+        payload: &[u8],
+        budget: Budget,
+    ) -> Result<Taken, DropReason> {
+        let id = header.command.0;
+        let index = id.checked_sub(self.floor).ok_or(DropReason::OldCommand)?;
+        if index >= self.credits.into() {
+            return Err(DropReason::BeyondCredits);
+        }
+        let fixed = Fixed::of(header);
+        let retry = header.flags.contains(Flags::RETRY);
+        let credits = usize::from(self.credits);
+        let executing = self.executing;
+        let Some(entry) = self.entry(id) else {
+            let charge = header.message_len as usize + reply_charge(header.kind, payload);
+            if (self.held > 0 && self.held + charge > budget.session_max)
+                || (budget.used > 0 && budget.used + charge > budget.max)
+            {
+                return Err(DropReason::Full);
+            }
+            let index = index as usize;
+            if payload.len() < header.message_len as usize {
+                let mut assembly = Assembly::new(header.message_len);
+                assembly.insert(header.segment_offset, payload)?;
+                let touched = now;
+                self.place(
+                    index,
+                    fixed,
+                    charge,
+                    State::Incomplete { assembly, touched },
+                );
+                return Ok(Taken::Nothing);
+            }
+            if executing >= credits {
+                return Err(DropReason::BeyondCredits);
+            }
+            self.place(index, fixed, charge, State::Executing);
+            self.executing += 1;
+            return Ok(Taken::Complete(payload.to_vec()));
+        };
+        if entry.fixed != fixed {
+            return Err(DropReason::Inconsistent);
+        }
+        match &mut entry.state {
+            State::Incomplete { assembly, touched } => {
+                if executing >= credits {
+                    return Err(DropReason::BeyondCredits);
+                }
+                if !assembly.insert(header.segment_offset, payload)? {
+                    return Ok(Taken::Nothing);
+                }
+                *touched = now;
+                if !assembly.is_complete() {
+                    return Ok(Taken::Nothing);
+                }
+                let assembly = std::mem::replace(assembly, Assembly::new(0));
+                entry.state = State::Executing;
+                self.executing += 1;
+                Ok(Taken::Complete(assembly.into_bytes()))
+            }
+            State::Executing if retry => Ok(Taken::Tell(report(Progress::Executing, Vec::new()))),
+            State::Executing => Ok(Taken::Nothing),
+            State::Answered(answer) => {
+                // Without the flag the network has repeated the frame, not the initiator.
+                if retry && answer.may_repeat(now) {
+                    answer.send_whole();
+                    self.queue(id);
+                }
+                Ok(Taken::Nothing)
+            }
+        }
+    }
+
+    fn place(&mut self, index: usize, fixed: Fixed, held: usize, state: State) {
+        if self.window.len() <= index {
+            self.window.resize_with(index + 1, || None);
+        }
+        self.held += held;
+        self.window[index] = Some(Entry { fixed, held, state });
+    }
+
+    /// Takes a probe: queues what is missing of the reply, or tells how far the command has come.
+    pub(super) fn on_probe(
+        &mut self,
+        now: Time,
+        header: &Header,
+        missing: &Missing,
+    ) -> Result<Taken, DropReason> {
+        let (id, max) = (header.command.0, ranges_per_frame(self.mtu));
+        let Some(index) = id.checked_sub(self.floor) else {
+            return Ok(Taken::Tell(report(Progress::Forgotten, Vec::new())));
+        };
+        if index >= self.credits.into() {
+            return Err(DropReason::BeyondCredits);
+        }
+        let Some(entry) = self.entry(id) else {
+            return Ok(Taken::Tell(report(Progress::Unknown, Vec::new())));
+        };
+        match &mut entry.state {
+            State::Incomplete { assembly, .. } => Ok(Taken::Tell(report(
+                Progress::Incomplete,
+                assembly.missing(max),
+            ))),
+            State::Executing => Ok(Taken::Tell(report(Progress::Executing, Vec::new()))),
+            State::Answered(answer) => {
+                if missing.ranges.is_empty() {
+                    if answer.may_repeat(now) {
+                        answer.send_whole();
+                    }
+                } else {
+                    let len = answer.body.len() as u64;
+                    for range in &missing.ranges {
+                        let end = u64::from(range.offset) + u64::from(range.len);
+                        if end > len {
+                            return Err(DropReason::Inconsistent);
+                        }
+                        answer.unsent.insert(range.offset, end as u32);
+                    }
+                }
+                self.queue(id);
+                Ok(Taken::Nothing)
+            }
+        }
+    }
+
+    /// Takes the answer of a command that was handed out.
+    pub(super) fn on_answer(&mut self, id: u64, status: Status, body: Vec<u8>) {
+        self.executing = self.executing.saturating_sub(1);
+        let Some(entry) = self.entry(id) else { return };
+        if !matches!(entry.state, State::Executing) {
+            return;
+        }
+        let before = std::mem::replace(&mut entry.held, body.len());
+        let held = entry.held;
+        let mut answer = Answer {
+            status,
+            body,
+            unsent: Ranges::default(),
+            unsent_empty: false,
+            queued: false,
+            sent_at: None,
+        };
+        answer.send_whole();
+        entry.state = State::Answered(answer);
+        self.held = self.held - before + held;
+        self.queue(id);
+    }
+
+    fn queue(&mut self, id: u64) {
+        if let Some(entry) = self.entry(id)
+            && let State::Answered(answer) = &mut entry.state
+            && (answer.unsent_empty || !answer.unsent.is_empty())
+            && !std::mem::replace(&mut answer.queued, true)
+        {
+            self.sending.push_back(id);
+        }
+    }
+
+    /// Drops incomplete requests that have stood still since before `before`: they were not
+    /// executed, so their initiator can send them again. Returns the bytes freed.
+    pub(super) fn drop_stalled(&mut self, before: Time) -> usize {
+        let mut freed = 0;
+        for slot in &mut self.window {
+            let stalled = slot.as_ref().is_some_and(
+                |e| matches!(e.state, State::Incomplete { touched, .. } if touched <= before),
+            );
+            if stalled {
+                freed += slot.take().map_or(0, |e| e.held);
+            }
+        }
+        self.held -= freed;
+        freed
+    }
+
+    /// Notes a notification; the latest of each kind is repeated until it is acknowledged.
+    pub(super) fn notify(
+        &mut self,
+        now: Time,
+        event: Event,
+        ioc: IocNumber,
+        stamp: ObservationStamp,
+    ) {
+        let about = (event, ioc);
+        if self.notes.len() >= MAX_NOTIFICATIONS && !self.notes.contains_key(&about) {
+            return;
+        }
+        let number = self.next_note;
+        self.next_note += 1;
+        let note = Note {
+            number,
+            stamp,
+            tries: 0,
+            at: now,
+            due: true,
+        };
+        self.notes.insert(about, note);
+    }
+
+    pub(super) fn on_notify_ack(&mut self, note: &Notification) {
+        let about = (note.event, note.ioc);
+        if self
+            .notes
+            .get(&about)
+            .is_some_and(|n| n.number == note.number)
+        {
+            self.notes.remove(&about);
+        }
+    }
+
+    /// Makes notifications due, and gives up those that nobody takes.
+    pub(super) fn tick_notes(&mut self, now: Time) {
+        self.notes.retain(|_, note| {
+            if note.at <= now && !note.due {
+                note.due = true;
+                return note.tries < NOTIFY_TRIES;
+            }
+            true
+        });
+    }
+
+    /// When the next notification is due (again).
+    pub(super) fn next_note_at(&self) -> Option<Time> {
+        self.notes.values().filter(|n| !n.due).map(|n| n.at).min()
+    }
+
+    /// Whether there is something to send.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.sending.is_empty() || (self.confirmed && self.notes.values().any(|n| n.due))
+    }
+
+    /// Appends one frame to `out` where there is one to send.
+    pub(super) fn transmit(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
+        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out)
+    }
+
+    /// A header of this connection.
+    pub(super) const fn header(&self, kind: Kind, cluster: ClusterName) -> Header {
+        let mut header = Header::new(kind);
+        header.connection = self.connection;
+        header.ioc = self.ioc;
+        header.credits = self.credits;
+        header.cluster = cluster;
+        header
+    }
+
+    fn transmit_note(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
+        if self.notes.is_empty() || !self.confirmed {
+            return false;
+        }
+        let header = self.header(Kind::Notify, cluster);
+        let Some((&(event, ioc), note)) = self.notes.iter_mut().find(|(_, n)| n.due) else {
+            return false;
+        };
+        note.due = false;
+        note.at = now + NOTIFY_INTERVAL * (1 << note.tries.min(NOTIFY_TRIES));
+        note.tries += 1;
+        let body = Notification {
+            number: note.number,
+            event,
+            ioc,
+            stamp: note.stamp,
+        };
+        header.emit_whole(&body.to_body(), out);
+        true
+    }
+
+    fn transmit_reply(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
+        let base = self.header(Kind::KeepAlive, cluster);
+        let max = u32::from(self.mtu) - HEADER_LEN as u32;
+        while let Some(&id) = self.sending.front() {
+            let Some((fixed, answer)) = self.entry(id).and_then(|e| match &mut e.state {
+                State::Answered(answer) => Some((e.fixed, answer)),
+                _ => None,
+            }) else {
+                self.sending.pop_front();
+                continue;
+            };
+            let (start, end) = if std::mem::take(&mut answer.unsent_empty) {
+                (0, 0)
+            } else if let Some(segment) = answer.unsent.take_front(max) {
+                segment
+            } else {
+                answer.queued = false;
+                self.sending.pop_front();
+                continue;
+            };
+            let header = Header {
+                kind: fixed.kind,
+                flags: if answer.sent_at.is_some() {
+                    Flags::REPLY.with(Flags::RETRY)
+                } else {
+                    Flags::REPLY
+                },
+                iod: fixed.iod,
+                epoch: fixed.epoch,
+                status: answer.status,
+                command: CommandId(id),
+                segment_offset: start,
+                message_len: answer.body.len() as u32,
+                ..base
+            };
+            header.emit(&answer.body[start as usize..end as usize], out);
+            if answer.unsent.is_empty() {
+                answer.sent_at = Some(now);
+                answer.queued = false;
+                self.sending.pop_front();
+            }
+            return true;
+        }
+        false
+    }
+
+    pub(super) const fn key(&self) -> (Guid, IocNumber) {
+        (self.peer.guid, self.ioc)
+    }
+}
+
+impl Answer {
+    /// Whether the whole reply may be sent (again) now.
+    fn may_repeat(&self, now: Time) -> bool {
+        !self.queued && self.sent_at.is_none_or(|t| t + REPEAT_INTERVAL <= now)
+    }
+
+    fn send_whole(&mut self) {
+        self.unsent = Ranges::whole(self.body.len() as u32);
+        self.unsent_empty = self.body.is_empty();
+    }
+}
+
+const fn report(
+    progress: Progress,
+    ranges: Vec<crate::wire::message::ByteRange>,
+) -> ProgressReport {
+    ProgressReport {
+        progress,
+        missing: Missing { ranges },
+    }
+}
