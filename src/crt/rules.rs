@@ -83,50 +83,29 @@ pub enum RuleError {
         /// The epoch of the row.
         actual: Epoch,
     },
-    /// The parent's ownership does not allow it.
+    /// The conflicting row is the parent of the row to change.
     #[error(
-        "{row} cannot be {wanted}: its {parent} is {held}; reallocate that first, or both together"
+        "{} cannot be {}: its {} is {}; reallocate that first, or both together",
+        .0.child, .0.held, .0.parent, .0.above
     )]
-    Parent {
-        /// The row to change.
-        row: Named,
-        /// What it should become.
-        wanted: Held,
-        /// The conflicting row: its parent.
-        parent: Named,
-        /// How the parent would be owned.
-        held: Held,
-    },
-    /// A child's ownership does not allow it.
+    Parent(Box<Violation>),
+    /// The conflicting row is a child of the row to change.
     #[error(
-        "{row} cannot be {wanted}: its {child} is {held}; release that first, or both together"
+        "{} cannot be {}: its {} is {}; release that first, or both together",
+        .0.parent, .0.above, .0.child, .0.held
     )]
-    Child {
-        /// The row to change.
-        row: Named,
-        /// What it should become.
-        wanted: Held,
-        /// The conflicting row: its child.
-        child: Named,
-        /// How the child would be owned.
-        held: Held,
-    },
-    /// The cluster allocates coarser than this row.
+    Child(Box<Violation>),
+    /// The cluster allocates coarser than the row to change: it must be owned as its parent is.
     #[error(
-        "{row} cannot be {wanted}: this cluster allocates by {granularity}, and its {parent} is \
-         {held}; allocate that, or `rma granularity set`"
+        "{} cannot be {}: this cluster allocates by {granularity}, and its {} is {}; allocate \
+         that, or `rma granularity set`",
+        .clash.child, .clash.held, .clash.parent, .clash.above
     )]
     Granularity {
-        /// The row to change.
-        row: Named,
-        /// What it should become.
-        wanted: Held,
         /// The cluster's granularity.
         granularity: Granularity,
-        /// The conflicting row: the parent that it must follow.
-        parent: Named,
-        /// How the parent would be owned.
-        held: Held,
+        /// The row and its parent, as they would be.
+        clash: Box<Violation>,
     },
 }
 
@@ -143,8 +122,8 @@ impl RuleError {
             | Self::NoHost { row, .. }
             | Self::Owners { row, .. }
             | Self::StaleEpoch { row, .. } => Some(row.guid),
-            Self::Parent { parent, .. } | Self::Granularity { parent, .. } => Some(parent.guid),
-            Self::Child { child, .. } => Some(child.guid),
+            Self::Parent(clash) | Self::Granularity { clash, .. } => Some(clash.parent.guid),
+            Self::Child(clash) => Some(clash.child.guid),
         }
     }
 }
@@ -309,31 +288,25 @@ impl<'a> Outcome<'a> {
 
     fn check_pair(&self, parent: &'a Row, child: &'a Row, below: bool) -> Result<(), RuleError> {
         let (above, held) = (self.ownership(parent), self.ownership(child));
-        let tell = |ownership| Held::of(self.table, ownership);
+        let clash = || {
+            Box::new(Violation {
+                parent: Named::of(parent),
+                above: Held::of(self.table, above),
+                child: Named::of(child),
+                held: Held::of(self.table, held),
+            })
+        };
         let granularity = self.table.settings().granularity;
         if follows(granularity, child.entity) && above != held {
             return Err(RuleError::Granularity {
-                row: Named::of(child),
-                wanted: tell(held),
                 granularity,
-                parent: Named::of(parent),
-                held: tell(above),
+                clash: clash(),
             });
         }
         match (permits(above, held), below) {
             (true, _) => Ok(()),
-            (false, true) => Err(RuleError::Parent {
-                row: Named::of(child),
-                wanted: tell(held),
-                parent: Named::of(parent),
-                held: tell(above),
-            }),
-            (false, false) => Err(RuleError::Child {
-                row: Named::of(parent),
-                wanted: tell(above),
-                child: Named::of(child),
-                held: tell(held),
-            }),
+            (false, true) => Err(RuleError::Parent(clash())),
+            (false, false) => Err(RuleError::Child(clash())),
         }
     }
 }

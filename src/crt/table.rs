@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::wire::message::TableSummary;
-use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES};
+use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, is_block_size};
 use crate::wire::{EntityType, Granularity, Guid, Mac, Row, Settings, TableStamp, Wire};
 
 /// The most rows of a table, tombstones included; further ones are ignored.
@@ -53,7 +53,7 @@ impl Table {
         settings: Settings,
         stamp: TableStamp,
         highest: TableStamp,
-        rows: impl IntoIterator<Item = Row>,
+        rows: impl IntoIterator<Item = Box<Row>>,
     ) -> Self {
         let mut table = Self::new();
         table.replace_settings(settings);
@@ -65,7 +65,7 @@ impl Table {
             .filter(|row| !row.guid.is_nil())
             .map(|mut row| {
                 fit(&mut row);
-                (row.guid, Box::new(row))
+                (row.guid, row)
             })
             .collect();
         table.tree = table
@@ -348,9 +348,15 @@ pub(super) fn name_of(row: &Row) -> String {
     }
 }
 
-/// Cuts what would not survive the encoding.
+/// Cuts what would not survive the encoding and its reading.
 fn fit(row: &mut Row) {
+    let mut seen = BTreeSet::new();
+    row.macs
+        .retain(|mac| !mac.is_multicast() && *mac != Mac::default() && seen.insert(*mac));
     row.macs.truncate(MAX_MACS);
+    if !is_block_size(row.block_size) {
+        row.block_size = 0;
+    }
     cut(&mut row.name, MAX_NAME_BYTES);
     cut(&mut row.vendor, MAX_LABEL_BYTES);
     cut(&mut row.model, MAX_LABEL_BYTES);

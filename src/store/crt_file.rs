@@ -1,53 +1,358 @@
 //! The files of `docs/crt-format.md` on disk: a host's table, a unit's registers.
 
-use std::path::Path;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use crate::crt::image::ImageInfo;
-use crate::crt::{Table, Violation};
+use super::mmap::MmapStorage;
+use super::{beside, sync_directory_of};
+use crate::crt::image::{Commit, Expected, FORMAT_VERSION, Health, MemoryStorage, RootState};
+use crate::crt::{Image, ImageError, ImageInfo, ImageKind, Table, Violation, rules};
 use crate::wire::message::OwnershipRegister;
-use crate::wire::{ClusterName, Guid};
+use crate::wire::{
+    ClusterName, DecodeError, Guid, Reader, Row, Settings, TableStamp, Wire, Writer,
+};
+
+/// Name of the table file in a host's state directory.
+pub const CRT_FILE: &str = "crt";
+/// Name of the registers file in a unit's state directory.
+pub const REGISTERS_FILE: &str = "registers";
+/// How often a reader tries while a writer changes the file under it.
+const READ_ATTEMPTS: u32 = 64;
 
 /// Why a file cannot be used. Its text is one line: which file, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {}
+pub enum StoreError {
+    /// The file system failed.
+    #[error("{}: cannot {doing}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process writes the file.
+    #[error("{}: another process uses this file; stop it, or choose another --state-dir", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The content is not what it should be.
+    #[error("{}: {source}{}", path.display(), advice(*kind, source))]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        kind: ImageKind,
+        /// What is wrong.
+        source: ImageError,
+    },
+}
+
+/// What to do about a bad file.
+fn advice(kind: ImageKind, error: &ImageError) -> String {
+    let elsewhere = match kind {
+        ImageKind::Crt => {
+            "remove the file: the table comes back from the other hosts and the units"
+        }
+        ImageKind::Registers => {
+            "put a whole copy back, or remove the file: the unit then serves no I/O until its \
+             registers are restored from a cluster resource table"
+        }
+    };
+    match error {
+        ImageError::Io { .. } | ImageError::TooLong { .. } | ImageError::Full => String::new(),
+        ImageError::NotImage | ImageError::Kind { .. } => {
+            "; remove it or choose another --state-dir".to_owned()
+        }
+        ImageError::Version { .. } => {
+            format!("; use the rma that wrote it, or {elsewhere}")
+        }
+        ImageError::Owner { found, .. } => {
+            format!("; set guid = \"{found}\", or {elsewhere}")
+        }
+        ImageError::Cluster { found, .. } => {
+            format!("; remove the file or set cluster = \"{found}\"")
+        }
+        ImageError::Truncated { .. }
+        | ImageError::Roots
+        | ImageError::Page { .. }
+        | ImageError::Record { .. }
+        | ImageError::Meta(_) => format!("; {elsewhere}"),
+    }
+}
+
+/// What a table's file keeps beside its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TableMeta {
+    stamp: TableStamp,
+    highest: TableStamp,
+    settings: Settings,
+}
+
+impl TableMeta {
+    fn of(table: &Table) -> Self {
+        Self {
+            stamp: table.stamp(),
+            highest: table.highest_stamp(),
+            settings: *table.settings(),
+        }
+    }
+}
+
+impl Wire for TableMeta {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.stamp);
+        w.put(&self.highest);
+        w.put(&self.settings);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            stamp: r.get()?,
+            highest: r.get()?,
+            settings: r.get()?,
+        })
+    }
+}
+
+/// What a unit's file keeps beside its registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RegistersMeta {
+    /// Whether the registers were lost and have not been restored.
+    lost: bool,
+    /// The highest term seen.
+    term: u64,
+}
+
+impl Wire for RegistersMeta {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.lost);
+        w.put(&self.term);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            lost: r.get()?,
+            term: r.get()?,
+        })
+    }
+}
+
+/// An image in a file, with errors that name the file.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    kind: ImageKind,
+    image: Image<MmapStorage>,
+}
+
+impl File {
+    /// Opens the file at `path`; `None` where there is none.
+    fn open(
+        path: &Path,
+        expected: &Expected,
+        visit: impl FnMut(Guid, &[u8]) -> Result<(), DecodeError>,
+    ) -> Result<Option<Self>, StoreError> {
+        let storage = match MmapStorage::open(path) {
+            Ok(storage) => storage,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(not_opened(path, "open it", error)),
+        };
+        let image = Image::open(storage, expected, visit).map_err(bad(path, expected.kind))?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            kind: expected.kind,
+            image,
+        }))
+    }
+
+    /// Creates the file at `path` with no records: beside its place first, so that there is a
+    /// whole file or none.
+    fn create(
+        path: &Path,
+        kind: ImageKind,
+        owner: Guid,
+        cluster: ClusterName,
+        meta: Vec<u8>,
+    ) -> Result<Self, StoreError> {
+        let new = beside(path);
+        let failed = |doing| move |error| not_opened(path, doing, error);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed("create its directory"))?;
+        }
+        let storage = MmapStorage::create(&new).map_err(failed("create it"))?;
+        if path.exists() {
+            return Err(StoreError::InUse {
+                path: path.to_owned(),
+            });
+        }
+        let commit = Commit {
+            records: Vec::new(),
+            replace: false,
+            cluster,
+            meta,
+            label_s: now_s(),
+        };
+        let image = Image::create(storage, kind, owner, commit).map_err(bad(path, kind))?;
+        fs::rename(&new, path).map_err(failed("put it in its place"))?;
+        sync_directory_of(path).map_err(failed("make it durable"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            kind,
+            image,
+        })
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<(), StoreError> {
+        self.image
+            .commit(commit)
+            .map_err(bad(&self.path, self.kind))
+    }
+
+    fn meta<M: Wire>(&self) -> Result<M, StoreError> {
+        read_meta(&self.image).map_err(bad(&self.path, self.kind))
+    }
+}
+
+fn read_meta<M: Wire, S: crate::crt::Storage>(image: &Image<S>) -> Result<M, ImageError> {
+    M::from_body(&image.info().meta).map_err(ImageError::Meta)
+}
+
+fn bad(path: &Path, kind: ImageKind) -> impl FnOnce(ImageError) -> StoreError + '_ {
+    move |source| StoreError::Content {
+        path: path.to_owned(),
+        kind,
+        source,
+    }
+}
+
+fn not_opened(path: &Path, doing: &'static str, source: io::Error) -> StoreError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::WouldBlock => StoreError::InUse { path },
+        _ => StoreError::Io {
+            path,
+            doing,
+            source,
+        },
+    }
+}
+
+/// The date and time for people, seconds since 1970.
+fn now_s() -> u64 {
+    SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |since| since.as_secs())
+}
 
 /// A host's cluster resource table on disk, open for its one writer.
 #[derive(Debug)]
-pub struct CrtFile {}
+pub struct CrtFile {
+    file: File,
+    cluster: ClusterName,
+}
 
 impl CrtFile {
     /// Opens the table of host `owner`, or creates an empty one where there is no file. `cluster`
     /// NONE takes whatever cluster the file is of; a file of no cluster takes `cluster`.
     pub fn open(
-        _path: &Path,
-        _owner: Guid,
-        _cluster: ClusterName,
+        path: &Path,
+        owner: Guid,
+        cluster: ClusterName,
     ) -> Result<(Self, Table), StoreError> {
-        todo!()
+        let expected = Expected {
+            kind: ImageKind::Crt,
+            owner: Some(owner),
+            cluster,
+        };
+        let mut rows = Vec::new();
+        let found = File::open(path, &expected, |key, value| {
+            rows.push(read_row(key, value)?);
+            Ok(())
+        })?;
+        let (file, table) = if let Some(file) = found {
+            let meta = file.meta()?;
+            (file, restore(meta, rows))
+        } else {
+            let table = Table::new();
+            let meta = TableMeta::of(&table).to_body();
+            let file = File::create(path, ImageKind::Crt, owner, cluster, meta)?;
+            (file, table)
+        };
+        let found = file.image.info().cluster;
+        let cluster = if found.is_none() { cluster } else { found };
+        Ok((Self { file, cluster }, table))
     }
 
     /// The cluster that the file is of; none where that is not known yet.
-    pub fn cluster(&self) -> ClusterName {
-        todo!()
+    pub const fn cluster(&self) -> ClusterName {
+        self.cluster
     }
 
     /// Makes the file one of `cluster`, with the next commit. Where it was one of another cluster,
     /// that commit should be a [`CrtFile::replace`].
-    pub fn set_cluster(&mut self, _cluster: ClusterName) {
-        todo!()
+    pub const fn set_cluster(&mut self, cluster: ClusterName) {
+        self.cluster = cluster;
     }
 
     /// Makes the rows of `changed` as they are in `table` (those it lacks: gone), its settings and
-    /// its stamps durable, all or nothing. After an error the file holds what it held before, and
-    /// the same changes can be committed again.
-    pub fn commit(&mut self, _table: &Table, _changed: &[Guid]) -> Result<(), StoreError> {
-        todo!()
+    /// its stamps durable, all or nothing. After an error the file holds what it held before, or
+    /// (where the last write may have reached the disk) the new table as a whole; the same changes
+    /// can be committed again.
+    pub fn commit(&mut self, table: &Table, changed: &[Guid]) -> Result<(), StoreError> {
+        let records = changed
+            .iter()
+            .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
+            .collect();
+        self.commit_records(table, records, false)
     }
 
     /// As [`CrtFile::commit`], of every row.
-    pub fn replace(&mut self, _table: &Table) -> Result<(), StoreError> {
-        todo!()
+    pub fn replace(&mut self, table: &Table) -> Result<(), StoreError> {
+        let records = table
+            .rows()
+            .map(|row| (row.guid, Some(row.to_body())))
+            .collect();
+        self.commit_records(table, records, true)
     }
+
+    fn commit_records(
+        &mut self,
+        table: &Table,
+        records: Vec<(Guid, Option<Vec<u8>>)>,
+        replace: bool,
+    ) -> Result<(), StoreError> {
+        self.file.commit(Commit {
+            records,
+            replace,
+            cluster: self.cluster,
+            meta: TableMeta::of(table).to_body(),
+            label_s: now_s(),
+        })
+    }
+
+    /// What the file says about itself.
+    pub fn info(&self) -> ImageInfo {
+        self.file.image.info()
+    }
+}
+
+/// A row from its record; the key is the row's GUID.
+fn read_row(key: Guid, value: &[u8]) -> Result<Box<Row>, DecodeError> {
+    let row = Row::from_body(value)?;
+    if row.guid == key {
+        Ok(Box::new(row))
+    } else {
+        Err(DecodeError::BadValue("GUID"))
+    }
+}
+
+// The boxes go into the table as they are; unboxed, a large table would be in memory twice.
+#[allow(clippy::vec_box)]
+fn restore(meta: TableMeta, rows: Vec<Box<Row>>) -> Table {
+    Table::restore(meta.settings, meta.stamp, meta.highest, rows)
 }
 
 /// A consistent reading of a table file, with or without a daemon that writes it.
@@ -57,56 +362,350 @@ pub struct Snapshot {
     pub table: Table,
     /// What the file says about itself.
     pub info: ImageInfo,
+    /// How its roots and pages were found.
+    pub health: Health,
 }
 
 impl Snapshot {
     /// Reads the table file at `path` without a lock; while it changes, again.
-    pub fn read(_path: &Path) -> Result<Self, StoreError> {
-        todo!()
+    pub fn read(path: &Path) -> Result<Self, StoreError> {
+        let mut attempt = 1;
+        loop {
+            match Self::read_once(path) {
+                Err(StoreError::Content { source, .. })
+                    if source.is_transient() && attempt < READ_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn read_once(path: &Path) -> Result<Self, StoreError> {
+        let bytes = fs::read(path).map_err(|error| not_opened(path, "read it", error))?;
+        let expected = Expected {
+            kind: ImageKind::Crt,
+            owner: None,
+            cluster: ClusterName::NONE,
+        };
+        let mut rows = Vec::new();
+        let image = Image::open(MemoryStorage(bytes), &expected, |key, value| {
+            rows.push(read_row(key, value)?);
+            Ok(())
+        });
+        let image = image.map_err(bad(path, ImageKind::Crt))?;
+        let meta = read_meta(&image).map_err(bad(path, ImageKind::Crt))?;
+        Ok(Self {
+            table: restore(meta, rows),
+            info: image.info(),
+            health: image.health(),
+        })
     }
 }
 
 /// A unit's ownership registers on disk, open for its one writer.
 #[derive(Debug)]
-pub struct RegistersFile {}
+pub struct RegistersFile {
+    file: File,
+    meta: RegistersMeta,
+}
 
 impl RegistersFile {
     /// Opens the registers of `unit`. On the first start ever (`first_start`) a missing file is
     /// created with no registers; later it is a loss: the registers are `None`, at this start and
     /// the following ones, until [`RegistersFile::store`] has restored some.
     pub fn open(
-        _path: &Path,
-        _unit: Guid,
-        _first_start: bool,
+        path: &Path,
+        unit: Guid,
+        first_start: bool,
     ) -> Result<(Self, Option<Vec<OwnershipRegister>>), StoreError> {
-        todo!()
+        let expected = Expected {
+            kind: ImageKind::Registers,
+            owner: Some(unit),
+            cluster: ClusterName::NONE,
+        };
+        let mut registers = Vec::new();
+        let found = File::open(path, &expected, |key, value| {
+            let register = OwnershipRegister::from_body(value)?;
+            if register.row != key {
+                return Err(DecodeError::BadValue("GUID"));
+            }
+            registers.push(register);
+            Ok(())
+        })?;
+        let (file, meta) = if let Some(file) = found {
+            let meta: RegistersMeta = file.meta()?;
+            (file, meta)
+        } else {
+            let meta = RegistersMeta {
+                lost: !first_start,
+                term: 0,
+            };
+            let kind = ImageKind::Registers;
+            let file = File::create(path, kind, unit, ClusterName::NONE, meta.to_body())?;
+            (file, meta)
+        };
+        Ok((Self { file, meta }, (!meta.lost).then_some(registers)))
     }
 
     /// The highest term that was stored.
-    pub fn term(&self) -> u64 {
-        todo!()
+    pub const fn term(&self) -> u64 {
+        self.meta.term
     }
 
-    /// Makes these registers (others stay as they are) and the term durable, all or nothing.
-    pub fn store(
-        &mut self,
-        _registers: &[OwnershipRegister],
-        _term: u64,
-    ) -> Result<(), StoreError> {
-        todo!()
+    /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
+    /// it lost registers count as restored.
+    pub fn store(&mut self, registers: &[OwnershipRegister], term: u64) -> Result<(), StoreError> {
+        let meta = RegistersMeta {
+            lost: false,
+            term: term.max(self.meta.term),
+        };
+        self.file.commit(Commit {
+            records: registers
+                .iter()
+                .map(|register| (register.row, Some(register.to_body())))
+                .collect(),
+            replace: false,
+            cluster: ClusterName::NONE,
+            meta: meta.to_body(),
+            label_s: now_s(),
+        })?;
+        self.meta = meta;
+        Ok(())
     }
 }
 
-/// What [`verify`] found.
+/// What [`verify`] found in a file whose every page, root and row is readable.
 #[derive(Debug)]
 pub struct Report {
+    /// The file's format version.
+    pub format_version: u32,
+    /// What the file says about itself.
+    pub info: ImageInfo,
+    /// How roots and pages were found.
+    pub health: Health,
+    /// The table's stamp.
+    pub stamp: TableStamp,
+    /// Cluster-wide settings.
+    pub settings: Settings,
+    /// Rows, tombstones included.
+    pub row_count: usize,
+    /// Tombstones.
+    pub invalid_count: usize,
+    /// Digest of settings and rows: the same on every host whose table is equal.
+    pub digest: u128,
     /// Rows that break the ownership hierarchy (I5).
     pub violations: Vec<Violation>,
     /// Rows whose parent is not in the table.
     pub orphans: Vec<Guid>,
 }
 
-/// Reads a table file whole and checks everything in it.
-pub fn verify(_path: &Path) -> Result<Report, StoreError> {
-    todo!()
+impl Report {
+    /// Whether nothing is wrong. A torn root is not: a crash during a commit leaves one, and the
+    /// other root has the table.
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && self.orphans.is_empty()
+    }
+
+    /// Whether a crash has left one root torn; the next commit writes it anew.
+    pub fn has_torn_root(&self) -> bool {
+        self.health.roots.contains(&RootState::Torn)
+    }
+}
+
+/// Reads the table file at `path` whole and checks everything in it: roots, pages, checksums,
+/// order, rows, hierarchy. Works beside a daemon that writes the file.
+pub fn verify(path: &Path) -> Result<Report, StoreError> {
+    let Snapshot {
+        table,
+        info,
+        health,
+    } = Snapshot::read(path)?;
+    Ok(Report {
+        format_version: FORMAT_VERSION,
+        info,
+        health,
+        stamp: table.stamp(),
+        settings: *table.settings(),
+        row_count: table.len(),
+        invalid_count: table.rows().filter(|row| !row.is_valid()).count(),
+        digest: table.digest(),
+        violations: rules::violations(&table).collect(),
+        orphans: rules::orphans(&table).map(|row| row.guid).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{EntityType, Epoch, Ownership, OwnershipStamp};
+
+    const HOST: Guid = Guid(0x108);
+    const UNIT: Guid = Guid(0x112);
+
+    fn cluster(name: &str) -> ClusterName {
+        name.parse().unwrap()
+    }
+
+    fn row(guid: u128, name: &str) -> Row {
+        let mut row = Row::new(Guid(guid), EntityType::Host);
+        row.name = name.into();
+        row
+    }
+
+    #[test]
+    fn a_table_survives_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/crt");
+        let (mut file, mut table) = CrtFile::open(&path, HOST, cluster("A")).unwrap();
+        assert!(table.is_empty());
+        let changed = table.insert(row(1, "108"));
+        table.publish(3, HOST);
+        file.commit(&table, &changed).unwrap();
+        assert_eq!(
+            Snapshot::read(&path).unwrap().table.summary(),
+            table.summary()
+        );
+        table.insert(row(2, "110"));
+        table.publish(3, HOST);
+        file.replace(&table).unwrap();
+        let gone = table.remove(Guid(1));
+        table.publish(3, HOST);
+        file.commit(&table, &gone).unwrap();
+        drop(file);
+
+        let (file, again) = CrtFile::open(&path, HOST, ClusterName::NONE).unwrap();
+        assert_eq!(again.summary(), table.summary());
+        assert_eq!(again.highest_stamp(), table.highest_stamp());
+        assert_eq!(file.cluster(), cluster("A"));
+        let report = verify(&path).unwrap();
+        assert!(report.is_good() && !report.has_torn_root());
+        assert_eq!((report.row_count, report.digest), (1, table.digest()));
+    }
+
+    #[test]
+    fn a_file_has_one_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crt");
+        let first = CrtFile::open(&path, HOST, cluster("A")).unwrap();
+        let text = CrtFile::open(&path, HOST, cluster("A"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.ends_with(
+                "another process uses this file; stop it, or choose another --state-dir"
+            )
+        );
+        drop(first);
+        CrtFile::open(&path, HOST, cluster("A")).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crt");
+        drop(CrtFile::open(&path, HOST, cluster("B")).unwrap());
+        let whole = fs::read(&path).unwrap();
+        let at = path.display();
+        let open = |owner, name| {
+            let text = CrtFile::open(&path, owner, cluster(name))
+                .unwrap_err()
+                .to_string();
+            assert_eq!(text.lines().count(), 1);
+            text
+        };
+        assert_eq!(
+            open(HOST, "A"),
+            format!(
+                "{at}: this table belongs to cluster B, not A; remove the file or set cluster = \"B\""
+            )
+        );
+        assert!(open(UNIT, "B").contains(&format!("belongs to {HOST}, not to {UNIT}")));
+        let text = RegistersFile::open(&path, HOST, true)
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("holds a cluster resource table, not ownership registers"));
+
+        let mut cases: Vec<(Vec<u8>, &str)> = vec![
+            (Vec::new(), "this is not an rma file"),
+            (b"hello".to_vec(), "this is not an rma file"),
+            (vec![0; 9000], "this is not an rma file"),
+            (whole[..5000].to_vec(), "truncated: 5000 of 8192 bytes"),
+            (
+                whole[..8192].to_vec(),
+                "this file is truncated: 8192 of 262144 bytes",
+            ),
+        ];
+        let mut torn = whole.clone();
+        torn[4096 + 100] ^= 1;
+        cases.push((torn, "neither root is whole"));
+        let mut later = whole.clone();
+        later[4096 + 11] = 9;
+        let crc = crc32fast::hash(&later[4096..8188]);
+        later[8188..8192].copy_from_slice(&crc.to_be_bytes());
+        cases.push((later, "format version 9, and this program reads version 1"));
+        for (bytes, what) in cases {
+            fs::write(&path, &bytes).unwrap();
+            let text = open(HOST, "B");
+            assert!(text.contains(what), "{text}");
+            assert!(text.contains("remove"), "{text}");
+            assert_eq!(fs::read(&path).unwrap(), bytes, "changed: {text}");
+            assert!(verify(&path).is_err());
+        }
+    }
+
+    #[test]
+    fn a_decayed_page_is_found_and_not_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crt");
+        let (mut file, mut table) = CrtFile::open(&path, HOST, cluster("A")).unwrap();
+        let changed = table.insert(row(1, "108"));
+        file.commit(&table, &changed).unwrap();
+        drop(file);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[2 * 4096 + 40] ^= 4;
+        fs::write(&path, bytes).unwrap();
+        let text = verify(&path).unwrap_err().to_string();
+        assert!(
+            text.contains("page 2: wrong checksum; remove the file"),
+            "{text}"
+        );
+    }
+
+    fn register(row: u128, epoch: u64) -> OwnershipRegister {
+        OwnershipRegister {
+            row: Guid(row),
+            ownership: Ownership::Dedicated(HOST),
+            owned: OwnershipStamp {
+                epoch: Epoch(epoch),
+                term: 4,
+                writer: HOST,
+            },
+        }
+    }
+
+    #[test]
+    fn registers_that_are_lost_stay_lost_until_restored() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registers");
+        let (mut file, found) = RegistersFile::open(&path, UNIT, true).unwrap();
+        assert_eq!(found, Some(Vec::new()));
+        file.store(&[register(5, 1), register(6, 1)], 4).unwrap();
+        file.store(&[register(5, 2)], 3).unwrap();
+        drop(file);
+        let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
+        assert_eq!(found, Some(vec![register(5, 2), register(6, 1)]));
+        assert_eq!(file.term(), 4);
+        drop(file);
+
+        fs::remove_file(&path).unwrap();
+        assert_eq!(RegistersFile::open(&path, UNIT, false).unwrap().1, None);
+        let (mut file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
+        assert_eq!(found, None);
+        file.store(&[], 9).unwrap();
+        drop(file);
+        let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
+        assert_eq!((file.term(), found), (9, Some(Vec::new())));
+    }
 }
