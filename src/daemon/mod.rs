@@ -2,4 +2,7 @@
 
 pub mod config;
 pub mod event_loop;
+pub mod fabricd;
+pub mod fabricd_admin;
+pub mod fabricd_config;
 pub mod rmad_config;

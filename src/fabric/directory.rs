@@ -88,7 +88,7 @@ pub enum AssignError {
         cluster: ClusterName,
     },
     /// The change is not durable and has not happened.
-    #[error("nothing was changed: {0}")]
+    #[error("nothing was changed")]
     Catalog(#[from] CatalogError),
 }
 
