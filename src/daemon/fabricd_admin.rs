@@ -80,7 +80,7 @@ fn remove<C: Catalog>(
 }
 
 fn one<C: Catalog>(fabric: &Fabric<C>, now: Time, guid: Guid) -> Option<EntityInfo> {
-    let view = fabric.entities().find(|v| v.entity.guid == guid)?;
+    let view = fabric.entities(now).find(|v| v.entity.guid == guid)?;
     Some(info(fabric, now, &view))
 }
 
@@ -90,7 +90,7 @@ fn some(cluster: ClusterName) -> Option<String> {
 
 fn catalog<C: Catalog>(fabric: &Fabric<C>, now: Time) -> CatalogInfo {
     let state = fabric.snapshot();
-    let mut views: Vec<_> = fabric.entities().collect();
+    let mut views: Vec<_> = fabric.entities(now).collect();
     views.sort_by_key(|v| {
         let e = v.entity;
         (e.is_pending(), e.assigned, e.entity, e.guid)
@@ -188,7 +188,7 @@ fn status<C: Catalog>(fabric: &Fabric<C>, now: Time, facts: &DaemonFacts) -> Fab
         hosts: all().filter(|e| e.entity == EntityType::Host).count(),
         units: all().filter(|e| e.entity == EntityType::Unit).count(),
         pending: all().filter(|e| e.is_pending()).count(),
-        connected: fabric.entities().filter(|v| v.connected).count(),
+        connected: fabric.entities(now).filter(|v| v.connected).count(),
         clusters: state.clusters.len(),
         counters,
         drops: fabric

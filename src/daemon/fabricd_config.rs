@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::config::{self, ConfigError};
 use super::rmad_config::parse_ethertype;
 use crate::fabric::Policy;
-use crate::session::limits::MIN_MTU;
+use crate::wire::MIN_MTU;
 use crate::wire::{ETHERTYPE_MANAGEMENT, Guid};
 
 /// Where the configuration is looked for when no `--config` is given.

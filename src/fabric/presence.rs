@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::session::limits::KEEPALIVE_INTERVAL;
 use crate::wire::{ClusterName, ConnectionId, Guid, Incarnation, Mac, Time};
 
 /// How long after its last frame an entity counts as alive at an address.
 pub(super) const ALIVE_FOR: Duration = Duration::from_secs(5);
+const _: () = assert!(ALIVE_FOR.as_nanos() > 2 * KEEPALIVE_INTERVAL.as_nanos());
 /// How many unfinished handshakes are remembered, twice.
 const MAX_KNOCKS: usize = 2048;
 /// How many addresses of an entity are remembered.
@@ -165,10 +167,15 @@ impl Presence {
         heard.iter().max_by_key(|(_, at)| *at).copied()
     }
 
-    /// Who is connected and registered.
-    pub(super) fn connected(&self) -> BTreeSet<Guid> {
+    /// Who is connected, registered, and not silent.
+    pub(super) fn connected(&self, now: Time) -> BTreeSet<Guid> {
+        let alive = |guid| {
+            let heard = self.last_heard(guid);
+            heard.is_some_and(|(_, at)| now.since(at) < ALIVE_FOR)
+        };
         let seats = self.seats.values().filter(|seat| seat.registered);
-        seats.map(|seat| seat.guid).collect()
+        let guids = seats.map(|seat| seat.guid);
+        guids.filter(|guid| alive(*guid)).collect()
     }
 }
 

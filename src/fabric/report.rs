@@ -159,7 +159,7 @@ pub struct FabricCounters {
 pub struct EntityView<'a> {
     /// Its row.
     pub entity: &'a Entity,
-    /// Whether it is connected and registered.
+    /// Whether it is connected, registered and was heard in the last seconds.
     pub connected: bool,
     /// Where and when it was heard last since we started.
     pub heard: Option<(Mac, Time)>,

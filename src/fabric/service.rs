@@ -591,8 +591,8 @@ impl<C: Catalog> Fabric<C> {
     }
 
     /// Every entity with what is known about it at the moment, by ascending GUID.
-    pub fn entities(&self) -> impl Iterator<Item = EntityView<'_>> + '_ {
-        let connected = self.presence.connected();
+    pub fn entities(&self, now: Time) -> impl Iterator<Item = EntityView<'_>> + '_ {
+        let connected = self.presence.connected(now);
         let entities = self.directory.state().entities.values();
         entities.map(move |entity| EntityView {
             entity,
