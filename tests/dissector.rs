@@ -1,0 +1,672 @@
+//! The Wireshark dissector, run by tshark, sees what the Rust side sees: every field of every
+//! kind, every reason to drop a frame, segments put together, replies matched.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test dissector` writes tools/wireshark/rma_tables.lua anew.
+
+mod wire_model;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use pcap_file::pcap::{PcapPacket, PcapWriter};
+use rma::wire::kind::{Event, Kind, Progress, Role};
+use rma::wire::message::*;
+use rma::wire::row::{self, BLOCK_SIZES};
+use rma::wire::*;
+use wire_model::{Sample, samples};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+// ---------------------------------------------------------------------------------------------
+// The generated tables
+
+/// The text of tools/wireshark/rma_tables.lua.
+fn tables() -> String {
+    fn quoted(name: &str) -> String {
+        format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
+    }
+    let mut text = String::from(
+        "-- Generated from the Rust tables by tests/dissector.rs (UPDATE_GOLDEN=1); do not edit.\nreturn {\n",
+    );
+    for (name, value) in [
+        ("version", u64::from(VERSION)),
+        ("header_len", HEADER_LEN as u64),
+        ("max_message_bytes", MAX_MESSAGE_BYTES as u64),
+        ("max_page_bytes", MAX_PAGE_BYTES as u64),
+        ("min_mtu", MIN_MTU.into()),
+        ("ethertype_management", ETHERTYPE_MANAGEMENT.into()),
+        ("ethertype_service", ETHERTYPE_SERVICE.into()),
+        ("max_ranges", MAX_RANGES as u64),
+        ("max_members", MAX_MEMBERS as u64),
+        ("max_controllers", MAX_CONTROLLERS as u64),
+        ("max_devices", MAX_DEVICES as u64),
+        ("max_registers", MAX_REGISTERS as u64),
+        ("max_page_rows", MAX_PAGE_ROWS as u64),
+        ("max_changes", MAX_CHANGES as u64),
+        ("max_macs", row::MAX_MACS as u64),
+        ("max_owners", row::MAX_OWNERS as u64),
+        ("max_name_bytes", row::MAX_NAME_BYTES as u64),
+        ("max_label_bytes", row::MAX_LABEL_BYTES as u64),
+        ("min_block_size", (*BLOCK_SIZES.start()).into()),
+        ("max_block_size", (*BLOCK_SIZES.end()).into()),
+    ] {
+        writeln!(text, "  {name} = {value},").expect("a String");
+    }
+    macro_rules! table {
+        ($name:literal, $type:ty) => {
+            writeln!(text, "  {} = {{", $name).expect("a String");
+            for value in <$type>::ALL {
+                writeln!(text, "    [{}] = {},", value.code(), quoted(value.name()))
+                    .expect("a String");
+            }
+            text += "  },\n";
+        };
+    }
+    table!("kind", Kind);
+    table!("status", Status);
+    table!("drop", DropReason);
+    table!("entity", EntityType);
+    table!("role", Role);
+    table!("progress", Progress);
+    table!("event", Event);
+    table!("row_state", RowState);
+    table!("granularity", Granularity);
+    text +=
+        "  -- On which EtherType a kind belongs; without a line: on both.\n  kind_service = {\n";
+    for kind in Kind::ALL {
+        if let Some(service) = kind.is_service() {
+            writeln!(text, "    [{}] = {service},", kind.code()).expect("a String");
+        }
+    }
+    text += "  },\n  ownership = {\n";
+    let words = [
+        Ownership::Unallocated,
+        Ownership::Dedicated(Guid(1)),
+        Ownership::Shared(vec![Guid(1)]),
+    ];
+    for ownership in words {
+        let code = ownership.to_body()[0];
+        writeln!(text, "    [{code}] = {},", quoted(ownership.word())).expect("a String");
+    }
+    text += "  },\n  flags = {\n";
+    for (flag, name) in Flags::NAMES {
+        writeln!(text, "    {{ {}, {} }},", flag.bits(), quoted(name)).expect("a String");
+    }
+    text += "  },\n  features = {\n";
+    for (feature, name) in row::features::NAMES {
+        writeln!(text, "    {{ {feature}, {} }},", quoted(name)).expect("a String");
+    }
+    text += "  },\n}\n";
+    text
+}
+
+#[test]
+fn the_generated_tables_are_current() {
+    let path = root().join("tools/wireshark/rma_tables.lua");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, tables()).expect("the file is written");
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, tables(), "run with UPDATE_GOLDEN=1");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Captures in, PDML out
+
+const HOST: Mac = Mac([0x02, 0, 0, 0, 0, 0x0a]);
+const UNIT: Mac = Mac([0x02, 0, 0, 0, 0, 0x0b]);
+
+/// Puts an Ethernet header in front.
+fn ethernet(dst: Mac, src: Mac, service: bool, frame: &[u8]) -> Vec<u8> {
+    let ethertype = if service {
+        ETHERTYPE_SERVICE
+    } else {
+        ETHERTYPE_MANAGEMENT
+    };
+    [&dst.0[..], &src.0, &ethertype.to_be_bytes(), frame].concat()
+}
+
+/// From the host to the unit, replies (and what responders say) the other way.
+fn directed(header: &Header, service: bool, frame: &[u8]) -> Vec<u8> {
+    let back = header.is_reply() || matches!(header.kind, Kind::Here | Kind::Notify);
+    let (dst, src) = if back { (HOST, UNIT) } else { (UNIT, HOST) };
+    ethernet(dst, src, service, frame)
+}
+
+/// A capture file with a frame every millisecond; it goes with the value.
+struct Capture {
+    file: tempfile::NamedTempFile,
+}
+
+impl Capture {
+    fn new(frames: &[Vec<u8>]) -> Self {
+        let file = tempfile::Builder::new()
+            .suffix(".pcap")
+            .tempfile()
+            .expect("a temporary file");
+        let mut writer = PcapWriter::new(file.reopen().expect("opened again")).expect("a header");
+        for (i, frame) in frames.iter().enumerate() {
+            let time = Duration::from_millis(1_700_000_000_000 + i as u64);
+            let packet = PcapPacket::new(time, frame.len() as u32, frame);
+            writer.write_packet(&packet).expect("a packet is written");
+        }
+        Self { file }
+    }
+
+    /// What tshark says, two passes.
+    fn tshark(&self, args: &[&str]) -> String {
+        let script = root().join("tools/wireshark/rma.lua");
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let output = Command::new("tshark")
+            .args(["-n", "-2", "-X"])
+            .arg(format!("lua_script:{}", script.display()))
+            .arg("-r")
+            .arg(self.file.path())
+            .args(args)
+            // Nobody's own settings and plugins.
+            .env("HOME", home.path())
+            .env("XDG_CONFIG_HOME", home.path())
+            .output()
+            .expect("tshark is installed (tools/setup)");
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{complaints}");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(!text.contains("Lua Error"), "{text}");
+        assert!(!complaints.contains(".lua"), "{complaints}");
+        text
+    }
+
+    fn packets(&self) -> Vec<Vec<Shown>> {
+        let pdml = self.tshark(&["-T", "pdml"]);
+        pdml.split("<packet>").skip(1).map(shown).collect()
+    }
+}
+
+/// A field as PDML has it.
+#[derive(Debug, Clone, Default)]
+struct Shown {
+    name: String,
+    show: String,
+    showname: String,
+    value: String,
+    size: usize,
+    hidden: bool,
+}
+
+/// The value of an attribute of an XML tag.
+fn attribute(tag: &str, name: &str) -> String {
+    let Some((_, rest)) = tag.split_once(&format!(" {name}=\"")) else {
+        return String::new();
+    };
+    rest.split('"')
+        .next()
+        .unwrap_or_default()
+        .replace("&quot;", "\"")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+}
+
+/// The rma fields of a packet, in order.
+fn shown(packet: &str) -> Vec<Shown> {
+    packet
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("<field name=\"rma."))
+        .map(|tag| Shown {
+            name: attribute(tag, "name"),
+            show: attribute(tag, "show"),
+            showname: attribute(tag, "showname"),
+            value: attribute(tag, "value"),
+            size: attribute(tag, "size").parse().unwrap_or(0),
+            hidden: tag.contains(" hide=\"yes\""),
+        })
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String");
+        text
+    })
+}
+
+fn get<'a>(fields: &'a [Shown], name: &str) -> Option<&'a str> {
+    fields
+        .iter()
+        .find(|f| f.name == name)
+        .map(|f| f.show.as_str())
+}
+
+// ---------------------------------------------------------------------------------------------
+// Tests
+
+/// Names of the fields that the model has: the others are containers or found out.
+fn model_names() -> BTreeSet<&'static str> {
+    samples()
+        .iter()
+        .flat_map(Sample::fields)
+        .map(|f| f.name)
+        .collect()
+}
+
+#[test]
+fn every_field_of_every_kind_has_its_value_and_name() {
+    let samples = samples();
+    let frames: Vec<_> = samples
+        .iter()
+        .map(|s| directed(&s.header, s.service, &s.frame()))
+        .collect();
+    let packets = Capture::new(&frames).packets();
+    assert_eq!(packets.len(), samples.len());
+    let names = model_names();
+    for (sample, packet) in samples.iter().zip(&packets) {
+        let what = sample.name;
+        assert_eq!(get(packet, "rma.malformed"), None, "{what}");
+        // The one sample whose request is not among the samples.
+        let unmatched = what == "compare-and-set-refused";
+        assert_eq!(get(packet, "rma.unmatched").is_some(), unmatched, "{what}");
+        let found: Vec<_> = packet
+            .iter()
+            .filter(|f| !f.hidden && names.contains(f.name.as_str()))
+            .collect();
+        let fields = sample.fields();
+        for (field, found) in fields.iter().zip(&found) {
+            assert_eq!(field.name, found.name, "{what}");
+            assert_eq!(hex(&field.bytes), found.value, "{what} {}", field.name);
+            let show = match found.show.as_str() {
+                "True" => "1",
+                "False" => "0",
+                other => other,
+            };
+            assert_eq!(field.show, show, "{what} {}", field.name);
+            if let Some(code) = field.code {
+                assert!(found.showname.contains(code), "{what} {}", found.showname);
+            }
+            assert_eq!(field.bytes.len(), found.size, "{what} {}", field.name);
+        }
+        assert_eq!(fields.len(), found.len(), "{what}");
+        for (flag, name) in Flags::NAMES {
+            let shown = get(packet, &format!("rma.flags.{name}")).expect("shown");
+            let set = ["1", "True"].contains(&shown);
+            assert_eq!(set, sample.header.flags.contains(*flag), "{what} {name}");
+        }
+    }
+}
+
+#[test]
+fn feature_bits_are_named() {
+    let sample = samples()
+        .into_iter()
+        .find(|s| s.name == "identify-reply")
+        .expect("a sample");
+    let Body::IdentifyReply(reply) = &sample.body else {
+        panic!("an identify reply")
+    };
+    let capture = Capture::new(&[directed(&sample.header, true, &sample.frame())]);
+    let packet = &capture.packets()[0];
+    for (feature, name) in row::features::NAMES {
+        let field = format!("rma.features.{}", name.replace('-', "_"));
+        let set = ["1", "True"].contains(&get(packet, &field).expect("shown"));
+        assert_eq!(set, reply.device.features & feature != 0, "{name}");
+    }
+}
+
+fn find(samples: &[Sample], name: &str) -> usize {
+    samples
+        .iter()
+        .position(|s| s.name == name)
+        .expect("a sample")
+}
+
+/// A segment of a message as a frame between host and unit.
+fn segment(header: &Header, service: bool, body: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let header = Header {
+        segment_offset: from as u32,
+        message_len: body.len() as u32,
+        ..*header
+    };
+    let mut frame = Vec::new();
+    header.emit(&body[from..to.min(body.len())], &mut frame);
+    directed(&header, service, &frame)
+}
+
+/// Request and reply headers of a command.
+fn exchange(kind: Kind, connection: u64, command: u64) -> (Header, Header) {
+    let request = Header {
+        connection: ConnectionId(connection),
+        command: CommandId(command),
+        ..Header::new(kind)
+    };
+    let reply = Header {
+        flags: Flags::REPLY,
+        ..request
+    };
+    (request, reply)
+}
+
+#[test]
+fn messages_of_several_segments_are_put_together() {
+    let samples = samples();
+    let Body::TableRowsReply(page) = &samples[find(&samples, "table-rows-reply")].body else {
+        panic!("rows")
+    };
+    let mut page = page.clone();
+    page.rows = (1..=20)
+        .map(|i| Row {
+            guid: Guid(i),
+            name: format!("row {i}"),
+            ..page.rows[0].clone()
+        })
+        .collect();
+    let body = page.to_body();
+    let (request, reply) = exchange(Kind::TableRows, 5, 6);
+    let rows = |from, to| segment(&reply, false, &body, from, to);
+    let asked = TableRowsRequest { after: Guid::NIL }.to_body();
+    let frames = [
+        segment(&request, false, &asked, 0, 16),
+        // Out of order, one of them twice, and with other borders when it is sent again.
+        rows(1412, 2824),
+        rows(0, 1412),
+        rows(0, 1412),
+        rows(2700, 3700),
+        rows(3700, body.len()),
+        rows(1412, 2824),
+    ];
+    let packets = Capture::new(&frames).packets();
+    assert_eq!(get(&packets[0], "rma.response_in"), Some("6"));
+    for (i, packet) in packets.iter().enumerate() {
+        assert_eq!(get(packet, "rma.malformed"), None, "{i}");
+        let names = packet.iter().filter(|f| f.name == "rma.row.name");
+        let names: Vec<_> = names.map(|f| f.show.clone()).collect();
+        if i == 5 {
+            let expected: Vec<_> = (1..=20).map(|i| format!("row {i}")).collect();
+            assert_eq!(names, expected);
+            let length = get(packet, "rma.reassembled.length");
+            assert_eq!(length, Some(body.len().to_string().as_str()));
+        } else {
+            assert!(names.is_empty(), "{i}");
+        }
+        if i > 0 {
+            assert_eq!(get(packet, "rma.response_to"), Some("1"), "{i}");
+            let in_5 = get(packet, "rma.reassembled_in");
+            assert_eq!(in_5, (i != 5).then_some("6"), "{i}");
+            let offset = ["0", "1412", "0", "0", "2700", "3700", "1412"][i];
+            assert_eq!(get(packet, "rma.segment.offset"), Some(offset));
+        }
+    }
+}
+
+#[test]
+fn data_is_shown_segment_by_segment() {
+    let (request, reply) = exchange(Kind::Write, 5, 6);
+    let mut body = IoRange {
+        offset: 4096,
+        len: 3000,
+    }
+    .to_body();
+    body.extend((0..3000).map(|i| i as u8));
+    let again = Header {
+        flags: Flags::RETRY,
+        ..request
+    };
+    let frames = [
+        segment(&request, true, &body, 0, 1412),
+        segment(&request, true, &body, 1412, 2824),
+        segment(&again, true, &body, 1412, 2824),
+        segment(&request, true, &body, 2824, body.len()),
+        segment(&reply, true, &[], 0, 0),
+        segment(&reply, true, &[], 0, 0),
+    ];
+    let packets = Capture::new(&frames).packets();
+    let data: String = [0, 1, 3]
+        .iter()
+        .map(|i| {
+            packets[*i]
+                .iter()
+                .find(|f| f.name == "rma.data")
+                .expect("data")
+        })
+        .map(|f| f.value.clone())
+        .collect();
+    assert_eq!(data, hex(&body[16..]));
+    assert_eq!(get(&packets[0], "rma.io.length"), Some("3000"));
+    assert_eq!(get(&packets[1], "rma.io.length"), None);
+    for packet in &packets[..4] {
+        assert_eq!(get(packet, "rma.response_in"), Some("5"));
+        assert_eq!(get(packet, "rma.malformed"), None);
+    }
+    assert_eq!(get(&packets[2], "rma.retransmission_of"), Some("1"));
+    for (packet, ms) in packets[4..].iter().zip([4, 5]) {
+        assert_eq!(get(packet, "rma.response_to"), Some("1"));
+        let time = get(packet, "rma.time").expect("a time");
+        assert!(time.starts_with(&format!("0.00{ms}000")), "{time}");
+    }
+}
+
+#[test]
+fn requests_and_replies_are_matched_across_a_reconnect() {
+    let connect = |nonce: u64, connection: u64, attempt: u32| {
+        let (request, reply) = exchange(Kind::Connect, 0, nonce);
+        let reply = Header {
+            connection: ConnectionId(connection),
+            ..reply
+        };
+        let asked = ConnectRequest {
+            initiator: Guid(1),
+            incarnation: Incarnation(2),
+            session: 3,
+            attempt,
+            role: Role::Host,
+            responder: Guid::NIL,
+            features: 0,
+            mtu: 1500,
+            credits: 1,
+        };
+        let answer = ConnectReply {
+            responder: Guid(4),
+            incarnation: Incarnation(5),
+            features: 0,
+            mtu: 1500,
+            credits: 1,
+            resumed: attempt > 1,
+        };
+        let (asked, answer) = (asked.to_body(), answer.to_body());
+        [
+            segment(&request, true, &asked, 0, asked.len()),
+            segment(&reply, true, &answer, 0, answer.len()),
+        ]
+    };
+    let (flush, _) = exchange(Kind::Flush, 100, 1);
+    let (lost, _) = exchange(Kind::Flush, 200, 2);
+    let (_, flushed) = exchange(Kind::Flush, 200, 1);
+    let (_, never_asked) = exchange(Kind::Flush, 200, 3);
+    let (stranger, _) = exchange(Kind::Flush, 999, 1);
+    let refused = Header {
+        status: Status::UnknownConnection,
+        flags: Flags::REPLY,
+        kind: Kind::Refused,
+        ..stranger
+    };
+    let empty = |header: &Header| segment(header, true, &[], 0, 0);
+    let frames = [
+        &connect(77, 100, 1)[..],
+        &[empty(&flush)],
+        &connect(78, 200, 2),
+        &[empty(&flushed), empty(&lost), empty(&never_asked)],
+        &[empty(&stranger), empty(&refused)],
+    ]
+    .concat();
+    let capture = Capture::new(&frames);
+    let packets = capture.packets();
+    let to: Vec<_> = packets.iter().map(|p| get(p, "rma.response_to")).collect();
+    let none = None;
+    assert_eq!(
+        to,
+        [
+            none,
+            Some("1"),
+            none,
+            none,
+            Some("4"),
+            Some("3"),
+            none,
+            none,
+            none,
+            Some("9")
+        ]
+    );
+    for (i, packet) in packets.iter().enumerate() {
+        assert_eq!(get(packet, "rma.unanswered").is_some(), i == 6, "{i}");
+        assert_eq!(get(packet, "rma.unmatched").is_some(), i == 7, "{i}");
+    }
+    assert_eq!(get(&packets[8], "rma.response_in"), Some("10"));
+    let found = capture.tshark(&["-Y", "rma.unanswered", "-T", "fields", "-e", "frame.number"]);
+    assert_eq!(found, "7\n");
+    let any_guid = "rma.guid == 00000000-0000-0000-0000-000000000001";
+    let found = capture.tshark(&["-Y", any_guid, "-T", "fields", "-e", "frame.number"]);
+    assert_eq!(found, "1\n4\n");
+}
+
+#[test]
+fn vlan_tags_and_padding_do_not_matter() {
+    let samples = samples();
+    let sample = &samples[find(&samples, "flush-request")];
+    let plain = directed(&sample.header, true, &sample.frame());
+    let tagged = [&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat();
+    let padded = [&plain[..], &[0xa5; 9]].concat();
+    for (packet, padding) in Capture::new(&[tagged, padded]).packets().iter().zip([0, 9]) {
+        assert_eq!(get(packet, "rma.malformed"), None);
+        assert_eq!(get(packet, "rma.kind"), Some("0x44"));
+        let found = packet.iter().find(|f| f.name == "rma.padding");
+        assert_eq!(found.map_or(0, |f| f.size), padding);
+    }
+}
+
+/// Why the Rust side drops a frame, by the names of the table.
+fn verdict(frame: &[u8], service: bool) -> Option<&'static str> {
+    match Header::parse(frame, service) {
+        Err(reason) => Some(reason.name()),
+        Ok((header, payload)) => {
+            let is_whole = payload.len() == header.message_len as usize;
+            let is_bad = is_whole && Body::parse(&header, payload).is_err();
+            is_bad.then_some(DropReason::Body.name())
+        }
+    }
+}
+
+#[test]
+fn frames_are_malformed_for_the_same_reason_as_in_rust() {
+    let samples = samples();
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut frames = Vec::new();
+    for round in 0..40 {
+        for sample in &samples {
+            let mut frame = sample.frame();
+            for _ in 0..rng.usize(1..3) {
+                let at = match rng.u8(..3) {
+                    0 => rng.usize(..HEADER_LEN.min(frame.len())),
+                    _ => rng.usize(..frame.len()),
+                };
+                match rng.u8(..6) {
+                    0 => frame.truncate(at),
+                    1 => frame[at] = [0, 1, 2, 0x7f, 0xff][rng.usize(..5)],
+                    2 => frame[at] ^= 1 << rng.u8(..8),
+                    3 => drop(frame.remove(at)),
+                    4 => frame.insert(at, rng.u8(..)),
+                    // Copies something from elsewhere: repeated identities and numbers.
+                    _ => {
+                        let n = rng.usize(1..=16).min(frame.len() - at);
+                        let from = rng.usize(..=frame.len() - n);
+                        frame.copy_within(from..from + n, at);
+                    }
+                }
+                if frame.is_empty() {
+                    frame.push(0);
+                }
+            }
+            if round % 8 != 0 && frame.len() > HEADER_LEN {
+                // A hostile sender gets length and checksum right.
+                let len = (frame.len() - HEADER_LEN) as u32;
+                frame[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+                if round % 8 != 1 {
+                    frame[24..28].copy_from_slice(&len.to_be_bytes());
+                }
+                frame[16..20].fill(0);
+                let sum = crc32fast::hash(&frame);
+                frame[16..20].copy_from_slice(&sum.to_be_bytes());
+            }
+            frames.push((frame, sample.service));
+        }
+    }
+    let capture: Vec<_> = frames
+        .iter()
+        .map(|(frame, service)| ethernet(UNIT, HOST, *service, frame))
+        .collect();
+    let packets = Capture::new(&capture).packets();
+    assert_eq!(packets.len(), frames.len());
+    let mut seen = BTreeSet::new();
+    for (i, ((frame, service), packet)) in frames.iter().zip(&packets).enumerate() {
+        let expected = verdict(frame, *service);
+        let found = get(packet, "rma.malformed");
+        assert_eq!(found, expected, "frame {}: {}", i + 1, hex(frame));
+        seen.insert(expected);
+    }
+    for reason in [
+        DropReason::Truncated,
+        DropReason::Version,
+        DropReason::UnknownKind,
+        DropReason::Reserved,
+        DropReason::Checksum,
+        DropReason::Lengths,
+        DropReason::Body,
+    ] {
+        assert!(
+            seen.contains(&Some(reason.name())),
+            "{reason} never happened"
+        );
+    }
+    assert!(seen.contains(&None));
+}
+
+#[test]
+fn the_check_says_what_is_wrong_with_a_capture() {
+    let check = |frames: &[Vec<u8>]| {
+        let capture = Capture::new(frames);
+        let output = Command::new(root().join("tools/wireshark/check"))
+            .arg(capture.file.path())
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code().expect("it ends"), text)
+    };
+    let (request, reply) = exchange(Kind::KeepAlive, 1, 2);
+    let request = segment(&request, false, &[], 0, 0);
+    let reply = segment(&reply, false, &[], 0, 0);
+    let (code, text) = check(&[request.clone(), reply.clone()]);
+    assert_eq!(code, 0, "{text}");
+    let good =
+        "2 frames, 2 of them ours: 0 malformed, 0 unnamed kinds, 1 replies matched, 0 unmatched";
+    assert!(text.contains(good), "{text}");
+    let (code, text) = check(&[reply]);
+    assert_eq!(code, 1);
+    assert!(text.contains("1 unmatched"), "{text}");
+    let mut corrupted = request.clone();
+    corrupted[60] ^= 1;
+    let (code, text) = check(&[corrupted]);
+    assert_eq!(code, 1);
+    assert!(text.contains("malformed: checksum"), "{text}");
+    let mut unnamed = request[14..].to_vec();
+    unnamed[1] = 0x7f;
+    unnamed[16..20].fill(0);
+    let sum = crc32fast::hash(&unnamed);
+    unnamed[16..20].copy_from_slice(&sum.to_be_bytes());
+    let (code, text) = check(&[ethernet(UNIT, HOST, false, &unnamed)]);
+    assert_eq!(code, 1);
+    assert!(text.contains("1 unnamed kinds"), "{text}");
+}
