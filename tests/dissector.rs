@@ -554,7 +554,16 @@ fn verdict(frame: &[u8], service: bool) -> Option<&'static str> {
         Err(reason) => Some(reason.name()),
         Ok((header, payload)) => {
             let is_whole = payload.len() == header.message_len as usize;
-            let is_bad = is_whole && Body::parse(&header, payload).is_err();
+            // The first segment of a write tells already that the rest will not be what it says.
+            let is_write = header.kind == Kind::Write && !header.is_reply();
+            let is_bad = match payload.get(..IO_RANGE_BYTES) {
+                _ if is_whole => Body::parse(&header, payload).is_err(),
+                Some(range) if is_write && header.segment_offset == 0 => {
+                    let range = IoRange::from_body(range).expect("any range");
+                    range.len != u64::from(header.message_len) - IO_RANGE_BYTES as u64
+                }
+                _ => false,
+            };
             is_bad.then_some(DropReason::Body.name())
         }
     }
