@@ -13,5 +13,6 @@
 
 pub mod block;
 pub mod nbd;
+pub mod rules_file;
 pub mod socket;
 pub mod udev;
