@@ -66,6 +66,15 @@ pub fn ignore_outgoing(socket: &Socket) -> io::Result<()> {
     set_option(socket, libc::PACKET_IGNORE_OUTGOING, &1i32)
 }
 
+/// Sends past the interface's queue, straight to its driver: a frame that the driver has no room for is
+/// dropped instead of queued, and a new interface sends from the moment it has a carrier.
+///
+/// # Errors
+/// The kernel's.
+pub fn bypass_queue(socket: &Socket) -> io::Result<()> {
+    set_option(socket, libc::PACKET_QDISC_BYPASS, &1i32)
+}
+
 /// Frames that the kernel dropped because the receive buffer was full, since the last call.
 ///
 /// # Errors

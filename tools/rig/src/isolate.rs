@@ -70,3 +70,19 @@ fn raise_file_limit() -> Result<(), RigError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_process_with_threads_is_told_to_enter_earlier() {
+        let (end, ended) = mpsc::channel::<()>();
+        let other = thread::spawn(move || ended.recv());
+        assert!(matches!(enter(), Err(RigError::Threads)));
+        drop(end);
+        assert!(other.join().expect("no panic").is_err());
+    }
+}

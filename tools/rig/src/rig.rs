@@ -3,7 +3,8 @@
 use crate::namespace::bring_up;
 use crate::process::Spawner;
 use crate::switch::PortId;
-use crate::{Namespace, Output, Process, RigError, Switch, harness, system};
+use crate::{Namespace, Output, Process, RigError, Switch, harness, system, wait_until};
+use rma::net::Interface;
 use rma::wire::Mac;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,10 @@ use tempfile::TempDir;
 
 /// How many of a log's last lines a failed test shows.
 const LOG_TAIL_LINES: usize = 40;
+/// Number of the first station whose address the rig chooses; lower ones are for tests.
+const FIRST_OWN_STATION: u32 = 0x0100_0000;
+/// How long a new wire may take to carry frames.
+const CARRIER_DEADLINE: Duration = Duration::from_secs(5);
 /// MTU of the switch's own ends; those of the nodes may be smaller.
 const SWITCH_MTU: u16 = 9000;
 
@@ -59,7 +64,8 @@ impl NodeOptions {
     }
 }
 
-/// A predictable station address, the same for the same number.
+/// A predictable station address, the same for the same number. Those that the rig chooses itself are
+/// of numbers from 2^24.
 pub fn station(number: u32) -> Mac {
     let [a, b, c, d] = number.to_be_bytes();
     Mac([0x02, 0x72, a, b, c, d])
@@ -105,7 +111,7 @@ impl Rig {
                 spawner: Mutex::new(Some(spawner)),
             }),
             next_port: AtomicU32::new(0),
-            next_station: AtomicU32::new(1),
+            next_station: AtomicU32::new(FIRST_OWN_STATION),
             directory,
         })
     }
@@ -186,6 +192,13 @@ impl Rig {
              type veth peer name {name} mtu {mtu} address {there} netns {peer}\n"
         ))?;
         b.bring_up(&name)?;
+        a.enter(|| {
+            wait_until(
+                CARRIER_DEADLINE,
+                &format!("{name} to have a carrier"),
+                || Interface::by_name(&name).is_ok_and(|interface| interface.carrier),
+            )
+        })??;
         Ok(name)
     }
 }
@@ -377,6 +390,9 @@ impl Node {
     }
 
     /// Brings an interface up that could not be made so: its other end was not there yet.
+    ///
+    /// The second of the two ends to come up can send at once; the first one's queue starts when the
+    /// kernel gets around to it, which the switch does not wait for: it sends past the queue.
     fn bring_up(&self, interface: &str) -> Result<(), RigError> {
         let result = self.enter(|| bring_up(interface))?;
         result.map_err(system(format!("bring {interface} of {} up", self.name)))

@@ -13,6 +13,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use rma::net::{BATCH_FRAMES, ETHERNET_HEADER_LEN, raw};
 use rma::wire::Mac;
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -374,6 +375,7 @@ impl Engine {
         if self.held.len() >= MAX_HELD {
             return self.count(to, |counters| counters.congested += 1);
         }
+        self.count(to, |counters| counters.held += 1);
         self.held_before += 1;
         let due = Instant::now() + delay;
         self.held.push(Reverse(Held {
@@ -391,12 +393,10 @@ impl Engine {
         };
         let now = Instant::now();
         if first.due <= now {
-            while let Some(first) = self.held.peek_mut().filter(|first| first.0.due <= now) {
-                let Reverse(held) = std::collections::binary_heap::PeekMut::pop(first);
-                self.leaving
-                    .entry(held.to)
-                    .or_default()
-                    .push(Leaving::Changed(held.bytes));
+            while let Some(held) = self.take_due(now) {
+                self.count(held.to, |counters| counters.held -= 1);
+                let leaving = self.leaving.entry(held.to).or_default();
+                leaving.push(Leaving::Changed(held.bytes));
             }
             self.send_batch(&Inbox::default());
         }
@@ -409,6 +409,11 @@ impl Engine {
             self.timer.set(once, TimerSetTimeFlags::empty())?;
         }
         Ok(())
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Held> {
+        let first = self.held.peek_mut().filter(|first| first.0.due <= now)?;
+        Some(PeekMut::pop(first).0)
     }
 
     /// Sends what is leaving, each port's frames together.

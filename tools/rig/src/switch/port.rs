@@ -50,6 +50,8 @@ pub struct PortCounters {
     pub corrupted: u64,
     /// Frames dropped because a queue of the switch was full.
     pub congested: u64,
+    /// Frames that are held back at this moment.
+    pub held: u64,
     /// Frames that the node's cable did not take (longer than its MTU, or pulled), and frames from
     /// the node that were longer than any cable takes.
     pub refused: u64,
@@ -69,6 +71,7 @@ impl AddAssign for PortCounters {
         self.reordered += other.reordered;
         self.corrupted += other.corrupted;
         self.congested += other.congested;
+        self.held += other.held;
         self.refused += other.refused;
     }
 }
@@ -93,6 +96,7 @@ impl Port {
             socket.set_send_buffer_size(BUFFER_BYTES)?;
         }
         raw::ignore_outgoing(&socket)?;
+        raw::bypass_queue(&socket)?;
         raw::bind(&socket, index, raw::ETHERTYPE_ALL)?;
         Ok(socket)
     }
