@@ -1,10 +1,20 @@
 //! The resource management agent's state machine: Fig. 5, allocation. Depends on wire, session, crt, fabric::link.
 
 mod action;
+mod admin;
 mod agent;
+mod allocation;
+mod boot;
 mod config;
+mod journal;
+mod members;
+mod peers;
+mod plan;
 pub mod report;
 pub mod request;
+mod serve;
+mod timers;
+mod units;
 
 pub use action::{AgentAction, CommitToken, OwnedDevice};
 pub use agent::Agent;
@@ -12,3 +22,4 @@ pub use config::{
     AgentConfig, Intervals, MAX_EVENTS, MAX_OFFER_ROWS, MAX_PAGE_BYTES, MAX_PENDING_REQUESTS,
     MAX_PULL_RESTARTS,
 };
+pub use members::MAX_STATIONS;

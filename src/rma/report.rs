@@ -178,3 +178,16 @@ pub fn owned_by(table: &Table, ownership: &Ownership) -> String {
         ),
     }
 }
+
+/// A summary as one line says it.
+pub fn summary_text(summary: &TableSummary) -> String {
+    let stamp = summary.stamp;
+    format!(
+        "version {}.{} of {}, {} rows, digest {:016x}",
+        stamp.term,
+        stamp.counter,
+        stamp.writer,
+        summary.row_count,
+        summary.digest >> 64
+    )
+}

@@ -1,0 +1,290 @@
+//! Administrators' requests and what the agent shows of itself.
+
+use super::agent::Agent;
+use super::journal::Waiter;
+use super::members::{Liveness, Station};
+use super::plan::error;
+use super::report::{self, children_by_number, in_figure_order};
+use super::request::{
+    AdminError, AdminReply, AdminRequest, ControllerTreeInfo, DeviceInfo, DropInfo, ErrorKind,
+    GranularityInfo, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo, UnitTreeInfo,
+    WatchEvent,
+};
+use crate::wire::{EntityType, Granularity, Guid, Row, Time};
+
+impl Agent {
+    /// An administrator asks; the answer is an [`AgentAction::AdminReply`] with the same token,
+    /// at once or later.
+    ///
+    /// [`AgentAction::AdminReply`]: super::AgentAction::AdminReply
+    pub fn admin(&mut self, now: Time, token: u64, request: AdminRequest) {
+        let reply = match request {
+            AdminRequest::Status => AdminReply::Status(Box::new(self.status(now))),
+            AdminRequest::Hosts => AdminReply::Hosts {
+                hosts: self.hosts(now),
+            },
+            AdminRequest::Units => AdminReply::Units {
+                units: self.units(now),
+            },
+            AdminRequest::Devices => AdminReply::Devices {
+                devices: self.devices(now, |_| true),
+            },
+            AdminRequest::Tree => AdminReply::Tree(Box::new(self.tree(now))),
+            AdminRequest::Table => {
+                AdminReply::Table(Box::new(report::table_info(&self.table, self.cluster)))
+            }
+            AdminRequest::Exports => AdminReply::Exports {
+                devices: self.devices(now, |agent_owned| agent_owned),
+            },
+            AdminRequest::Watch => AdminReply::Watching,
+            AdminRequest::GranularityGet => self.granularity_reply(false),
+            AdminRequest::GranularitySet { granularity } => {
+                match self.set_granularity(token, &granularity) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
+            AdminRequest::Allocate {
+                target,
+                hosts,
+                shared,
+                recursive,
+            } => {
+                let to = Some((&hosts[..], shared));
+                match self.allocate(now, token, &target, to, recursive) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
+            AdminRequest::Release { target, recursive } => {
+                match self.allocate(now, token, &target, None, recursive) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
+        };
+        self.reply(token, reply);
+        self.pump(now);
+    }
+
+    pub(super) fn not_ready(&self) -> AdminError {
+        let message = if self.boot.is_stopped() {
+            "the agent has stopped; start rmad again".to_owned()
+        } else if self.cluster.is_none() {
+            "this host has no cluster yet; let fabric services assign one (`rma status`)".to_owned()
+        } else {
+            format!(
+                "the agent is still at block {} of its start; try again in a few seconds \
+                 (`rma status`)",
+                self.boot.number()
+            )
+        };
+        error(ErrorKind::NotReady, message)
+    }
+
+    fn set_granularity(&mut self, token: u64, text: &str) -> Result<(), AdminError> {
+        if !self.boot.is_steady() {
+            return Err(self.not_ready());
+        }
+        let wanted = Granularity::ALL
+            .iter()
+            .copied()
+            .find(|g| g.name() == text)
+            .ok_or_else(|| {
+                let names: Vec<&str> = Granularity::ALL.iter().map(|g| g.name()).collect();
+                error(
+                    ErrorKind::BadRequest,
+                    format!(
+                        "'{}' is no granularity; say {}",
+                        text.escape_debug(),
+                        names.join(", ")
+                    ),
+                )
+            })?;
+        let before = self.table.settings().granularity;
+        let (term, writer) = (self.allocations.term(), self.config.guid);
+        if !self.table.set_granularity(wanted, term, writer) {
+            let reply = self.granularity_reply(false);
+            self.reply(token, reply);
+            return Ok(());
+        }
+        self.journal.note(&[Guid::NIL]);
+        self.journal.unpublished = true;
+        self.journal.urgent = true;
+        self.journal.waiters.push(Waiter::Granularity(token));
+        self.tell(WatchEvent::GranularityChanged {
+            before: before.name().to_owned(),
+            after: wanted.name().to_owned(),
+        });
+        Ok(())
+    }
+
+    pub(super) fn granularity_reply(&self, changed: bool) -> AdminReply {
+        let settings = self.table.settings();
+        AdminReply::Granularity(GranularityInfo {
+            granularity: settings.granularity.name().to_owned(),
+            stamp: report::stamp_info(settings.stamp),
+            changed,
+        })
+    }
+
+    fn liveness(&self, now: Time, guid: Guid) -> LivenessInfo {
+        let station: Option<&Station> = self.station(guid);
+        let (word, since) = match station {
+            None if guid == self.config.guid => ("self", Time::ZERO),
+            None => ("unknown", now),
+            Some(s) => (
+                match s.liveness {
+                    Liveness::Unknown => "unknown",
+                    Liveness::Reachable => "reachable",
+                    Liveness::Unreachable => "unreachable",
+                },
+                s.since,
+            ),
+        };
+        LivenessInfo {
+            liveness: word.to_owned(),
+            liveness_ms: if word == "self" {
+                0
+            } else {
+                now.since(since).as_millis() as u64
+            },
+        }
+    }
+
+    fn rows_of(&self, entity: EntityType) -> impl Iterator<Item = &Row> {
+        in_figure_order(&self.table)
+            .into_iter()
+            .filter(move |row| row.entity == entity)
+    }
+
+    fn hosts(&self, now: Time) -> Vec<HostInfo> {
+        let digest = self.table.digest();
+        self.rows_of(EntityType::Host)
+            .map(|row| {
+                let own = row.guid == self.config.guid;
+                let told = match self.peers.get(&row.guid) {
+                    _ if own => Some(self.table.summary()),
+                    Some(peer) => peer.summary,
+                    None => None,
+                };
+                HostInfo {
+                    row: report::row_info(&self.table, row),
+                    liveness: self.liveness(now, row.guid),
+                    member: self.is_member(row.guid),
+                    table: told.as_ref().map(report::summary_info),
+                    in_step: told.is_some_and(|t| t.digest == digest),
+                }
+            })
+            .collect()
+    }
+
+    fn unit_info(&self, now: Time, row: &Row) -> UnitInfo {
+        let controllers = || self.table.children(row.guid).filter(|c| c.is_valid());
+        let devices = controllers()
+            .flat_map(|c| self.table.children(c.guid))
+            .filter(|d| d.is_valid());
+        UnitInfo {
+            row: report::row_info(&self.table, row),
+            liveness: self.liveness(now, row.guid),
+            member: self.is_member(row.guid),
+            registers_lost: self
+                .units
+                .get(&row.guid)
+                .is_some_and(|unit| unit.registers_lost),
+            controller_count: controllers().count() as u64,
+            device_count: devices.count() as u64,
+        }
+    }
+
+    fn units(&self, now: Time) -> Vec<UnitInfo> {
+        self.rows_of(EntityType::Unit)
+            .map(|row| self.unit_info(now, row))
+            .collect()
+    }
+
+    fn devices(&self, now: Time, wanted: impl Fn(bool) -> bool) -> Vec<DeviceInfo> {
+        self.rows_of(EntityType::Device)
+            .map(|row| (row, self.owned.contains_key(&row.guid)))
+            .filter(|(_, owned)| wanted(*owned))
+            .map(|(row, owned)| {
+                let unit = self.table.unit_of(row.guid).unwrap_or(Guid::NIL);
+                DeviceInfo {
+                    row: report::row_info(&self.table, row),
+                    unit: report::name_info(&self.table, unit),
+                    liveness: self.liveness(now, unit),
+                    owned_here: owned,
+                }
+            })
+            .collect()
+    }
+
+    fn tree(&self, now: Time) -> TreeInfo {
+        let valid = |guid| {
+            let children = children_by_number(&self.table, guid).into_iter();
+            children.filter(|row| row.is_valid())
+        };
+        let units = self
+            .rows_of(EntityType::Unit)
+            .filter(|row| row.is_valid())
+            .map(|row| UnitTreeInfo {
+                unit: self.unit_info(now, row),
+                controllers: valid(row.guid)
+                    .map(|controller| ControllerTreeInfo {
+                        row: report::row_info(&self.table, controller),
+                        devices: valid(controller.guid)
+                            .map(|device| report::row_info(&self.table, device))
+                            .collect(),
+                    })
+                    .collect(),
+            })
+            .collect();
+        TreeInfo {
+            cluster: self.cluster.as_str().to_owned(),
+            hosts: self.hosts(now),
+            units,
+        }
+    }
+
+    fn status(&self, now: Time) -> StatusInfo {
+        let digest = self.table.digest();
+        let up = |s: &Station| s.is_up();
+        let devices = self
+            .table
+            .rows()
+            .filter(|row| row.entity == EntityType::Device && self.table.is_present(row.guid));
+        StatusInfo {
+            host: super::request::NameInfo {
+                guid: self.config.guid.to_string(),
+                name: self.config.name.clone(),
+            },
+            macs: self.config.macs.iter().map(ToString::to_string).collect(),
+            cluster: self.cluster.as_str().to_owned(),
+            incarnation: self.config.incarnation.0,
+            block: self.boot.number(),
+            fabric: self.fabric.0.word().to_owned(),
+            fabric_ms: now.since(self.fabric.1).as_millis() as u64,
+            table: report::summary_info(&self.table.summary()),
+            granularity: self.table.settings().granularity.name().to_owned(),
+            peer_count: self.peers.len() as u64,
+            peers_reachable: self.peers.values().filter(|p| up(&p.station)).count() as u64,
+            peers_in_step: self
+                .peers
+                .values()
+                .filter(|p| p.summary.is_some_and(|t| t.digest == digest))
+                .count() as u64,
+            unit_count: self.units.len() as u64,
+            units_reachable: self.units.values().filter(|u| up(&u.station)).count() as u64,
+            device_count: devices.count() as u64,
+            devices_owned: self.owned.len() as u64,
+            drops: self
+                .drops()
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| DropInfo {
+                    reason: reason.name().to_owned(),
+                    count,
+                })
+                .collect(),
+        }
+    }
+}

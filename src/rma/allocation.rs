@@ -1,0 +1,495 @@
+//! Allocations on their way: read the unit's registers, plan, one compare-and-set at the unit, the
+//! table stored, the administrator answered. Of one unit, one at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::agent::Agent;
+use super::config::MAX_PENDING_REQUESTS;
+use super::journal::Waiter;
+use super::plan::{changes, error, ownership, target};
+use super::report::{self, label};
+use super::request::{AdminError, AdminReply, AllocationInfo, ChangeInfo, ErrorKind};
+use super::timers::Timer;
+use crate::session::Request;
+use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
+use crate::wire::{EntityType, Epoch, Flags, Guid, IodNumber, Kind, Ownership, Status, Time, Wire};
+
+/// How often an allocation is planned anew because somebody else changed the registers meanwhile.
+const MAX_RETRIES: u32 = 2;
+/// How long a busy unit is left alone.
+const BUSY_DELAY: Duration = Duration::from_millis(50);
+
+/// The term of the allocation session: there is one session for ever until sessions are leased.
+const TERM: u64 = 0;
+
+/// How far an allocation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Another allocation of the unit goes first.
+    Queued,
+    /// The unit's registers are being read.
+    Reading,
+    /// The unit has been asked to make the change.
+    Setting,
+    /// The unit has made it; its registers are read because its answer alone does not fit.
+    Confirming,
+    /// The table is being stored.
+    Storing,
+}
+
+/// An allocation or release on its way.
+#[derive(Debug)]
+struct Allocation {
+    token: u64,
+    target: Guid,
+    unit: Guid,
+    ownership: Ownership,
+    recursive: bool,
+    stage: Stage,
+    retries: u32,
+    changes: Vec<Change>,
+    before: BTreeMap<Guid, Ownership>,
+}
+
+/// The allocations on their way.
+#[derive(Debug, Default)]
+pub(super) struct Allocations {
+    active: BTreeMap<u64, Allocation>,
+    next: u64,
+}
+
+impl Allocations {
+    /// The term of the allocation session.
+    pub(super) const fn term(&self) -> u64 {
+        TERM
+    }
+}
+
+impl Agent {
+    /// Begins an allocation, or a release where no hosts are named.
+    pub(super) fn allocate(
+        &mut self,
+        now: Time,
+        token: u64,
+        text: &str,
+        hosts: Option<(&[String], bool)>,
+        recursive: bool,
+    ) -> Result<(), AdminError> {
+        if !self.boot.is_steady() {
+            return Err(self.not_ready());
+        }
+        if self.allocations.active.len() >= MAX_PENDING_REQUESTS {
+            return Err(error(
+                ErrorKind::Busy,
+                format!("{MAX_PENDING_REQUESTS} allocations are on their way; try again"),
+            ));
+        }
+        let target = target(&self.table, text)?;
+        let ownership = match hosts {
+            Some((hosts, shared)) => {
+                ownership(&self.table, hosts, shared, |guid| self.is_member(guid))?
+            }
+            None => Ownership::Unallocated,
+        };
+        let unit = self.table.unit_of(target).unwrap_or(target);
+        self.check_reachable(now, unit)?;
+        let id = self.allocations.next;
+        self.allocations.next += 1;
+        let allocation = Allocation {
+            token,
+            target,
+            unit,
+            ownership,
+            recursive,
+            stage: Stage::Queued,
+            retries: 0,
+            changes: Vec::new(),
+            before: BTreeMap::new(),
+        };
+        self.allocations.active.insert(id, allocation);
+        let patience = self.config.intervals.allocation_patience;
+        self.timers.set(Timer::Allocation(id), now + patience);
+        self.next_allocation(now, unit);
+        Ok(())
+    }
+
+    fn check_reachable(&self, now: Time, unit: Guid) -> Result<(), AdminError> {
+        let name = label(&self.table, unit);
+        match self.units.get(&unit) {
+            None => Err(error(
+                ErrorKind::Unreachable,
+                format!(
+                    "{name} is not among the members that fabric services list; nothing was \
+                     changed (`rma units`)"
+                ),
+            )),
+            Some(known) if known.registers_lost => Err(registers_lost(&name)),
+            Some(known) if !known.station.is_up() => Err(error(
+                ErrorKind::Unreachable,
+                format!(
+                    "{name} has not answered for {}; nothing was changed, try again when \
+                     `rma units` shows it reachable",
+                    seconds(now.since(known.station.since))
+                ),
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Begins the next queued allocation of a unit, unless one is at it.
+    fn next_allocation(&mut self, now: Time, unit: Guid) {
+        let of_unit = || {
+            let all = self.allocations.active.iter();
+            all.filter(|(_, a)| a.unit == unit)
+        };
+        let busy = of_unit().any(|(_, a)| !matches!(a.stage, Stage::Queued | Stage::Storing));
+        let next = of_unit().find(|(_, a)| a.stage == Stage::Queued);
+        if let (false, Some((id, _))) = (busy, next) {
+            let id = *id;
+            self.set_stage(id, Stage::Reading);
+            self.ask_registers(now, unit);
+        }
+    }
+
+    fn set_stage(&mut self, id: u64, stage: Stage) {
+        if let Some(allocation) = self.allocations.active.get_mut(&id) {
+            allocation.stage = stage;
+        }
+    }
+
+    /// A unit's registers have been read, or (not `ok`) could not be.
+    pub(super) fn registers_read(&mut self, now: Time, unit: Guid, ok: bool) {
+        let waiting: Vec<(u64, Stage)> = self
+            .allocations
+            .active
+            .iter()
+            .filter(|(_, a)| a.unit == unit)
+            .filter(|(_, a)| matches!(a.stage, Stage::Reading | Stage::Confirming))
+            .map(|(id, a)| (*id, a.stage))
+            .collect();
+        for (id, stage) in waiting {
+            match (stage, ok) {
+                (Stage::Reading, true) => self.set_registers(now, id),
+                (Stage::Confirming, _) => self.store_allocation(now, id),
+                (_, _) if self.units.get(&unit).is_some_and(|u| u.registers_lost) => {
+                    let e = registers_lost(&label(&self.table, unit));
+                    self.fail_allocation(now, id, e);
+                }
+                // Busy or starting: until the patience is over.
+                _ => self.timers.set(Timer::Resend(id), now + BUSY_DELAY),
+            }
+        }
+    }
+
+    /// Plans an allocation and asks its unit to make it.
+    fn set_registers(&mut self, now: Time, id: u64) {
+        let Some(allocation) = self.allocations.active.get_mut(&id) else {
+            return;
+        };
+        let planned = changes(
+            &self.table,
+            allocation.target,
+            &allocation.ownership,
+            allocation.recursive,
+        );
+        let changes = match planned {
+            Ok(changes) => changes,
+            Err(e) => return self.fail_allocation(now, id, e),
+        };
+        allocation.before = changes
+            .iter()
+            .filter_map(|c| Some((c.row, self.table.get(c.row)?.ownership.clone())))
+            .collect();
+        allocation.changes.clone_from(&changes);
+        if changes.is_empty() {
+            self.store_allocation(now, id);
+            return;
+        }
+        allocation.stage = Stage::Setting;
+        let unit = allocation.unit;
+        let request = CompareAndSet {
+            term: TERM,
+            writer: self.config.guid,
+            changes,
+        };
+        let request = Request {
+            kind: Kind::CompareAndSet,
+            flags: Flags::NONE,
+            iod: IodNumber(0),
+            epoch: Epoch(0),
+            body: request.to_body(),
+            expect: 16_384,
+        };
+        let sent = self
+            .hub
+            .client_mut(&unit)
+            .and_then(|client| client.submit(now, request).ok());
+        match (sent, self.units.get_mut(&unit)) {
+            (Some(command), Some(known)) => known.set = Some((command, id)),
+            _ => self.timers.set(Timer::Resend(id), now + BUSY_DELAY),
+        }
+    }
+
+    /// A unit has answered a compare-and-set.
+    pub(super) fn on_set_reply(
+        &mut self,
+        now: Time,
+        unit: Guid,
+        id: u64,
+        status: Status,
+        body: &[u8],
+    ) {
+        if !self.allocations.active.contains_key(&id) {
+            return;
+        }
+        let name = label(&self.table, unit);
+        match status {
+            Status::Ok => {
+                let fits = RegistersReply::from_body(body)
+                    .is_ok_and(|reply| self.take_registers(unit, &reply.registers));
+                if fits {
+                    self.store_allocation(now, id);
+                } else {
+                    self.set_stage(id, Stage::Confirming);
+                    self.ask_registers(now, unit);
+                }
+            }
+            Status::Conflict | Status::Hierarchy => self.conflicted(now, id, body),
+            Status::Busy | Status::NotReady => {
+                self.timers.set(Timer::Resend(id), now + BUSY_DELAY);
+            }
+            Status::NoRegisters => self.fail_allocation(now, id, registers_lost(&name)),
+            Status::NoRow => {
+                self.timers.set(Timer::Unit(unit), now);
+                self.fail_allocation(
+                    now,
+                    id,
+                    error(
+                        ErrorKind::Invalid,
+                        format!("{name} no longer has that row; nothing was changed (`rma tree`)"),
+                    ),
+                );
+            }
+            Status::NotPersisted | Status::NoSpace => self.fail_allocation(
+                now,
+                id,
+                error(
+                    ErrorKind::NotPersisted,
+                    format!("{name} could not store the change ({status}); nothing was changed, look at its log"),
+                ),
+            ),
+            _ => self.fail_allocation(
+                now,
+                id,
+                error(
+                    ErrorKind::Refused,
+                    format!("{name} refuses the change: {status}; nothing was changed"),
+                ),
+            ),
+        }
+    }
+
+    /// Somebody else changed the unit's registers: look again, and say who in the end.
+    fn conflicted(&mut self, now: Time, id: u64, body: &[u8]) {
+        let Some(allocation) = self.allocations.active.get_mut(&id) else {
+            return;
+        };
+        allocation.retries += 1;
+        if allocation.retries <= MAX_RETRIES {
+            allocation.stage = Stage::Reading;
+            let unit = allocation.unit;
+            self.ask_registers(now, unit);
+            return;
+        }
+        let unit = allocation.unit;
+        let message = match Conflict::from_body(body) {
+            Ok(Conflict { register }) => {
+                let row = label(&self.table, register.row);
+                let ours = self.table.get(register.row).map(|r| r.owned.epoch);
+                if ours.is_some_and(|epoch| epoch > register.owned.epoch) {
+                    format!(
+                        "{} has an older register of {row} than this table (epoch {}): it has \
+                         lost newer ones, restore them",
+                        label(&self.table, unit),
+                        register.owned.epoch
+                    )
+                } else {
+                    let writer = report::names(&self.table, &[register.owned.writer]);
+                    let owned = report::owned_by(&self.table, &register.ownership);
+                    format!(
+                        "{row} is being changed by {writer} at the same time: it is {owned} now \
+                         (epoch {}); look again and repeat",
+                        register.owned.epoch
+                    )
+                }
+            }
+            Err(_) => format!(
+                "{} is being changed by somebody else at the same time; look again and repeat",
+                label(&self.table, unit)
+            ),
+        };
+        self.fail_allocation(now, id, error(ErrorKind::Conflict, message));
+    }
+
+    /// A busy or starting unit is asked again.
+    pub(super) fn resend_allocation(&mut self, now: Time, id: u64) {
+        let Some(allocation) = self.allocations.active.get_mut(&id) else {
+            return;
+        };
+        if matches!(allocation.stage, Stage::Reading | Stage::Setting) {
+            allocation.stage = Stage::Reading;
+            let unit = allocation.unit;
+            self.ask_registers(now, unit);
+        }
+    }
+
+    /// The unit has made the change, and the table has it: it is stored.
+    fn store_allocation(&mut self, now: Time, id: u64) {
+        self.timers.cancel(Timer::Allocation(id));
+        self.timers.cancel(Timer::Resend(id));
+        self.set_stage(id, Stage::Storing);
+        let Some(allocation) = self.allocations.active.get(&id) else {
+            return;
+        };
+        let unit = allocation.unit;
+        if !allocation.changes.is_empty() {
+            self.journal.urgent = true;
+        }
+        if allocation.changes.iter().any(|c| c.row == unit) {
+            self.tell_unit_ownership(now, unit);
+        }
+        self.journal.waiters.push(Waiter::Allocation(id));
+        self.next_allocation(now, unit);
+    }
+
+    /// The table with the allocation is durable: it holds, and the administrator hears so.
+    pub(super) fn allocation_stored(&mut self, _now: Time, id: u64) {
+        let Some(allocation) = self.allocations.active.remove(&id) else {
+            return;
+        };
+        let table = &self.table;
+        let Some(row) = table.get(allocation.target) else {
+            return;
+        };
+        let reply = AllocationInfo {
+            target: report::row_info(table, row),
+            unit: report::name_info(table, allocation.unit),
+            changed: !allocation.changes.is_empty(),
+            changes: allocation
+                .changes
+                .iter()
+                .map(|c| ChangeInfo {
+                    row: report::name_info(table, c.row),
+                    entity: table
+                        .get(c.row)
+                        .map_or(EntityType::Device, |r| r.entity)
+                        .name()
+                        .to_owned(),
+                    before: report::ownership_info(
+                        table,
+                        allocation
+                            .before
+                            .get(&c.row)
+                            .unwrap_or(&Ownership::Unallocated),
+                    ),
+                    after: report::ownership_info(table, &c.ownership),
+                    epoch: c.expected.0 + 1,
+                })
+                .collect(),
+        };
+        self.reply(allocation.token, AdminReply::Allocated(Box::new(reply)));
+    }
+
+    /// The unit has made the change, but this host could not store its table.
+    pub(super) fn allocation_not_stored(&mut self, id: u64) {
+        if let Some(allocation) = self.allocations.active.remove(&id) {
+            let name = label(&self.table, allocation.unit);
+            let e = error(
+                ErrorKind::NotPersisted,
+                format!(
+                    "{name} has made the change, but this host could not store its table (see \
+                     the log of rmad); it is tried again every second, and repeating is safe"
+                ),
+            );
+            self.reply(allocation.token, AdminReply::Error(e));
+        }
+    }
+
+    /// The patience of an allocation is over.
+    pub(super) fn allocation_late(&mut self, now: Time, id: u64) {
+        let Some(allocation) = self.allocations.active.get(&id) else {
+            return;
+        };
+        let name = label(&self.table, allocation.unit);
+        let patience = seconds(self.config.intervals.allocation_patience);
+        let message = match allocation.stage {
+            Stage::Queued | Stage::Reading => {
+                format!("{name} has not answered within {patience}; nothing was changed")
+            }
+            Stage::Setting => format!(
+                "{name} has not answered within {patience}; whether it has made the change is not \
+                 known until it answers again (`rma devices`); repeating is safe"
+            ),
+            Stage::Confirming => format!(
+                "{name} has made the change but does not answer any more; every host will learn \
+                 of it when it does (`rma devices`); repeating is safe"
+            ),
+            Stage::Storing => return,
+        };
+        self.fail_allocation(now, id, error(ErrorKind::Unreachable, message));
+    }
+
+    fn fail_allocation(&mut self, now: Time, id: u64, e: AdminError) {
+        let Some(allocation) = self.allocations.active.remove(&id) else {
+            return;
+        };
+        self.timers.cancel(Timer::Allocation(id));
+        self.timers.cancel(Timer::Resend(id));
+        if let Some(unit) = self.units.get_mut(&allocation.unit)
+            && let Some((command, _)) = unit.set.take_if(|(_, of)| *of == id)
+            && let Some(client) = self.hub.client_mut(&allocation.unit)
+        {
+            client.cancel(command);
+        }
+        self.reply(allocation.token, AdminReply::Error(e));
+        self.next_allocation(now, allocation.unit);
+    }
+
+    /// A unit is no longer a member: what waits for it fails.
+    pub(super) fn unit_gone(&mut self, now: Time, unit: Guid) {
+        let waiting: BTreeSet<u64> = self
+            .allocations
+            .active
+            .iter()
+            .filter(|(_, a)| a.unit == unit && a.stage != Stage::Storing)
+            .map(|(id, _)| *id)
+            .collect();
+        let name = label(&self.table, unit);
+        for id in waiting {
+            self.fail_allocation(
+                now,
+                id,
+                error(
+                    ErrorKind::Unreachable,
+                    format!("{name} is no longer a member of this cluster (`rma units`)"),
+                ),
+            );
+        }
+    }
+}
+
+fn registers_lost(name: &str) -> AdminError {
+    error(
+        ErrorKind::Refused,
+        format!(
+            "{name} has lost its ownership registers and serves nothing until they are restored; \
+             nothing was changed"
+        ),
+    )
+}
+
+/// A duration as a person says it.
+fn seconds(d: Duration) -> String {
+    format!("{}.{} s", d.as_secs(), d.subsec_millis() / 100)
+}

@@ -1,0 +1,333 @@
+//! What an allocation changes, and whether facts that come in together would break the ownership
+//! hierarchy (I5). Pure functions on a table.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::crt::rules::{self, Held, Named, RuleError};
+use crate::crt::{ResolveError, Table};
+use crate::wire::message::{Change, CompareAndSet};
+use crate::wire::{EntityType, Guid, Ownership, Row};
+
+use super::request::{AdminError, ErrorKind};
+
+/// The most rows in the way that an error names.
+const MAX_NAMED: usize = 8;
+
+/// An error of this kind with this line.
+pub(super) fn error(kind: ErrorKind, message: impl Into<String>) -> AdminError {
+    AdminError {
+        kind,
+        message: message.into(),
+    }
+}
+
+impl From<ResolveError> for AdminError {
+    fn from(e: ResolveError) -> Self {
+        let kind = match e {
+            ResolveError::Unknown { .. } => ErrorKind::Unknown,
+            ResolveError::Ambiguous { .. } => ErrorKind::Ambiguous,
+        };
+        error(kind, e.to_string())
+    }
+}
+
+impl From<RuleError> for AdminError {
+    fn from(e: RuleError) -> Self {
+        let kind = match e {
+            RuleError::Count { .. } | RuleError::Twice { .. } | RuleError::Owners { .. } => {
+                ErrorKind::BadRequest
+            }
+            RuleError::NoRow { .. } | RuleError::NoHost { .. } => ErrorKind::Unknown,
+            RuleError::NotAllocatable { .. } => ErrorKind::WrongType,
+            RuleError::Gone { .. } => ErrorKind::Invalid,
+            RuleError::StaleEpoch { .. } => ErrorKind::Conflict,
+            RuleError::Parent { .. } | RuleError::Child { .. } => ErrorKind::Hierarchy,
+            RuleError::Granularity { .. } => ErrorKind::Granularity,
+        };
+        error(kind, e.to_string())
+    }
+}
+
+/// The row to allocate: a unit, controller or device that is there.
+pub(super) fn target(table: &Table, text: &str) -> Result<Guid, AdminError> {
+    const TARGETS: &[EntityType] = &[EntityType::Unit, EntityType::Controller, EntityType::Device];
+    let guid = match table.resolve_among(text, TARGETS) {
+        Ok(guid) => guid,
+        Err(e) => {
+            let other = table.resolve(text).ok().and_then(|guid| table.get(guid));
+            return Err(match other {
+                Some(row) => error(
+                    ErrorKind::WrongType,
+                    format!(
+                        "{} cannot be allocated; name an I/O unit, controller or device (`rma tree`)",
+                        Named::of(row)
+                    ),
+                ),
+                None => e.into(),
+            });
+        }
+    };
+    match table.get(guid) {
+        Some(row) if !table.is_present(guid) => Err(RuleError::Gone {
+            row: Named::of(row),
+        }
+        .into()),
+        _ => Ok(guid),
+    }
+}
+
+/// The ownership that the hosts named shall have.
+pub(super) fn ownership(
+    table: &Table,
+    hosts: &[String],
+    shared: bool,
+    is_member: impl Fn(Guid) -> bool,
+) -> Result<Ownership, AdminError> {
+    let mut owners = BTreeSet::new();
+    for text in hosts {
+        let guid = match table.resolve_among(text, &[EntityType::Host]) {
+            Ok(guid) => guid,
+            Err(e) => {
+                let other = table.resolve(text).ok().and_then(|guid| table.get(guid));
+                return Err(match other {
+                    Some(row) => error(
+                        ErrorKind::WrongType,
+                        format!(
+                            "{} is not a host; `rma hosts` lists the hosts",
+                            Named::of(row)
+                        ),
+                    ),
+                    None => e.into(),
+                });
+            }
+        };
+        let valid = table.get(guid).is_some_and(Row::is_valid);
+        if !valid || !is_member(guid) {
+            let name = table
+                .get(guid)
+                .map_or_else(|| guid.to_string(), |row| Named::of(row).to_string());
+            return Err(error(
+                ErrorKind::Unknown,
+                format!(
+                    "{name} is no longer a member of this cluster; `rma hosts` lists the members"
+                ),
+            ));
+        }
+        owners.insert(guid);
+    }
+    let owners: Vec<Guid> = owners.into_iter().collect();
+    match owners[..] {
+        [] => Err(error(
+            ErrorKind::BadRequest,
+            "no host is named; name one or more, or release the row instead",
+        )),
+        [one] if !shared => Ok(Ownership::Dedicated(one)),
+        _ => {
+            let count = owners.len();
+            Ownership::shared(owners).ok_or_else(|| {
+                error(
+                    ErrorKind::BadRequest,
+                    format!(
+                        "{count} hosts cannot share a row; name at most {}",
+                        crate::wire::row::MAX_OWNERS
+                    ),
+                )
+            })
+        }
+    }
+}
+
+/// The changes that give `target` this ownership, parents first, in one transaction; none where
+/// all is so already. Rows below that must follow by the cluster's granularity do. Where
+/// `recursive`, other rows below are cut down to what the hierarchy permits; otherwise they are
+/// named in an error.
+pub(super) fn changes(
+    table: &Table,
+    target: Guid,
+    ownership: &Ownership,
+    recursive: bool,
+) -> Result<Vec<Change>, AdminError> {
+    let granularity = table.settings().granularity;
+    let mut after: BTreeMap<Guid, Ownership> = BTreeMap::new();
+    let mut in_the_way = Vec::new();
+    let mut changes = Vec::new();
+    let mut next = VecDeque::from([target]);
+    after.insert(target, ownership.clone());
+    while let Some(guid) = next.pop_front() {
+        let row = table.get(guid).ok_or(RuleError::NoRow { row: guid })?;
+        let above = after.get(&guid).unwrap_or(&row.ownership).clone();
+        if above != row.ownership {
+            changes.push(Change {
+                row: guid,
+                expected: row.owned.epoch,
+                ownership: above.clone(),
+            });
+        }
+        for child in table.children(guid).filter(|row| row.is_valid()) {
+            let wanted = if rules::follows(granularity, child.entity) {
+                above.clone()
+            } else if rules::permits(&above, &child.ownership) {
+                continue;
+            } else if recursive {
+                cut(&above, &child.ownership)
+            } else {
+                in_the_way.push(child);
+                continue;
+            };
+            after.insert(child.guid, wanted);
+            next.push_back(child.guid);
+        }
+    }
+    if let Some(row) = table.get(target)
+        && !in_the_way.is_empty()
+    {
+        return Err(blocked(table, row, ownership, &in_the_way));
+    }
+    if !changes.is_empty() {
+        rules::check_change(table, &changes)?;
+    }
+    let request = CompareAndSet {
+        term: 0,
+        writer: target,
+        changes,
+    };
+    if !request.is_within_limits() {
+        return Err(error(
+            ErrorKind::BadRequest,
+            format!(
+                "{} rows cannot change in one transaction; change the controllers one by one first",
+                request.changes.len()
+            ),
+        ));
+    }
+    Ok(request.changes)
+}
+
+/// What is left of a child's ownership under a parent that does not permit it.
+fn cut(parent: &Ownership, child: &Ownership) -> Ownership {
+    match parent {
+        Ownership::Unallocated => Ownership::Unallocated,
+        Ownership::Dedicated(host) if child.includes(*host) => parent.clone(),
+        Ownership::Dedicated(_) => Ownership::Unallocated,
+        Ownership::Shared(_) => {
+            let left: Vec<Guid> = child
+                .owners()
+                .iter()
+                .copied()
+                .filter(|host| parent.includes(*host))
+                .collect();
+            Ownership::shared(left).unwrap_or_default()
+        }
+    }
+}
+
+fn blocked(table: &Table, row: &Row, wanted: &Ownership, children: &[&Row]) -> AdminError {
+    let mut names: Vec<String> = children
+        .iter()
+        .take(MAX_NAMED)
+        .map(|child| {
+            format!(
+                "{} is {}",
+                Named::of(child),
+                Held::of(table, &child.ownership)
+            )
+        })
+        .collect();
+    if children.len() > MAX_NAMED {
+        names.push(format!("{} more", children.len() - MAX_NAMED));
+    }
+    error(
+        ErrorKind::Hierarchy,
+        format!(
+            "{} cannot be {}: its {}; release what is in the way, or add --recursive",
+            Named::of(row),
+            Held::of(table, wanted),
+            names.join(", its ")
+        ),
+    )
+}
+
+/// A row as it would be, as far as the hierarchy is concerned.
+#[derive(Debug, Clone)]
+pub(super) struct Outlook {
+    /// Its parent.
+    pub(super) parent: Guid,
+    /// Whether it is valid.
+    pub(super) valid: bool,
+    /// Who owns it.
+    pub(super) ownership: Ownership,
+}
+
+impl Outlook {
+    /// The row as it is.
+    pub(super) fn of(row: &Row) -> Self {
+        Self {
+            parent: row.parent,
+            valid: row.is_valid(),
+            ownership: row.ownership.clone(),
+        }
+    }
+}
+
+/// The rows that would break the hierarchy under their parent if these rows were as they look.
+/// A table that obeys the hierarchy still does when none is named.
+pub(super) fn offenders(table: &Table, outlook: &BTreeMap<Guid, Outlook>) -> BTreeSet<Guid> {
+    let mut offenders = BTreeSet::new();
+    let look = |guid: Guid| match outlook.get(&guid) {
+        Some(look) => Some(look.clone()),
+        None => table.get(guid).map(Outlook::of),
+    };
+    let mut check = |child: Guid| {
+        let Some(below) = look(child).filter(|l| l.valid) else {
+            return;
+        };
+        let Some(above) = look(below.parent).filter(|l| l.valid) else {
+            return;
+        };
+        if !rules::permits(&above.ownership, &below.ownership) {
+            offenders.insert(child);
+        }
+    };
+    for guid in outlook.keys() {
+        check(*guid);
+        for child in table.children(*guid) {
+            check(child.guid);
+        }
+    }
+    offenders
+}
+
+/// How the rows of another table, joined with ours, would look; only those that would change.
+pub(super) fn joined_outlook<'a>(
+    table: &Table,
+    rows: impl IntoIterator<Item = &'a Row>,
+) -> BTreeMap<Guid, Outlook> {
+    let mut outlook = BTreeMap::new();
+    for theirs in rows {
+        let Some(ours) = table.get(theirs.guid) else {
+            outlook.insert(theirs.guid, Outlook::of(theirs));
+            continue;
+        };
+        let seen = if (theirs.observed, theirs.is_valid()) > (ours.observed, ours.is_valid()) {
+            theirs
+        } else {
+            ours
+        };
+        let owned = if (theirs.owned, &theirs.ownership) > (ours.owned, &ours.ownership) {
+            theirs
+        } else {
+            ours
+        };
+        let look = Outlook {
+            ownership: owned.ownership.clone(),
+            ..Outlook::of(seen)
+        };
+        let same = look.parent == ours.parent
+            && look.valid == ours.is_valid()
+            && look.ownership == ours.ownership;
+        if !same {
+            outlook.insert(theirs.guid, look);
+        }
+    }
+    outlook
+}

@@ -1,0 +1,103 @@
+//! The agent's one table of timers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::wire::{Guid, IocNumber, Time};
+
+/// What a timer is for; of each there is at most one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// The patience of the present block of Fig. 5.
+    Block,
+    /// A failed commit is tried again.
+    Commit,
+    /// What was published is pushed to the peers.
+    Push,
+    /// A peer is due for an exchange of stamps.
+    Peer(Guid),
+    /// A station does not answer at the address tried: try its next.
+    Address(Guid),
+    /// A unit is due for a poll of its controllers and registers.
+    Unit(Guid),
+    /// A controller is due for a poll of its devices.
+    Controller(Guid, IocNumber),
+    /// The patience of an allocation.
+    Allocation(u64),
+    /// An allocation that a busy unit refused is sent again.
+    Resend(u64),
+}
+
+/// Timers by moment.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    at: BTreeMap<Timer, Time>,
+    order: BTreeSet<(Time, Timer)>,
+}
+
+impl Timers {
+    /// Sets a timer, in place of an earlier setting.
+    pub(super) fn set(&mut self, timer: Timer, at: Time) {
+        self.cancel(timer);
+        self.at.insert(timer, at);
+        self.order.insert((at, timer));
+    }
+
+    /// Sets a timer unless it is due sooner already.
+    pub(super) fn set_sooner(&mut self, timer: Timer, at: Time) {
+        if self.at.get(&timer).is_none_or(|set| at < *set) {
+            self.set(timer, at);
+        }
+    }
+
+    /// Whether the timer is set.
+    pub(super) fn is_set(&self, timer: Timer) -> bool {
+        self.at.contains_key(&timer)
+    }
+
+    /// Forgets a timer.
+    pub(super) fn cancel(&mut self, timer: Timer) {
+        if let Some(at) = self.at.remove(&timer) {
+            self.order.remove(&(at, timer));
+        }
+    }
+
+    /// When the next is due.
+    pub(super) fn next(&self) -> Option<Time> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    /// Takes one that is due.
+    pub(super) fn take_due(&mut self, now: Time) -> Option<Timer> {
+        let (at, timer) = *self.order.first()?;
+        if at > now {
+            return None;
+        }
+        self.cancel(timer);
+        Some(timer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_come_in_order_and_each_once() {
+        let at = Time::from_nanos;
+        let mut timers = Timers::default();
+        timers.set(Timer::Push, at(5));
+        timers.set(Timer::Block, at(3));
+        timers.set(Timer::Push, at(2));
+        timers.set_sooner(Timer::Block, at(4));
+        timers.set_sooner(Timer::Block, at(1));
+        timers.set(Timer::Commit, at(9));
+        timers.cancel(Timer::Commit);
+        assert_eq!(timers.next(), Some(at(1)));
+        assert_eq!(timers.take_due(at(0)), None);
+        assert_eq!(timers.take_due(at(2)), Some(Timer::Block));
+        assert_eq!(timers.take_due(at(2)), Some(Timer::Push));
+        assert_eq!(timers.take_due(at(99)), None);
+        assert_eq!(timers.next(), None);
+        assert!(!timers.is_set(Timer::Commit));
+    }
+}

@@ -1,0 +1,615 @@
+//! What units and their controllers say of themselves (block 520): controllers, registers, devices.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::action::AgentAction;
+use super::agent::Agent;
+use super::members::Station;
+use super::plan::{Outlook, offenders};
+use super::report::label;
+use super::timers::Timer;
+use crate::session::Request;
+use crate::wire::kind::Event;
+use crate::wire::message::{
+    ControllersReply, DevicesReply, Notification, OwnershipRegister, RegistersReply,
+    RegistersRequest,
+};
+use crate::wire::{
+    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, Mac, ObservationStamp,
+    Row, RowState, Status, Time, Wire,
+};
+
+/// The most registers of a unit that are worked with.
+const MAX_UNIT_REGISTERS: usize = 131_072;
+/// How long a controller may take to list its devices before it is asked again.
+const LIST_PATIENCE: Duration = Duration::from_secs(10);
+/// How soon a unit is asked again whose answers do not fit together.
+const MISFIT_DELAY: Duration = Duration::from_millis(50);
+
+/// A controller, as far as asking it is concerned.
+#[derive(Debug)]
+pub(super) struct Controller {
+    guid: Guid,
+    mac: Mac,
+    /// Since when an answer is awaited.
+    asked: Option<Time>,
+    /// It is to be asked again as soon as it has answered.
+    again: bool,
+    /// It has answered, or said that it cannot.
+    pub(super) answered: bool,
+    /// What it answered last.
+    seen: Option<u64>,
+}
+
+/// An I/O unit.
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub(super) station: Station,
+    /// It has lost its registers and serves no I/O.
+    pub(super) registers_lost: bool,
+    /// The command that asks for its controllers.
+    controllers_ask: Option<CommandId>,
+    controllers_again: bool,
+    controllers_known: bool,
+    seen: Option<u64>,
+    registers_ask: Option<CommandId>,
+    registers_again: bool,
+    registers_known: bool,
+    /// Pages of registers on their way.
+    pages: Vec<OwnershipRegister>,
+    /// The registers as they were read last, for rows that appear later.
+    registers: Vec<OwnershipRegister>,
+    pub(super) controllers: BTreeMap<IocNumber, Controller>,
+    /// The transaction on its way, for which allocation.
+    pub(super) set: Option<(CommandId, u64)>,
+    /// How often in a row its answers did not fit together.
+    misfits: u32,
+}
+
+impl Unit {
+    pub(super) fn new(station: Station) -> Self {
+        Self {
+            station,
+            registers_lost: false,
+            controllers_ask: None,
+            controllers_again: false,
+            controllers_known: false,
+            seen: None,
+            registers_ask: None,
+            registers_again: false,
+            registers_known: false,
+            pages: Vec::new(),
+            registers: Vec::new(),
+            controllers: BTreeMap::new(),
+            set: None,
+            misfits: 0,
+        }
+    }
+
+    /// Whether block 520 knows all that the unit has to tell.
+    pub(super) fn is_explored(&self) -> bool {
+        self.controllers_known
+            && self.registers_known
+            && self.controllers.values().all(|c| c.answered)
+    }
+}
+
+/// Says in one number what a list says; an unchanged list need not be read again.
+fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, ObservationStamp)>) -> u64 {
+    let mut bytes = Vec::new();
+    for (guid, number, stamp) in parts {
+        bytes.extend_from_slice(&guid.0.to_be_bytes());
+        bytes.extend_from_slice(&number.to_be_bytes());
+        bytes.extend_from_slice(&stamp.to_body());
+    }
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+impl Agent {
+    /// A unit answers (again): block 520 for it alone.
+    pub(super) fn unit_up(&mut self, now: Time, guid: Guid) {
+        self.poll_unit(now, guid);
+        let controllers: Vec<IocNumber> = match self.units.get(&guid) {
+            Some(unit) => unit.controllers.keys().copied().collect(),
+            None => Vec::new(),
+        };
+        for ioc in controllers {
+            self.list_devices(now, guid, ioc);
+        }
+    }
+
+    /// Asks a unit for its controllers and registers.
+    pub(super) fn poll_unit(&mut self, now: Time, guid: Guid) {
+        let interval = self.spread(self.config.intervals.unit_poll);
+        if self.units.contains_key(&guid) {
+            self.timers.set(Timer::Unit(guid), now + interval);
+            self.ask_controllers(now, guid);
+            self.ask_registers(now, guid);
+        }
+    }
+
+    fn submit_to_unit(
+        &mut self,
+        now: Time,
+        guid: Guid,
+        kind: Kind,
+        body: Vec<u8>,
+        expect: usize,
+    ) -> Option<CommandId> {
+        let request = Request {
+            kind,
+            flags: Flags::NONE,
+            iod: IodNumber(0),
+            epoch: Epoch(0),
+            body,
+            expect,
+        };
+        self.hub.client_mut(&guid)?.submit(now, request).ok()
+    }
+
+    fn ask_controllers(&mut self, now: Time, guid: Guid) {
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        if unit.controllers_ask.is_some() {
+            unit.controllers_again = true;
+        } else if unit.station.is_up() {
+            unit.controllers_again = false;
+            let ask = self.submit_to_unit(now, guid, Kind::Controllers, Vec::new(), 4096);
+            if let Some(unit) = self.units.get_mut(&guid) {
+                unit.controllers_ask = ask;
+            }
+        }
+    }
+
+    /// Reads a unit's registers from the first page.
+    pub(super) fn ask_registers(&mut self, now: Time, guid: Guid) {
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        if unit.registers_ask.is_some() {
+            unit.registers_again = true;
+        } else if unit.station.is_up() {
+            unit.registers_again = false;
+            unit.pages.clear();
+            self.ask_registers_page(now, guid, Guid::NIL);
+        }
+    }
+
+    fn ask_registers_page(&mut self, now: Time, guid: Guid, after: Guid) {
+        let body = RegistersRequest { after }.to_body();
+        let ask = self.submit_to_unit(now, guid, Kind::Registers, body, 16_384);
+        if let Some(unit) = self.units.get_mut(&guid) {
+            unit.registers_ask = ask;
+        }
+    }
+
+    pub(super) fn unit_reply(
+        &mut self,
+        now: Time,
+        guid: Guid,
+        command: CommandId,
+        status: Status,
+        body: &[u8],
+    ) {
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        if unit.controllers_ask.take_if(|id| *id == command).is_some() {
+            let again = unit.controllers_again;
+            if status == Status::Ok
+                && let Ok(reply) = ControllersReply::from_body(body)
+            {
+                self.on_controllers(now, guid, reply);
+            }
+            if again {
+                self.ask_controllers(now, guid);
+            }
+        } else if unit.registers_ask.take_if(|id| *id == command).is_some() {
+            self.on_registers_page(now, guid, status, body);
+        } else if let Some((_, id)) = unit.set.take_if(|(id, _)| *id == command) {
+            self.on_set_reply(now, guid, id, status, body);
+        }
+    }
+
+    fn on_controllers(&mut self, now: Time, guid: Guid, mut reply: ControllersReply) {
+        self.extend_patience(now);
+        if reply.unit != guid {
+            let name = label(&self.table, guid);
+            self.warn(format!("{name} lists controllers as {}", reply.unit));
+            return;
+        }
+        if self
+            .table
+            .get(guid)
+            .is_some_and(|r| r.entity != EntityType::Unit)
+        {
+            return;
+        }
+        self.leave_out_foreign(guid, &mut reply);
+        let returned =
+            self.returned_misfits(guid, reply.controllers.iter().map(|c| (c.guid, guid)));
+        // Their devices are asked for all the same: a device that did not come back with its
+        // controller must not keep it out.
+        let listed: Vec<(IocNumber, Guid)> =
+            reply.controllers.iter().map(|c| (c.ioc, c.guid)).collect();
+        reply.controllers.retain(|c| !returned.contains(&c.guid));
+        let print = fingerprint(
+            [(guid, 0, reply.observed), (guid, 1, reply.listed)]
+                .into_iter()
+                .chain(
+                    reply
+                        .controllers
+                        .iter()
+                        .map(|c| (c.guid, c.ioc.0, c.observed)),
+                ),
+        );
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        unit.controllers_known = true;
+        if unit.seen.replace(print) != Some(print) {
+            let candidates: Vec<Guid> = std::iter::once(guid)
+                .chain(self.table.children(guid).map(|row| row.guid))
+                .chain(reply.controllers.iter().map(|c| c.guid))
+                .collect();
+            self.mutate(candidates, |table| table.observe_controllers(&reply));
+            self.apply_registers(guid);
+        }
+        self.sync_controllers(now, guid, &listed);
+        self.sync_stations(now);
+        if !returned.is_empty() {
+            self.ask_again_soon(now, guid);
+        } else if let Some(unit) = self.units.get_mut(&guid) {
+            unit.misfits = 0;
+        }
+    }
+
+    /// Leaves out controllers that are something else, or another present unit's.
+    fn leave_out_foreign(&mut self, unit: Guid, reply: &mut ControllersReply) {
+        let mut refused = Vec::new();
+        reply.controllers.retain(|record| {
+            let Some(row) = self.table.get(record.guid) else {
+                return true;
+            };
+            let foreign = row.entity != EntityType::Controller
+                || (row.parent != unit && self.table.is_present(row.guid));
+            if foreign {
+                refused.push(record.guid);
+            }
+            !foreign
+        });
+        self.warn_foreign(unit, &refused);
+    }
+
+    fn warn_foreign(&mut self, unit: Guid, refused: &[Guid]) {
+        for guid in refused {
+            let (unit, row) = (label(&self.table, unit), label(&self.table, *guid));
+            let path = self.table.path(*guid).join("/");
+            self.warn(format!(
+                "{unit} lists GUID {guid}, which is {row} ({}) already; is its disk a copy? It is \
+                 refused",
+                path.escape_debug()
+            ));
+        }
+    }
+
+    /// Rows that come back under a parent that does not permit their last owners. The unit has
+    /// reset their registers; they are listed once those have been read.
+    fn returned_misfits(
+        &self,
+        unit: Guid,
+        listed: impl Iterator<Item = (Guid, Guid)>,
+    ) -> std::collections::BTreeSet<Guid> {
+        let mut outlook = BTreeMap::new();
+        for (guid, parent) in listed {
+            if let Some(row) = self.table.get(guid)
+                && (!row.is_valid() || row.parent != parent)
+            {
+                let look = Outlook {
+                    parent,
+                    valid: true,
+                    ownership: row.ownership.clone(),
+                };
+                outlook.insert(guid, look);
+            }
+        }
+        if outlook.is_empty() {
+            return outlook.into_keys().collect();
+        }
+        if let Some(row) = self.table.get(unit).filter(|row| !row.is_valid()) {
+            let valid = Row {
+                state: RowState::Valid,
+                ..row.clone()
+            };
+            outlook.insert(unit, Outlook::of(&valid));
+        }
+        let offenders = offenders(&self.table, &outlook);
+        // A child in the way keeps its parent out: the parent is what came back.
+        outlook
+            .into_keys()
+            .filter(|guid| {
+                offenders.contains(guid)
+                    || self
+                        .table
+                        .children(*guid)
+                        .any(|c| offenders.contains(&c.guid))
+            })
+            .collect()
+    }
+
+    /// Asks a unit and its controllers again, later each time as long as it does not help.
+    fn ask_again_soon(&mut self, now: Time, unit: Guid) {
+        let longest = self.config.intervals.unit_poll;
+        let Some(known) = self.units.get_mut(&unit) else {
+            return;
+        };
+        known.seen = None;
+        let delay = (MISFIT_DELAY * (1 << known.misfits.min(10))).min(longest);
+        known.misfits += 1;
+        for (ioc, controller) in &mut known.controllers {
+            controller.seen = None;
+            self.timers
+                .set_sooner(Timer::Controller(unit, *ioc), now + delay);
+        }
+        self.timers.set_sooner(Timer::Unit(unit), now + delay);
+    }
+
+    /// Keeps a service connection to each controller that the unit lists.
+    fn sync_controllers(&mut self, now: Time, guid: Guid, listed: &[(IocNumber, Guid)]) {
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        let Some(mac) = unit.station.mac() else {
+            return;
+        };
+        let mut actions = Vec::new();
+        let gone: Vec<IocNumber> = unit
+            .controllers
+            .iter()
+            .filter(|(ioc, known)| known.mac != mac || !listed.contains(&(**ioc, known.guid)))
+            .map(|(ioc, _)| *ioc)
+            .collect();
+        for ioc in gone {
+            unit.controllers.remove(&ioc);
+            self.timers.cancel(Timer::Controller(guid, ioc));
+            actions.push(AgentAction::RemoveController { unit: guid, ioc });
+        }
+        let mut fresh = Vec::new();
+        for (ioc, controller) in listed.iter().copied() {
+            unit.controllers.entry(ioc).or_insert_with(|| {
+                fresh.push(ioc);
+                actions.push(AgentAction::AddController {
+                    unit: guid,
+                    ioc,
+                    mac,
+                });
+                Controller {
+                    guid: controller,
+                    mac,
+                    asked: None,
+                    again: false,
+                    answered: false,
+                    seen: None,
+                }
+            });
+        }
+        for action in actions {
+            self.act(action);
+        }
+        for ioc in fresh {
+            self.poll_controller(now, guid, ioc);
+        }
+    }
+
+    /// Asks a controller for its devices, and again after its interval.
+    pub(super) fn poll_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+        let interval = self.spread(self.config.intervals.controller_poll);
+        let known = |u: &Unit| u.controllers.contains_key(&ioc);
+        if self.units.get(&unit).is_some_and(known) {
+            self.timers
+                .set(Timer::Controller(unit, ioc), now + interval);
+            self.list_devices(now, unit, ioc);
+        }
+    }
+
+    fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+        let Some(controller) = self
+            .units
+            .get_mut(&unit)
+            .and_then(|u| u.controllers.get_mut(&ioc))
+        else {
+            return;
+        };
+        if controller
+            .asked
+            .is_some_and(|at| now.since(at) < LIST_PATIENCE)
+        {
+            controller.again = true;
+            return;
+        }
+        controller.asked = Some(now);
+        controller.again = false;
+        self.act(AgentAction::ListDevices { unit, ioc });
+    }
+
+    /// A controller has answered [`AgentAction::ListDevices`], or could not be asked.
+    pub fn devices_listed(
+        &mut self,
+        now: Time,
+        unit: Guid,
+        ioc: IocNumber,
+        result: Result<DevicesReply, Status>,
+    ) {
+        let Some(controller) = self
+            .units
+            .get_mut(&unit)
+            .and_then(|u| u.controllers.get_mut(&ioc))
+        else {
+            return;
+        };
+        controller.asked = None;
+        controller.answered = true;
+        let again = std::mem::take(&mut controller.again);
+        match result {
+            Ok(reply) if reply.controller == controller.guid => {
+                self.extend_patience(now);
+                self.on_devices(now, unit, ioc, reply);
+            }
+            // Another controller has taken the number: the unit knows.
+            Ok(_) | Err(Status::NoController) => self.ask_controllers(now, unit),
+            Err(_) => {}
+        }
+        if again {
+            self.list_devices(now, unit, ioc);
+        }
+        self.pump(now);
+    }
+
+    fn on_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber, mut reply: DevicesReply) {
+        let mut refused = Vec::new();
+        reply.devices.retain(|record| {
+            let Some(row) = self.table.get(record.guid) else {
+                return true;
+            };
+            let foreign = row.entity != EntityType::Device
+                || (self.table.is_present(row.guid)
+                    && self.table.unit_of(row.guid).is_some_and(|of| of != unit));
+            if foreign {
+                refused.push(record.guid);
+            }
+            !foreign
+        });
+        self.warn_foreign(unit, &refused);
+        let controller = reply.controller;
+        let returned =
+            self.returned_misfits(unit, reply.devices.iter().map(|d| (d.guid, controller)));
+        reply.devices.retain(|d| !returned.contains(&d.guid));
+        let print = fingerprint(
+            std::iter::once((controller, 0, reply.listed))
+                .chain(reply.devices.iter().map(|d| (d.guid, d.iod.0, d.observed))),
+        );
+        let known = self
+            .units
+            .get_mut(&unit)
+            .and_then(|u| u.controllers.get_mut(&ioc));
+        let Some(known) = known else { return };
+        if known.seen.replace(print) != Some(print) {
+            let candidates: Vec<Guid> = self
+                .table
+                .children(controller)
+                .map(|row| row.guid)
+                .chain(reply.devices.iter().map(|d| d.guid))
+                .collect();
+            self.mutate(candidates, |table| table.observe_devices(unit, &reply));
+            self.apply_registers(unit);
+        }
+        if !returned.is_empty() {
+            self.ask_again_soon(now, unit);
+        }
+    }
+
+    fn on_registers_page(&mut self, now: Time, guid: Guid, status: Status, body: &[u8]) {
+        let Some(unit) = self.units.get_mut(&guid) else {
+            return;
+        };
+        unit.registers_lost = status == Status::NoRegisters;
+        let page = match status {
+            Status::Ok => RegistersReply::from_body(body).ok(),
+            _ => None,
+        };
+        let Some(page) = page else {
+            // Without its registers the unit tells no ownership; the rows keep theirs.
+            unit.registers_known |= unit.registers_lost;
+            self.registers_read(now, guid, false);
+            return;
+        };
+        let last = page.registers.last().map(|register| register.row);
+        unit.pages.extend(page.registers);
+        if let (true, Some(after)) = (page.more && unit.pages.len() <= MAX_UNIT_REGISTERS, last) {
+            self.ask_registers_page(now, guid, after);
+            return;
+        }
+        unit.registers = std::mem::take(&mut unit.pages);
+        unit.registers_known = true;
+        let again = std::mem::take(&mut unit.registers_again);
+        self.extend_patience(now);
+        if !self.apply_registers(guid) {
+            // Pages of two moments: read them again.
+            self.ask_again_soon(now, guid);
+        }
+        self.registers_read(now, guid, true);
+        if again {
+            self.ask_registers(now, guid);
+        }
+    }
+
+    /// Takes a unit's registers into the table; `false` where they do not fit together.
+    fn apply_registers(&mut self, guid: Guid) -> bool {
+        let Some(unit) = self.units.get(&guid) else {
+            return true;
+        };
+        let newer: Vec<OwnershipRegister> = unit
+            .registers
+            .iter()
+            .filter(|register| {
+                self.table.get(register.row).is_some_and(|row| {
+                    (register.owned, &register.ownership) > (row.owned, &row.ownership)
+                })
+            })
+            .cloned()
+            .collect();
+        self.take_registers(guid, &newer)
+    }
+
+    /// Takes registers of a unit into the table, all or (where they would break the hierarchy)
+    /// none.
+    pub(super) fn take_registers(&mut self, unit: Guid, registers: &[OwnershipRegister]) -> bool {
+        let mut outlook = BTreeMap::new();
+        for register in registers {
+            if let Some(row) = self.table.get(register.row) {
+                let look = Outlook {
+                    ownership: register.ownership.clone(),
+                    ..Outlook::of(row)
+                };
+                outlook.insert(row.guid, look);
+            }
+        }
+        if !offenders(&self.table, &outlook).is_empty() {
+            return false;
+        }
+        let candidates: Vec<Guid> = outlook.into_keys().collect();
+        self.mutate(candidates, |table| table.observe_registers(unit, registers));
+        true
+    }
+
+    /// A unit says that something changed.
+    pub(super) fn unit_notified(&mut self, now: Time, unit: Guid, notification: Notification) {
+        match notification.event {
+            Event::ControllersChanged => {
+                self.ask_controllers(now, unit);
+                self.ask_registers(now, unit);
+            }
+            Event::RegistersChanged => self.ask_registers(now, unit),
+            Event::DevicesChanged => self.list_devices(now, unit, notification.ioc),
+            Event::MembershipChanged => {}
+        }
+    }
+
+    /// A controller says that something changed.
+    pub fn service_notified(
+        &mut self,
+        now: Time,
+        unit: Guid,
+        ioc: IocNumber,
+        notification: Notification,
+    ) {
+        if notification.event == Event::DevicesChanged {
+            self.list_devices(now, unit, ioc);
+        } else {
+            self.unit_notified(now, unit, notification);
+        }
+        self.pump(now);
+    }
+}
