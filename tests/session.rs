@@ -278,6 +278,6 @@ fn credits_are_respected() {
     world.disk.slowness = Duration::from_millis(20);
     let mut work = Workload::new(300, 200, 512, 3);
     work.run(&mut world, 60 * SECONDS);
-    assert_eq!(world.disk.most_busy, world.credits.into());
+    assert_eq!(world.disk.most_busy, usize::from(world.credits));
     assert_eq!(world.server.drops().total(), 0);
 }

@@ -633,11 +633,6 @@ impl Commands {
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.credits, self.mtu);
     }
-
-    #[cfg(test)]
-    pub(super) const fn window(&self) -> &Window {
-        &self.window
-    }
 }
 
 /// How many ranges a probe or progress frame can name.
