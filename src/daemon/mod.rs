@@ -6,3 +6,4 @@ pub mod fabricd;
 pub mod fabricd_admin;
 pub mod fabricd_config;
 pub mod rmad_config;
+pub mod unitd_config;
