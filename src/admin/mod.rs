@@ -2,3 +2,4 @@
 
 pub mod control;
 pub mod fabric_protocol;
+pub mod unit_protocol;

@@ -1,2 +1,6 @@
-//! `rma-unitd`.
-fn main() {}
+//! `rma-unitd`: an I/O unit.
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rma::daemon::unitd::main()
+}

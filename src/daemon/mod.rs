@@ -6,4 +6,8 @@ pub mod fabricd;
 pub mod fabricd_admin;
 pub mod fabricd_config;
 pub mod rmad_config;
+pub mod unitd;
 pub mod unitd_config;
+pub mod unitd_media;
+pub mod unitd_state;
+pub mod unitd_status;

@@ -468,7 +468,54 @@ impl UnitdConfig {
             name,
         };
         config.check_guids(judge)?;
+        config.check_paths(judge)?;
         Ok(config)
+    }
+
+    /// The keys besides controllers that differ in `other`: they take effect at the next start.
+    pub fn fixed_keys_that_differ(&self, other: &Self) -> Vec<String> {
+        macro_rules! differing {
+            ($($key:ident),+ $(,)?) => {
+                [$( (stringify!($key), self.$key != other.$key) ),+]
+            };
+        }
+        differing!(
+            interface,
+            name,
+            vendor,
+            model,
+            serial,
+            cluster,
+            guid,
+            fabric_mac,
+            state_dir,
+            run_dir,
+            ethertype_management,
+            ethertype_service,
+            mtu,
+            disk_threads,
+        )
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| key.to_owned())
+        .collect()
+    }
+
+    /// No file or block device is behind two devices.
+    fn check_paths(&self, judge: &Judge<'_>) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        for c in &self.controllers {
+            for d in &c.devices {
+                if let Some(path) = &d.path
+                    && !seen.insert(path)
+                {
+                    let key = format!("device {}/{}: path", c.number, d.number);
+                    let why = format!("{} is behind another device already", path.display());
+                    return Err(judge.bad(&key, why));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// No configured GUID names two things.
@@ -810,6 +857,12 @@ mod tests {
                     "guid = \"00000000-0000-0000-0000-000000000001\"\n[[controller]]\nnumber = 2\nguid = \"00000000000000000000000000000001\"",
                 ),
                 "controller 2: guid",
+            ),
+            (
+                device(
+                    "number = 1\nbackend = \"file\"\npath = \"/x\"\n[[controller.device]]\nnumber = 2\nbackend = \"file\"\npath = \"/x\"",
+                ),
+                "device 1/2: path",
             ),
             ("interface = \"e\"\nname = \"u\"\nmtu = 100".into(), "mtu"),
             (

@@ -36,7 +36,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister};
 use crate::wire::{
     ClusterName, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation, IocNumber,
-    IodNumber, Kind, Mac, Status, Time,
+    IodNumber, Kind, Mac, ObservationStamp, Status, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -433,6 +433,11 @@ impl Unit {
     /// The cluster served, none before there is one.
     pub const fn cluster(&self) -> ClusterName {
         self.cluster
+    }
+
+    /// The newest change of the unit, its controllers or devices.
+    pub const fn stamp(&self) -> ObservationStamp {
+        self.inventory.stamp()
     }
 
     /// Whether fabric services answer.

@@ -1,0 +1,653 @@
+//! `rma-unitd`: one thread that waits for frames, disks, signals and administrators, and moves
+//! them into and out of [`Unit`]. Decides nothing of the protocol.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::errno::Errno;
+use sd_notify::NotifyState;
+
+use super::config::ConfigError;
+use super::event_loop::{self, Event, Interest, Loop, notify};
+use super::unitd_config::{Keys, UnitdConfig};
+use super::unitd_media::{Media, MediaError};
+use super::unitd_state::{StateError, UnitState};
+use super::unitd_status;
+use crate::admin::control::{ControlError, ControlEvent, ControlServer};
+use crate::admin::unit_protocol::{UnitReply, UnitRequest};
+use crate::backend::{Backend, Completion, Pool, PoolError};
+use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket};
+use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
+use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
+use crate::wire::{DropReason, Time};
+
+/// The largest MTU that is taken from an interface by itself.
+const MAX_DEFAULT_MTU: u16 = 9000;
+/// Commands that one connection may have outstanding.
+const CREDITS: u16 = 256;
+/// Connections served at most, for each EtherType.
+const MAX_CONNECTIONS: usize = 4096;
+/// How often dropped frames are logged at most.
+const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Name of the control socket in the run directory.
+pub const CONTROL_SOCKET: &str = "unitd.sock";
+
+const TOKEN_MANAGEMENT: u64 = 0;
+const TOKEN_SERVICE: u64 = 1;
+const TOKEN_POOL: u64 = 2;
+const TOKEN_CONTROL: u64 = 3;
+const TOKEN_LINKS: u64 = 4;
+
+/// An I/O unit: serves disks on an Ethernet segment to the hosts that own them
+#[derive(Debug, Parser)]
+#[command(name = "rma-unitd", version)]
+struct Args {
+    /// Configuration file [default: /etc/rma/unitd.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is logged unless RUST_LOG says otherwise: error, warn, info, debug, trace
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log: String,
+    #[command(flatten)]
+    keys: Keys,
+}
+
+/// Why the daemon cannot start, or has to end.
+#[derive(Debug, thiserror::Error)]
+enum UnitdError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("mtu {wanted} is over the MTU {actual} of {interface}; enlarge that, or lower the key")]
+    Mtu {
+        wanted: u16,
+        actual: u16,
+        interface: String,
+    },
+    #[error("{path}: cannot make the directory: {source}")]
+    Directory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot {what}: {source}")]
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(std::io::Error) -> UnitdError {
+    move |source| UnitdError::System { what, source }
+}
+
+/// An error and its causes in one line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let more = e.to_string();
+        if !text.contains(&more) {
+            text += ": ";
+            text += &more;
+        }
+        cause = e.source();
+    }
+    text.replace('\n', " ")
+}
+
+/// Runs the daemon with the process's arguments; exit status 2 where it cannot start.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    event_loop::init_logging(&args.log);
+    let outcome = Daemon::start(args).and_then(|mut daemon| daemon.run());
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("rma-unitd: {}", one_line(&e));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One EtherType's socket and what waits to be sent on it.
+struct Port {
+    socket: PacketSocket,
+    outbox: Outbox,
+    token: u64,
+    is_service: bool,
+    is_readable: bool,
+    /// The kernel had no room; the loop says when it has.
+    is_blocked: bool,
+}
+
+impl Port {
+    fn open(
+        interface: &Interface,
+        ethertype: u16,
+        is_service: bool,
+        event_loop: &Loop,
+    ) -> Result<Self, UnitdError> {
+        let socket = PacketSocket::open(interface, ethertype)?;
+        let token = if is_service {
+            TOKEN_SERVICE
+        } else {
+            TOKEN_MANAGEMENT
+        };
+        event_loop
+            .add(&socket, token, Interest::Read)
+            .map_err(system("wait for frames"))?;
+        Ok(Self {
+            socket,
+            outbox: Outbox::new(),
+            token,
+            is_service,
+            is_readable: false,
+            is_blocked: false,
+        })
+    }
+
+    /// Sends what the unit has for this EtherType, as far as the kernel takes it.
+    fn send(&mut self, now: Time, unit: &mut Unit, event_loop: &Loop) -> Result<(), UnitdError> {
+        if self.is_blocked {
+            return Ok(());
+        }
+        loop {
+            let is_service = self.is_service;
+            while self
+                .outbox
+                .push_with(|bytes| unit.poll_transmit_on(is_service, now, bytes))
+            {}
+            if self.outbox.is_empty() {
+                return Ok(());
+            }
+            if !self.socket.send(&mut self.outbox)? {
+                self.is_blocked = true;
+                return event_loop
+                    .change(&self.socket, self.token, Interest::ReadWrite)
+                    .map_err(system("wait for room to send"));
+            }
+        }
+    }
+
+    fn unblock(&mut self, event_loop: &Loop) -> Result<(), UnitdError> {
+        if !self.is_blocked {
+            return Ok(());
+        }
+        self.is_blocked = false;
+        event_loop
+            .change(&self.socket, self.token, Interest::Read)
+            .map_err(system("wait for frames"))
+    }
+}
+
+/// Logs dropped frames, at most one line in [`DROP_LOG_INTERVAL`].
+#[derive(Default)]
+struct DropLog {
+    logged: Vec<(DropReason, u64)>,
+    logged_total: u64,
+    next: Option<Time>,
+}
+
+impl DropLog {
+    fn counts(unit: &Unit) -> impl Iterator<Item = (DropReason, u64)> {
+        let (management, service) = (unit.drops(false), unit.drops(true));
+        management
+            .iter()
+            .map(|(reason, count)| (reason, count + service.get(reason)))
+    }
+
+    /// Logs what has come since the last line, unless that was a moment ago.
+    fn follow(&mut self, now: Time, unit: &Unit) {
+        let total = unit.drops(false).total() + unit.drops(true).total();
+        if total == self.logged_total || self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        let counts: Vec<_> = Self::counts(unit).collect();
+        let before = |reason| {
+            self.logged
+                .iter()
+                .find(|(r, _)| *r == reason)
+                .map_or(0, |(_, count)| *count)
+        };
+        let words: Vec<String> = counts
+            .iter()
+            .filter_map(|(reason, count)| {
+                let more = count - before(*reason);
+                (more > 0).then(|| format!("{more} {reason}"))
+            })
+            .collect();
+        log::info!("frames dropped: {}", words.join(", "));
+        self.logged = counts;
+        self.logged_total = total;
+        self.next = Some(now + DROP_LOG_INTERVAL);
+    }
+}
+
+struct Daemon {
+    args: Args,
+    config: UnitdConfig,
+    incarnation: u64,
+    mtu: u16,
+    event_loop: Loop,
+    unit: Unit,
+    media: Media,
+    state: UnitState,
+    registers: RegistersFile,
+    ports: [Port; 2],
+    inbox: Inbox,
+    links: LinkWatch,
+    pool: Pool,
+    control: ControlServer,
+    drop_log: DropLog,
+    /// Keeps the state directory ours.
+    _identity: Identity,
+}
+
+impl Daemon {
+    fn start(args: Args) -> Result<Self, UnitdError> {
+        let config = UnitdConfig::load(&args.keys, args.config.as_deref())?;
+        let interface = Interface::by_name(&config.interface)?;
+        let mtu = settle_mtu(&config, &interface)?;
+        // Before any thread: they inherit the blocked signals.
+        let event_loop = Loop::new().map_err(system("set up the event loop"))?;
+        let ports = [
+            Port::open(&interface, config.ethertype_management, false, &event_loop)?,
+            Port::open(&interface, config.ethertype_service, true, &event_loop)?,
+        ];
+        for dir in [&config.state_dir, &config.run_dir] {
+            make_dir(dir)?;
+        }
+        let control = ControlServer::bind(&config.run_dir.join(CONTROL_SOCKET))?;
+        let mut identity = Identity::open(&config.state_dir, config.guid)?;
+        let mut state = UnitState::open(&config.state_dir)?;
+        let (registers, stored) = RegistersFile::open(
+            &config.state_dir.join("registers"),
+            identity.guid(),
+            identity.is_first_start(),
+        )?;
+        let stored = stored.map(|found| StoredRegisters {
+            registers: found,
+            term: registers.term(),
+        });
+        let unit_config = UnitConfig {
+            facts: UnitFacts {
+                guid: identity.guid(),
+                name: config.name.clone(),
+                vendor: config.vendor.clone(),
+                model: config.model.clone(),
+                serial: config
+                    .serial
+                    .clone()
+                    .unwrap_or_else(|| format!("{:032x}", identity.guid().0)),
+                macs: vec![interface.mac],
+            },
+            incarnation: identity.incarnation(),
+            cluster_wanted: config.cluster,
+            cluster: state.cluster(),
+            fabric_mac: config.fabric_mac,
+            mtu,
+            credits: CREDITS,
+            max_connections: MAX_CONNECTIONS,
+        };
+        let seed = random_seed().map_err(system("read /dev/urandom"))?;
+        let mut unit = Unit::new(unit_config, stored, seed);
+        let mut media = Media::default();
+        media.change(event_loop::now(), &config, &mut state, &mut unit)?;
+        identity.settle()?;
+        let pool = Pool::new(config.disk_threads)?;
+        let links = LinkWatch::new().map_err(system("watch interfaces"))?;
+        event_loop
+            .add(&pool, TOKEN_POOL, Interest::Read)
+            .and_then(|()| event_loop.add(&control, TOKEN_CONTROL, Interest::Read))
+            .and_then(|()| event_loop.add(&links, TOKEN_LINKS, Interest::Read))
+            .map_err(system("set up the event loop"))?;
+        log_start(&config, &identity, &unit, &interface, mtu);
+        Ok(Self {
+            args,
+            config,
+            incarnation: identity.incarnation().0,
+            mtu,
+            event_loop,
+            unit,
+            media,
+            state,
+            registers,
+            ports,
+            inbox: Inbox::new(mtu),
+            links,
+            pool,
+            control,
+            drop_log: DropLog::default(),
+            _identity: identity,
+        })
+    }
+
+    fn run(&mut self) -> Result<(), UnitdError> {
+        // What the medium's registers had to be reset to is durable before anyone is answered.
+        self.act();
+        notify(&[NotifyState::Ready]);
+        let mut seen = Vec::new();
+        loop {
+            let deadline = self.unit.deadline().into_iter().chain(self.drop_log.next);
+            seen.clear();
+            self.event_loop
+                .wait(deadline.min(), &mut seen)
+                .map_err(system("wait for events"))?;
+            for event in &seen {
+                match *event {
+                    Event::Stop => return self.stop(),
+                    Event::Reload => {
+                        self.reload_by_signal();
+                    }
+                    Event::Ready {
+                        token,
+                        readable,
+                        writable,
+                        ..
+                    } => self.ready(token, readable, writable)?,
+                }
+            }
+            let now = event_loop::now();
+            self.receive(now)?;
+            self.unit.tick(now);
+            self.act();
+            let now = event_loop::now();
+            for port in &mut self.ports {
+                port.send(now, &mut self.unit, &self.event_loop)?;
+            }
+            self.drop_log.next = self.drop_log.next.filter(|next| now < *next);
+            self.drop_log.follow(now, &self.unit);
+        }
+    }
+
+    fn ready(&mut self, token: u64, readable: bool, writable: bool) -> Result<(), UnitdError> {
+        match token {
+            TOKEN_MANAGEMENT | TOKEN_SERVICE => {
+                let port = &mut self.ports[token as usize];
+                port.is_readable |= readable;
+                if writable {
+                    port.unblock(&self.event_loop)?;
+                }
+            }
+            TOKEN_POOL => self.complete(),
+            TOKEN_CONTROL => self.administer(),
+            TOKEN_LINKS => self.follow_links()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// One batch of each EtherType: what is left over is ready again at once.
+    fn receive(&mut self, now: Time) -> Result<(), UnitdError> {
+        for port in &mut self.ports {
+            if !std::mem::take(&mut port.is_readable) {
+                continue;
+            }
+            port.socket.recv(&mut self.inbox)?;
+            for frame in self.inbox.frames() {
+                // Counted by the unit.
+                let _ = self
+                    .unit
+                    .handle(now, port.is_service, frame.source, frame.payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands finished operations to the unit.
+    fn complete(&mut self) {
+        let mut done: Vec<Completion> = Vec::new();
+        self.pool.completions(&mut done);
+        let now = event_loop::now();
+        for (token, outcome) in done {
+            self.unit.disk_done(now, token, outcome);
+        }
+    }
+
+    /// Does what the unit wants done, until it wants no more.
+    fn act(&mut self) {
+        while let Some(action) = self.unit.poll_action() {
+            match action {
+                UnitAction::Disk { token, device, op } => {
+                    let Some(served) = self.media.get(device) else {
+                        let error = DiskError::Media(Errno::ENODEV as i32);
+                        self.unit.disk_done(event_loop::now(), token, Err(error));
+                        continue;
+                    };
+                    let backend: Arc<dyn Backend> = served.backend.clone();
+                    if backend.is_instant() {
+                        let outcome = backend.execute(op);
+                        self.unit.disk_done(event_loop::now(), token, outcome);
+                    } else {
+                        self.pool.submit(token, backend, op);
+                    }
+                }
+                UnitAction::PersistRegisters {
+                    token,
+                    registers,
+                    term,
+                } => {
+                    let outcome = self.registers.store(&registers, term);
+                    if let Err(e) = &outcome {
+                        log::error!("ownership registers not stored: {}", one_line(e));
+                    }
+                    let now = event_loop::now();
+                    self.unit.registers_persisted(now, token, outcome.is_ok());
+                }
+                UnitAction::Joined(cluster) => {
+                    log::info!("fabric services assign cluster {cluster}");
+                    if let Err(e) = self.state.set_cluster(cluster) {
+                        log::error!("the cluster will not be remembered: {}", one_line(&e));
+                    }
+                }
+                UnitAction::FabricUp(true) => log::info!("connected to fabric services"),
+                UnitAction::FabricUp(false) => log::warn!(
+                    "fabric services do not answer; serving cluster {} from memory",
+                    self.unit.cluster()
+                ),
+                UnitAction::AssignmentPending => log::warn!(
+                    "fabric services have not assigned this unit to a cluster; an administrator does \
+                     with `rma fabric assign`"
+                ),
+                UnitAction::FabricRefused(status) => {
+                    log::warn!("fabric services refuse this unit: {status}");
+                }
+            }
+        }
+    }
+
+    /// Follows the interface through down, up, removal and return.
+    fn follow_links(&mut self) -> Result<(), UnitdError> {
+        if !self.links.drain().map_err(system("watch interfaces"))? {
+            return Ok(());
+        }
+        for port in &mut self.ports {
+            let name = port.socket.interface().name.clone();
+            match port.socket.refresh() {
+                Ok(None) => {}
+                Ok(Some(state)) if port.is_service => log::debug!("{name}: service {state:?}"),
+                Ok(Some(LinkState::Up)) => log::info!("interface {name} is up"),
+                Ok(Some(LinkState::Down)) => log::warn!("interface {name} is down; waiting for it"),
+                Ok(Some(LinkState::Gone)) => log::warn!("interface {name} is gone; waiting for it"),
+                Err(e) => log::error!("{}", one_line(&e)),
+            }
+        }
+        let mac = self.ports[0].socket.interface().mac;
+        self.unit.set_macs(event_loop::now(), vec![mac]);
+        Ok(())
+    }
+
+    fn administer(&mut self) {
+        for event in self.control.poll() {
+            let ControlEvent::Line(id, line) = event else {
+                continue;
+            };
+            let reply = match serde_json::from_str(&line) {
+                Ok(UnitRequest::Status) => UnitReply::Status(Box::new(self.status())),
+                Ok(UnitRequest::Reload) => self.reload(),
+                Err(e) => UnitReply::Error {
+                    message: format!("not a request of rma-unitd: {e}"),
+                },
+            };
+            match serde_json::to_string(&reply) {
+                Ok(text) => self.control.send(id, &text),
+                Err(e) => log::error!("a reply cannot be written as JSON: {e}"),
+            }
+        }
+    }
+
+    fn status(&mut self) -> crate::admin::unit_protocol::UnitStatus {
+        let [management, service] = &mut self.ports;
+        let traffic = [management.socket.counters(), service.socket.counters()];
+        let link = match management.socket.state() {
+            LinkState::Up => "up",
+            LinkState::Down => "down",
+            LinkState::Gone => "gone",
+        };
+        unitd_status::status(&unitd_status::Seen {
+            unit: &self.unit,
+            media: &self.media,
+            interface: management.socket.interface(),
+            link,
+            mtu: self.mtu,
+            incarnation: self.incarnation,
+            traffic,
+        })
+    }
+
+    fn reload_by_signal(&mut self) {
+        let mut state = vec![NotifyState::Reloading];
+        state.extend(NotifyState::monotonic_usec_now());
+        notify(&state);
+        // What comes of it is in the log.
+        let _ = self.reload();
+        notify(&[NotifyState::Ready]);
+    }
+
+    /// Takes another configuration, or refuses it with one line and keeps the old one.
+    fn reload(&mut self) -> UnitReply {
+        // Operations that the unit has asked for find their device as it was.
+        self.act();
+        let outcome = self.try_reload();
+        self.act();
+        match outcome {
+            Ok((changes, at_next_start)) => {
+                for change in &changes {
+                    log::info!("{change}");
+                }
+                for key in &at_next_start {
+                    log::warn!("{key} has changed; that takes effect at the next start");
+                }
+                if changes.is_empty() && at_next_start.is_empty() {
+                    log::info!("the configuration has not changed");
+                }
+                UnitReply::Reloaded {
+                    changes,
+                    at_next_start,
+                }
+            }
+            Err(e) => {
+                let message = format!("configuration refused, nothing changed: {}", one_line(&e));
+                log::error!("{message}");
+                UnitReply::Error { message }
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<(Vec<String>, Vec<String>), UnitdError> {
+        let config = UnitdConfig::load(&self.args.keys, self.args.config.as_deref())?;
+        let now = event_loop::now();
+        let changes = self
+            .media
+            .change(now, &config, &mut self.state, &mut self.unit)?;
+        let at_next_start = self.config.fixed_keys_that_differ(&config);
+        // The keys in force stay known, so that the next reload names them again.
+        self.config.controllers = config.controllers;
+        Ok((changes, at_next_start))
+    }
+
+    fn stop(&mut self) -> Result<(), UnitdError> {
+        notify(&[NotifyState::Stopping]);
+        log::info!("stopping");
+        let now = event_loop::now();
+        self.unit.close(now);
+        for port in &mut self.ports {
+            port.send(now, &mut self.unit, &self.event_loop)?;
+        }
+        Ok(())
+    }
+}
+
+fn settle_mtu(config: &UnitdConfig, interface: &Interface) -> Result<u16, UnitdError> {
+    match config.mtu {
+        None => Ok(interface.mtu.min(MAX_DEFAULT_MTU)),
+        Some(wanted) if wanted > interface.mtu => Err(UnitdError::Mtu {
+            wanted,
+            actual: interface.mtu,
+            interface: interface.name.clone(),
+        }),
+        Some(wanted) => Ok(wanted),
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), UnitdError> {
+    std::fs::create_dir_all(path).map_err(|source| UnitdError::Directory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn random_seed() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn log_start(
+    config: &UnitdConfig,
+    identity: &Identity,
+    unit: &Unit,
+    interface: &Interface,
+    mtu: u16,
+) {
+    let devices: usize = config.controllers.iter().map(|c| c.devices.len()).sum();
+    log::info!(
+        "unit {} ({}), start {}, on {} ({}), MTU {mtu}: {} controllers, {devices} devices",
+        config.name,
+        identity.guid(),
+        identity.incarnation(),
+        interface.name,
+        interface.mac,
+        config.controllers.len(),
+    );
+    if !interface.up {
+        log::warn!("interface {} is down; waiting for it", interface.name);
+    }
+    if unit.cluster().is_none() {
+        log::info!("no cluster assigned yet; waiting for fabric services");
+    } else {
+        log::info!("serving cluster {}", unit.cluster());
+    }
+    if !unit.has_registers() {
+        log::error!(
+            "the ownership registers in {} are lost; no I/O is served until they are restored",
+            config.state_dir.display()
+        );
+    }
+}
