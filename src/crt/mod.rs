@@ -18,6 +18,8 @@ pub mod resolve;
 pub mod rules;
 pub mod stamp;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use image::{Image, ImageError, ImageInfo, ImageKind, Storage};
 pub use join::JoinOutcome;

@@ -53,11 +53,12 @@ impl Table {
                 self.stamp = before.stamp;
                 Settled::Kept
             }
-            (false, true) => {
+            // Two contents under one stamp: nobody makes that, and it ends here.
+            (false, true) if theirs.stamp != before.stamp => {
                 self.stamp = theirs.stamp;
                 Settled::Adopted
             }
-            (false, false) => {
+            (false, _) => {
                 self.publish(0, local);
                 Settled::Published
             }
