@@ -285,14 +285,14 @@ fn a_client_that_does_not_read_waits_alone_and_loses_nothing() {
             }
             rig.poll();
         }
-        if !reading {
+        if reading {
+            let n = would_block((&slow).read(&mut piece)).unwrap_or(0);
+            got.extend_from_slice(&piece[..n]);
+        } else {
             // What is answered but not read stays within the limits, and the loop can sleep.
             assert!(answered < 200, "{answered}");
             let mut fds = [PollFd::new(rig.sockets.as_fd(), PollFlags::POLLIN)];
             reading = answered > 0 && poll(&mut fds, PollTimeout::ZERO) == Ok(0);
-        } else {
-            let n = would_block((&slow).read(&mut piece)).unwrap_or(0);
-            got.extend_from_slice(&piece[..n]);
         }
         (got.len() == count as usize * (16 + len as usize)).then_some(())
     });
