@@ -16,7 +16,7 @@ use rma::wire::kind::{Event, Kind, Progress, Role};
 use rma::wire::message::*;
 use rma::wire::row::{self, BLOCK_SIZES};
 use rma::wire::*;
-use wire_model::{Sample, samples};
+use wire_model::{HOST, Sample, UNIT, directed, ethernet, samples};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -117,26 +117,6 @@ fn the_generated_tables_are_current() {
 
 // ---------------------------------------------------------------------------------------------
 // Captures in, PDML out
-
-const HOST: Mac = Mac([0x02, 0, 0, 0, 0, 0x0a]);
-const UNIT: Mac = Mac([0x02, 0, 0, 0, 0, 0x0b]);
-
-/// Puts an Ethernet header in front.
-fn ethernet(dst: Mac, src: Mac, service: bool, frame: &[u8]) -> Vec<u8> {
-    let ethertype = if service {
-        ETHERTYPE_SERVICE
-    } else {
-        ETHERTYPE_MANAGEMENT
-    };
-    [&dst.0[..], &src.0, &ethertype.to_be_bytes(), frame].concat()
-}
-
-/// From the host to the unit, replies (and what responders say) the other way.
-fn directed(header: &Header, service: bool, frame: &[u8]) -> Vec<u8> {
-    let back = header.is_reply() || matches!(header.kind, Kind::Here | Kind::Notify);
-    let (dst, src) = if back { (HOST, UNIT) } else { (UNIT, HOST) };
-    ethernet(dst, src, service, frame)
-}
 
 /// A capture file with a frame every millisecond; it goes with the value.
 struct Capture {

@@ -13,7 +13,8 @@ mod samples;
 pub use layout::{body_fields, header_fields};
 pub use samples::samples;
 
-use rma::wire::{Body, Header};
+use rma::wire::kind::Kind;
+use rma::wire::{Body, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Header, Mac};
 
 /// One frame that carries one whole message.
 pub struct Sample {
@@ -54,4 +55,26 @@ impl Sample {
     pub fn frame(&self) -> Vec<u8> {
         self.fields().into_iter().flat_map(|f| f.bytes).collect()
     }
+}
+
+/// The initiator of the captures.
+pub const HOST: Mac = Mac([0x02, 0, 0, 0, 0, 0x0a]);
+/// The responder of the captures.
+pub const UNIT: Mac = Mac([0x02, 0, 0, 0, 0, 0x0b]);
+
+/// Puts an Ethernet header in front.
+pub fn ethernet(dst: Mac, src: Mac, service: bool, frame: &[u8]) -> Vec<u8> {
+    let ethertype = if service {
+        ETHERTYPE_SERVICE
+    } else {
+        ETHERTYPE_MANAGEMENT
+    };
+    [&dst.0[..], &src.0, &ethertype.to_be_bytes(), frame].concat()
+}
+
+/// From the host to the unit, replies (and what responders say) the other way.
+pub fn directed(header: &Header, service: bool, frame: &[u8]) -> Vec<u8> {
+    let back = header.is_reply() || matches!(header.kind, Kind::Here | Kind::Notify);
+    let (dst, src) = if back { (HOST, UNIT) } else { (UNIT, HOST) };
+    ethernet(dst, src, service, frame)
 }

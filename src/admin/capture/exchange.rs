@@ -1,0 +1,351 @@
+//! What the frames of a capture have to do with each other: segments of one message, replies and
+//! their requests. Bounded: a long capture forgets its oldest exchanges.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::wire::{Header, Kind, Mac, Status};
+
+/// The most exchanges that are remembered; the oldest is forgotten for a new one.
+pub(super) const MAX_EXCHANGES: usize = 1 << 18;
+/// The most connections and sessions that are remembered.
+const MAX_SESSIONS: usize = 1 << 16;
+/// The most bytes of incomplete messages; segments beyond them are not put together.
+pub(super) const MAX_HELD_BYTES: usize = 64 << 20;
+
+/// A map that forgets its oldest entry.
+#[derive(Debug)]
+struct Recent<K, V> {
+    limit: usize,
+    map: BTreeMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K: Ord + Clone, V> Recent<K, V> {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            map: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    /// Adds an entry; gives back what was forgotten for it.
+    fn insert(&mut self, key: K, value: V) -> Option<V> {
+        if self.map.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.map.len() > self.limit {
+            return self.map.remove(&self.order.pop_front()?);
+        }
+        None
+    }
+}
+
+/// What holds an exchange together: a session where its connect was captured, or else a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    Connection(u64),
+    Session([u8; 32], u16),
+    /// Before there is a connection: the initiator and the controller.
+    Initiator(Mac, u16),
+}
+
+/// (where, what, which).
+type Key = (Scope, Kind, u64);
+
+/// One direction of an exchange.
+#[derive(Debug, Default)]
+struct Side {
+    covered: Vec<(u32, u32)>,
+    bytes: Vec<u8>,
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Exchange {
+    /// Number and time of the first request frame.
+    asked: Option<(u64, Duration)>,
+    answered: bool,
+    request: Side,
+    reply: Side,
+}
+
+/// What is known of a frame's place.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The frame of the request that it answers, and how long ago that was.
+    pub answers: Option<(u64, Duration)>,
+    /// A reply whose request was not captured.
+    pub is_unmatched: bool,
+    /// Everything of it was captured before.
+    pub is_repeated: bool,
+    /// The whole message, where this segment completes it.
+    pub message: Option<Vec<u8>>,
+}
+
+/// Relates the frames of one capture.
+#[derive(Debug)]
+pub(super) struct Exchanges {
+    recent: Recent<Key, Exchange>,
+    sessions: Recent<u64, Scope>,
+    connects: Recent<(Mac, u16, u64), Scope>,
+    held_bytes: usize,
+    forgotten_unanswered: u64,
+}
+
+impl Exchanges {
+    pub(super) fn new() -> Self {
+        Self {
+            recent: Recent::new(MAX_EXCHANGES),
+            sessions: Recent::new(MAX_SESSIONS),
+            connects: Recent::new(MAX_SESSIONS),
+            held_bytes: 0,
+            forgotten_unanswered: 0,
+        }
+    }
+
+    /// Requests that were never answered.
+    pub(super) fn unanswered(&self) -> u64 {
+        let waiting = |x: &&Exchange| x.asked.is_some() && !x.answered;
+        self.forgotten_unanswered + self.recent.map.values().filter(waiting).count() as u64
+    }
+
+    /// Finds the place of a frame from `src` to `dst`.
+    pub(super) fn place(
+        &mut self,
+        number: u64,
+        time: Duration,
+        (src, dst): (Mac, Mac),
+        header: &Header,
+        payload: &[u8],
+    ) -> Place {
+        let initiator = if header.is_reply() { dst } else { src };
+        self.learn_session(initiator, header, payload);
+        if header.kind == Kind::Refused {
+            return self.refused(header, time);
+        }
+        let Some((key, is_reply, must_match)) = self.key(initiator, header, payload) else {
+            return Place::default();
+        };
+        if !self.recent.map.contains_key(&key) {
+            let new = Exchange {
+                asked: None,
+                answered: false,
+                request: Side::default(),
+                reply: Side::default(),
+            };
+            if let Some(old) = self.recent.insert(key, new) {
+                self.held_bytes -= old.request.bytes.len() + old.reply.bytes.len();
+                self.forgotten_unanswered += u64::from(old.asked.is_some() && !old.answered);
+            }
+        }
+        let Some(exchange) = self.recent.map.get_mut(&key) else {
+            return Place::default();
+        };
+        let mut place = Place::default();
+        let side = if is_reply {
+            match exchange.asked {
+                Some((frame, asked)) => {
+                    place.answers = Some((frame, time.saturating_sub(asked)));
+                }
+                None => place.is_unmatched = must_match,
+            }
+            exchange.answered = true;
+            &mut exchange.reply
+        } else {
+            // What needs no answer is not waited for.
+            exchange.answered |= !must_match;
+            exchange.asked.get_or_insert((number, time));
+            &mut exchange.request
+        };
+        place.is_repeated = !take(side, header, payload, &mut self.held_bytes);
+        if side.done && !place.is_repeated && !side.bytes.is_empty() {
+            self.held_bytes -= side.bytes.len();
+            place.message = Some(std::mem::take(&mut side.bytes));
+        }
+        place
+    }
+
+    /// A refusal answers whatever frame carried its connection and command.
+    fn refused(&mut self, header: &Header, time: Duration) -> Place {
+        let scope = self.scope(header);
+        let asked = Kind::ALL.iter().find_map(|kind| {
+            let key = (scope, *kind, header.command.0);
+            let exchange = self.recent.map.get_mut(&key)?;
+            exchange.answered = true;
+            exchange.asked
+        });
+        Place {
+            answers: asked.map(|(frame, asked)| (frame, time.saturating_sub(asked))),
+            ..Place::default()
+        }
+    }
+
+    fn scope(&self, header: &Header) -> Scope {
+        let connection = header.connection.0;
+        self.sessions
+            .map
+            .get(&connection)
+            .copied()
+            .unwrap_or(Scope::Connection(connection))
+    }
+
+    /// Which exchange, whether the frame is its answer, and whether an answer must have a request.
+    fn key(&self, initiator: Mac, header: &Header, payload: &[u8]) -> Option<(Key, bool, bool)> {
+        let command = header.command.0;
+        let connection = Scope::Connection(header.connection.0);
+        Some(match header.kind {
+            Kind::Connect => {
+                let scope = Scope::Initiator(initiator, header.ioc.0);
+                ((scope, Kind::Connect, command), header.is_reply(), true)
+            }
+            Kind::Probe => ((connection, Kind::Probe, command), false, false),
+            Kind::Progress => ((connection, Kind::Probe, command), true, false),
+            Kind::Notify | Kind::NotifyAck => {
+                let number = u64::from_be_bytes(payload.get(..8)?.try_into().ok()?);
+                let is_ack = header.kind == Kind::NotifyAck;
+                ((connection, Kind::Notify, number), is_ack, false)
+            }
+            Kind::Discover | Kind::Here => {
+                let is_here = header.kind == Kind::Here;
+                let nowhere = Scope::Connection(0);
+                ((nowhere, Kind::Discover, command), is_here, false)
+            }
+            kind => {
+                let key = (self.scope(header), kind, command);
+                (key, header.is_reply(), true)
+            }
+        })
+    }
+
+    /// A reconnect continues its session's exchanges on another connection.
+    fn learn_session(&mut self, initiator: Mac, header: &Header, payload: &[u8]) {
+        if header.kind != Kind::Connect {
+            return;
+        }
+        let nonce = (initiator, header.ioc.0, header.command.0);
+        if header.is_reply() {
+            if let (Status::Ok, Some(scope)) = (header.status, self.connects.map.get(&nonce)) {
+                self.sessions.insert(header.connection.0, *scope);
+            }
+        } else if let Some(identity) = payload.first_chunk::<32>() {
+            // Initiator, incarnation and session lead the body.
+            let scope = Scope::Session(*identity, header.ioc.0);
+            self.connects.insert(nonce, scope);
+        }
+    }
+}
+
+/// A side takes a segment; says whether something of it was new. Messages of several segments are
+/// put together, but for data and beyond the limit of held bytes.
+fn take(side: &mut Side, header: &Header, payload: &[u8], held_bytes: &mut usize) -> bool {
+    let (from, total) = (header.segment_offset, header.message_len);
+    let to = from + payload.len() as u32;
+    if total == 0 {
+        return !std::mem::replace(&mut side.done, true);
+    }
+    let is_new = cover(&mut side.covered, from, to);
+    if side.done {
+        return is_new;
+    }
+    let is_data = header.kind == Kind::Write || header.kind == Kind::Read;
+    let is_segment = payload.len() < total as usize;
+    if is_segment && !is_data {
+        if side.bytes.is_empty() && *held_bytes + total as usize <= MAX_HELD_BYTES {
+            side.bytes = vec![0; total as usize];
+            *held_bytes += side.bytes.len();
+        }
+        if let Some(place) = side.bytes.get_mut(from as usize..to as usize) {
+            place.copy_from_slice(payload);
+        }
+    }
+    side.done = side.covered == [(0, total)];
+    is_new
+}
+
+/// Adds `from..to` to sorted ranges that neither touch nor overlap; says whether it was new.
+fn cover(ranges: &mut Vec<(u32, u32)>, mut from: u32, mut to: u32) -> bool {
+    let start = ranges.partition_point(|r| r.1 < from);
+    let end = ranges.partition_point(|r| r.0 <= to);
+    if let [one] = ranges[start..end]
+        && one.0 <= from
+        && one.1 >= to
+    {
+        return false;
+    }
+    if let [first, .., last] | [first @ last] = ranges[start..end] {
+        from = from.min(first.0);
+        to = to.max(last.1);
+    }
+    ranges.splice(start..end, [(from, to)]);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{CommandId, ConnectionId, Flags};
+
+    const HOST: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const UNIT: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn ranges_join_whatever_their_order() {
+        let mut ranges = Vec::new();
+        assert!(cover(&mut ranges, 10, 20));
+        assert!(cover(&mut ranges, 40, 50));
+        assert!(!cover(&mut ranges, 12, 18));
+        assert!(cover(&mut ranges, 25, 30));
+        assert_eq!(ranges, [(10, 20), (25, 30), (40, 50)]);
+        assert!(cover(&mut ranges, 20, 26));
+        assert_eq!(ranges, [(10, 30), (40, 50)]);
+        assert!(cover(&mut ranges, 0, 60));
+        assert_eq!(ranges, [(0, 60)]);
+    }
+
+    fn request(kind: Kind, command: u64) -> Header {
+        Header {
+            connection: ConnectionId(7),
+            command: CommandId(command),
+            ..Header::new(kind)
+        }
+    }
+
+    #[test]
+    fn the_oldest_exchanges_are_forgotten() {
+        let mut exchanges = Exchanges::new();
+        let n = MAX_EXCHANGES as u64 + 10;
+        for i in 0..n {
+            let header = request(Kind::Flush, i);
+            exchanges.place(i, Duration::ZERO, (HOST, UNIT), &header, &[]);
+        }
+        assert_eq!(exchanges.recent.map.len(), MAX_EXCHANGES);
+        assert_eq!(exchanges.unanswered(), n);
+        let answer = |exchanges: &mut Exchanges, command| {
+            let reply = Header {
+                flags: Flags::REPLY,
+                ..request(Kind::Flush, command)
+            };
+            exchanges.place(n, Duration::ZERO, (UNIT, HOST), &reply, &[])
+        };
+        assert!(answer(&mut exchanges, 5).is_unmatched);
+        assert_eq!(
+            answer(&mut exchanges, n - 1).answers,
+            Some((n - 1, Duration::ZERO))
+        );
+    }
+
+    #[test]
+    fn incomplete_messages_are_held_within_the_limit() {
+        let mut exchanges = Exchanges::new();
+        for i in 0..200 {
+            let header = Header {
+                message_len: 1 << 20,
+                ..request(Kind::Offer, i)
+            };
+            exchanges.place(i, Duration::ZERO, (HOST, UNIT), &header, &[1]);
+        }
+        assert_eq!(exchanges.held_bytes, MAX_HELD_BYTES);
+    }
+}
