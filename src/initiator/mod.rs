@@ -3,11 +3,38 @@
 //! Depends on [`crate::session`] and [`crate::wire`]. An [`Initiator`] holds one session for each I/O
 //! controller; devices are opened on them and take reads and writes of any length.
 
-use crate::session::Counters;
+mod controller;
+mod io;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::session::{ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::message::{DevicesReply, Notification};
+use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac, Status, Time,
+    ClusterName, CommandId, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac,
+    Status, Time,
 };
+use controller::{Controller, Place};
+use io::{Part, Progress, Running};
+
+/// The most bytes of one read or write command; longer I/O is split.
+pub const MAX_PART_BYTES: u64 = 1 << 20;
+/// Bytes of one discard or write-zeroes command; longer ranges are split …
+pub const RANGE_PART_BYTES: u64 = 1 << 30;
+/// … but not into more commands than this.
+pub const MAX_RANGE_PARTS: u64 = 1024;
+/// The longest read or write.
+pub const MAX_IO_BYTES: u64 = 64 << 20;
+/// I/Os that an initiator holds; more fail with [`IoError::Full`].
+pub const MAX_IOS: usize = 65_536;
+/// Bytes of data that an initiator holds for all of them.
+pub const MAX_HELD_BYTES: u64 = 1 << 30;
+/// First delay before a command is sent again to a unit that is busy; it doubles.
+pub const RETRY_FIRST: Duration = Duration::from_millis(5);
+/// The most that doubling makes of it.
+pub const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// Who the initiator is and how it opens its sessions.
 #[derive(Debug, Clone)]
@@ -162,85 +189,396 @@ pub enum IoEvent {
 /// The block I/O client of a host.
 #[derive(Debug)]
 pub struct Initiator {
-    drops: Counters,
+    config: InitiatorConfig,
+    rng: fastrand::Rng,
+    hub: Hub<ControllerKey>,
+    controllers: BTreeMap<ControllerKey, Controller>,
+    devices: BTreeMap<DeviceId, Device>,
+    next_device: u64,
+    ios: BTreeMap<u64, Running>,
+    next_io: u64,
+    /// Bytes of all I/Os' data.
+    held: u64,
+    /// Commands that were given to a session.
+    commands: BTreeMap<(ControllerKey, CommandId), Sent>,
+    /// How many commands of closed devices have not ended: a device that is opened at the same
+    /// place waits for them, as they would overtake its own (I3).
+    ghosts: BTreeMap<Place, usize>,
+    /// Parts that wait before they are sent again.
+    retries: BTreeSet<(Time, u64, u32)>,
+    /// The last session's number.
+    sessions: u64,
+    events: VecDeque<IoEvent>,
+}
+
+type ControllerKey = (Guid, IocNumber);
+
+/// An open device.
+#[derive(Debug)]
+struct Device {
+    target: Target,
+    ios: BTreeSet<u64>,
+    /// Parts to be sent: I/O and the part's number.
+    waiting: VecDeque<(u64, u32)>,
+    /// Whether the device is in its controller's list of those with waiting parts.
+    ready: bool,
+}
+
+/// A command that was given to a session.
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    /// A controller's device list.
+    List,
+    /// A part of an I/O.
+    Part { io: u64, part: u32, target: Target },
 }
 
 impl Initiator {
-    /// An initiator without controllers.
+    /// An initiator without controllers. `seed` makes its nonces.
     pub fn new(config: InitiatorConfig, seed: u64) -> Self {
-        let _ = (config, seed);
         Self {
-            drops: Counters::default(),
+            rng: fastrand::Rng::with_seed(seed),
+            hub: Hub::new(true, config.local_macs.clone(), seed),
+            config,
+            controllers: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            next_device: 1,
+            ios: BTreeMap::new(),
+            next_io: 1,
+            held: 0,
+            commands: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            retries: BTreeSet::new(),
+            sessions: 0,
+            events: VecDeque::new(),
         }
-    }
-
-    /// Opens and keeps open a session to a controller; with another address later, moves there.
-    pub fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
-        let _ = (now, unit, ioc, mac);
-    }
-
-    /// Closes a controller's session. I/O of devices still open on it waits for the controller to
-    /// come back.
-    pub fn remove_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let _ = (now, unit, ioc);
-    }
-
-    /// Asks a controller for its devices; answered by [`IoEvent::Devices`] once there is an answer.
-    pub fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let _ = (now, unit, ioc);
     }
 
     /// Opens a device for I/O.
     pub fn open(&mut self, now: Time, target: Target) -> DeviceId {
-        let _ = (now, target);
-        DeviceId(0)
+        let _ = now;
+        let id = DeviceId(self.next_device);
+        self.next_device += 1;
+        let device = Device {
+            target,
+            ios: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            ready: false,
+        };
+        self.devices.insert(id, device);
+        id
     }
 
-    /// Tells where the device is now, and under which epoch; what waits is sent there.
+    /// Where a device is, and under which epoch.
+    pub fn target(&self, device: DeviceId) -> Option<&Target> {
+        self.devices.get(&device).map(|d| &d.target)
+    }
+
+    /// Tells where the device is now, and under which epoch; what waits is sent there. What was
+    /// sent to the old place is waited for, and sent again where the old place refuses it.
     pub fn retarget(&mut self, now: Time, device: DeviceId, target: Target) {
-        let _ = (now, device, target);
+        let Some(open) = self.devices.get_mut(&device) else {
+            return;
+        };
+        let old = std::mem::replace(&mut open.target, target);
+        if Place::of(&old) != Place::of(&target) {
+            open.ready = false;
+            if let Some(controller) = self.controllers.get_mut(&key_of(&old)) {
+                controller.ready.retain(|d| *d != device);
+            }
+        }
+        self.make_ready(device);
+        self.feed(now, key_of(&target));
     }
 
     /// Closes a device; its outstanding I/O fails with [`IoError::Closed`].
     pub fn close(&mut self, now: Time, device: DeviceId) {
-        let _ = (now, device);
+        let Some(open) = self.devices.remove(&device) else {
+            return;
+        };
+        let key = key_of(&open.target);
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.ready.retain(|d| *d != device);
+        }
+        for id in open.ios {
+            self.retries.retain(|(_, io, _)| *io != id);
+            let Some(io) = self.ios.remove(&id) else {
+                continue;
+            };
+            self.held -= io.held();
+            self.done(io.token, Err(IoError::Closed));
+        }
+        // What was sent may still be executed; only its end makes the place free again.
+        self.ghosts.clear();
+        for sent in self.commands.values() {
+            if let Sent::Part { io, target, .. } = sent
+                && !self.ios.contains_key(io)
+            {
+                *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
+            }
+        }
+        self.close_unused(now, key);
     }
 
     /// Starts an I/O; its end is reported by [`IoEvent::Done`] with `token`.
     pub fn submit(&mut self, now: Time, device: DeviceId, io: Io, token: u64) {
-        let _ = (now, device, io, token);
+        let Some(open) = self.devices.get_mut(&device) else {
+            return self.done(token, Err(IoError::Closed));
+        };
+        let len = if io.op == IoOp::Write {
+            io.data.len() as u64
+        } else {
+            io.len
+        };
+        if let Err(error) = check(&open.target, io.op, io.offset, len) {
+            return self.done(token, Err(error));
+        }
+        if len == 0 && io.op != IoOp::Flush {
+            return self.done(token, Ok(Vec::new()));
+        }
+        let running = Running::new(device, io, len, token);
+        if self.ios.len() >= MAX_IOS || self.held + running.held() > MAX_HELD_BYTES {
+            return self.done(token, Err(IoError::Full));
+        }
+        let id = self.next_io;
+        self.next_io += 1;
+        self.held += running.held();
+        open.ios.insert(id);
+        open.waiting
+            .extend((0..running.part_count()).map(|part| (id, part)));
+        let key = key_of(&open.target);
+        self.ios.insert(id, running);
+        self.make_ready(device);
+        self.feed(now, key);
+    }
+
+    fn done(&mut self, token: u64, result: Result<Vec<u8>, IoError>) {
+        self.events.push_back(IoEvent::Done { token, result });
     }
 
     /// Takes a frame of the service EtherType, without its Ethernet header.
     pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        let _ = (now, src, frame);
-        Err(DropReason::Unexpected)
+        let result = self.hub.handle(now, src, frame);
+        self.take_events(now);
+        result
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Time) {
-        let _ = now;
+        self.hub.tick(now);
+        while let Some(&(at, io, part)) = self.retries.first() {
+            if at > now {
+                break;
+            }
+            self.retries.pop_first();
+            self.wait_again(now, io, part);
+        }
+        self.take_events(now);
     }
 
     /// When `tick` must be called next.
     pub fn deadline(&self) -> Option<Time> {
-        None
+        let retry = self.retries.first().map(|(at, _, _)| *at);
+        self.hub.deadline().into_iter().chain(retry).min()
     }
 
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let _ = (now, out);
-        None
+        self.hub.poll_transmit(now, out)
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<IoEvent> {
-        None
+        self.events.pop_front()
     }
 
     /// Dropped frames by reason.
-    pub fn drops(&self) -> &Counters {
-        &self.drops
+    pub const fn drops(&self) -> &Counters {
+        self.hub.drops()
     }
+
+    fn take_events(&mut self, now: Time) {
+        while let Some(event) = self.hub.poll_event() {
+            let HubEvent::Client(key, event) = event else {
+                continue;
+            };
+            match event {
+                ClientEvent::Connected {
+                    incarnation,
+                    resumed,
+                    ..
+                } => self.on_connected(now, key, incarnation, resumed),
+                ClientEvent::Lost => self.on_lost(key),
+                ClientEvent::Refused(status) => self.events.push_back(IoEvent::Refused {
+                    unit: key.0,
+                    ioc: key.1,
+                    status,
+                }),
+                ClientEvent::Reply {
+                    command,
+                    status,
+                    body,
+                } => self.on_reply(now, key, command, status, body),
+                ClientEvent::Notified(notification) => self.events.push_back(IoEvent::Notified {
+                    unit: key.0,
+                    ioc: key.1,
+                    notification,
+                }),
+            }
+        }
+    }
+
+    fn on_reply(
+        &mut self,
+        now: Time,
+        key: ControllerKey,
+        command: CommandId,
+        status: Status,
+        body: Vec<u8>,
+    ) {
+        match self.commands.remove(&(key, command)) {
+            None => {}
+            Some(Sent::List) => self.on_list(now, key, status, &body),
+            Some(Sent::Part { io, part, target }) => {
+                if self.ios.contains_key(&io) {
+                    self.on_part(now, io, part, &target, status, body);
+                } else {
+                    self.on_ghost(now, &target);
+                }
+                self.close_unused(now, key);
+            }
+        }
+        self.feed(now, key);
+    }
+
+    /// A part of an I/O was answered.
+    fn on_part(
+        &mut self,
+        now: Time,
+        id: u64,
+        part: u32,
+        sent_to: &Target,
+        status: Status,
+        body: Vec<u8>,
+    ) {
+        let Some(io) = self.ios.get_mut(&id) else {
+            return;
+        };
+        let Some(device) = self.devices.get(&io.device) else {
+            return;
+        };
+        let moved =
+            (Place::of(sent_to), sent_to.epoch) != (Place::of(&device.target), device.target.epoch);
+        let again = match status {
+            Status::Busy | Status::NotReady => Some(now + io.back_off()),
+            // The refusal is about a place or an epoch that is not the device's any more.
+            Status::NotOwner | Status::StaleEpoch | Status::NoDevice | Status::NoController
+                if moved =>
+            {
+                Some(now)
+            }
+            _ => None,
+        };
+        match again {
+            Some(at) if io.error().is_none() => {
+                io.put_back();
+                if at > now {
+                    self.retries.insert((at, id, part));
+                } else {
+                    self.wait_again(now, id, part);
+                }
+                return;
+            }
+            _ => {}
+        }
+        match io.answered(part, status, body) {
+            Progress::Going => {}
+            Progress::Flush => {
+                let device = io.device;
+                if let Some(open) = self.devices.get_mut(&device) {
+                    open.waiting.push_front((id, Part::FLUSH));
+                }
+                self.make_ready(device);
+            }
+            Progress::Failed => {
+                // What was not sent is not sent any more; what was is waited for.
+                let device = io.device;
+                if let Some(open) = self.devices.get_mut(&device) {
+                    open.waiting.retain(|(io, _)| *io != id);
+                }
+                self.retries.retain(|(_, io, _)| *io != id);
+            }
+            Progress::Ended => {}
+        }
+        self.end(id);
+    }
+
+    /// Reports an I/O of which nothing is waiting or under way any more.
+    fn end(&mut self, id: u64) {
+        if !self.ios.get(&id).is_some_and(Running::has_ended) {
+            return;
+        }
+        let Some(io) = self.ios.remove(&id) else {
+            return;
+        };
+        self.held -= io.held();
+        if let Some(device) = self.devices.get_mut(&io.device) {
+            device.ios.remove(&id);
+        }
+        let (token, result) = io.into_result();
+        self.done(token, result);
+    }
+
+    /// A command of a closed device has ended.
+    fn on_ghost(&mut self, now: Time, target: &Target) {
+        let place = Place::of(target);
+        let Some(count) = self.ghosts.get_mut(&place) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.ghosts.remove(&place);
+            self.make_place_ready(now, place);
+        }
+    }
+
+    /// Puts a part back among those that wait to be sent.
+    fn wait_again(&mut self, now: Time, id: u64, part: u32) {
+        let Some(device) = self.ios.get(&id).map(|io| io.device) else {
+            return;
+        };
+        if let Some(open) = self.devices.get_mut(&device) {
+            open.waiting.push_front((id, part));
+            let key = key_of(&open.target);
+            self.make_ready(device);
+            self.feed(now, key);
+        }
+    }
+}
+
+const fn key_of(target: &Target) -> ControllerKey {
+    (target.unit, target.ioc)
+}
+
+/// Whether the device takes such an I/O at all.
+fn check(target: &Target, op: IoOp, offset: u64, len: u64) -> Result<(), IoError> {
+    if op == IoOp::Flush {
+        return Ok(());
+    }
+    let end = offset.checked_add(len).ok_or(IoError::OutOfRange)?;
+    if end > target.size_bytes {
+        return Err(IoError::OutOfRange);
+    }
+    if matches!(op, IoOp::Read | IoOp::Write) && len > MAX_IO_BYTES {
+        return Err(IoError::Full);
+    }
+    let block = u64::from(target.block_size.max(1));
+    if offset % block != 0 || len % block != 0 {
+        return Err(IoError::Misaligned);
+    }
+    if op != IoOp::Read && target.features & features::READ_ONLY != 0 {
+        return Err(IoError::Status(Status::ReadOnly));
+    }
+    Ok(())
 }

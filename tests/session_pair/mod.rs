@@ -170,8 +170,12 @@ struct Busy {
 #[derive(Debug)]
 pub struct Disk {
     pub bytes: Vec<u8>,
-    /// How often each command (by its epoch word) was executed.
-    pub executed: BTreeMap<u64, u32>,
+    /// How often each command of each connection's peer was executed.
+    pub executed: BTreeMap<CommandId, u32>,
+    /// The epoch that commands must carry, where one is asked for.
+    pub epoch: Option<Epoch>,
+    /// So many of the next commands are refused with this status.
+    pub refuse: Option<(u32, Status)>,
     /// The longest that an execution takes.
     pub slowness: Duration,
     /// The most commands executed at a time so far.
@@ -185,6 +189,8 @@ impl Disk {
         Self {
             bytes: vec![0; size],
             executed: BTreeMap::new(),
+            epoch: None,
+            refuse: None,
             slowness: Duration::ZERO,
             most_busy: 0,
             busy: BTreeMap::new(),
@@ -192,7 +198,14 @@ impl Disk {
         }
     }
 
-    fn execute(&mut self, kind: Kind, body: &[u8]) -> (Status, Vec<u8>) {
+    fn execute(&mut self, kind: Kind, epoch: Epoch, body: &[u8]) -> (Status, Vec<u8>) {
+        if let Some((left @ 1.., status)) = self.refuse {
+            self.refuse = Some((left - 1, status));
+            return (status, Vec::new());
+        }
+        if self.epoch.is_some_and(|e| e != epoch) {
+            return (Status::StaleEpoch, Vec::new());
+        }
         let Some((range, data)) = body.split_at_checked(IO_RANGE_BYTES) else {
             return (Status::Ok, Vec::new());
         };
@@ -215,6 +228,60 @@ impl Disk {
             }
             _ => (Status::Unsupported, Vec::new()),
         }
+    }
+
+    /// Takes a command of a server; other events are given back.
+    pub fn accept(
+        &mut self,
+        now: Time,
+        rng: &mut fastrand::Rng,
+        event: ServerEvent,
+    ) -> Option<ServerEvent> {
+        let ServerEvent::Request {
+            connection,
+            command,
+            kind,
+            epoch,
+            ref body,
+            ..
+        } = event
+        else {
+            return Some(event);
+        };
+        *self.executed.entry(command).or_insert(0) += 1;
+        let (status, body) = self.execute(kind, epoch, body);
+        let takes = Duration::from_nanos(rng.u64(0..=self.slowness.as_nanos() as u64));
+        self.number += 1;
+        let busy = Busy {
+            connection,
+            command,
+            status,
+            body,
+        };
+        self.busy.insert((now + takes, self.number), busy);
+        self.most_busy = self.most_busy.max(self.busy.len());
+        None
+    }
+
+    /// Answers what is ready by now.
+    pub fn finish(&mut self, now: Time, server: &mut Server) {
+        while let Some(entry) = self.busy.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let busy = entry.remove();
+            server.reply(now, busy.connection, busy.command, busy.status, busy.body);
+        }
+    }
+
+    /// When the next answer is ready.
+    pub fn next(&self) -> Option<Time> {
+        self.busy.first_key_value().map(|(k, _)| k.0)
+    }
+
+    /// The power fails: what was being executed is not answered.
+    pub fn forget(&mut self) {
+        self.busy.clear();
     }
 }
 
@@ -299,7 +366,7 @@ impl World {
     /// The responder starts again: sessions are gone, the disk is not.
     pub fn restart_server(&mut self) {
         self.incarnation += 1;
-        self.disk.busy.clear();
+        self.disk.forget();
         self.server = Hub::new(true, vec![SERVER_MAC], self.seed);
         let config = server_config(self.incarnation, self.mtu, self.credits);
         self.server.set_server(Server::new(config, self.seed));
@@ -379,48 +446,14 @@ impl World {
     }
 
     fn on_server_event(&mut self, event: ServerEvent) {
-        let ServerEvent::Request {
-            connection,
-            command,
-            kind,
-            epoch,
-            ref body,
-            ..
-        } = event
-        else {
-            self.server_events.push(event);
-            return;
-        };
-        *self.disk.executed.entry(epoch.0).or_insert(0) += 1;
-        let (status, body) = self.disk.execute(kind, body);
-        let slowness = self.disk.slowness.as_nanos() as u64;
-        let takes = Duration::from_nanos(self.segment.rng.u64(0..=slowness));
-        self.disk.number += 1;
-        let busy = Busy {
-            connection,
-            command,
-            status,
-            body,
-        };
-        self.disk
-            .busy
-            .insert((self.now + takes, self.disk.number), busy);
-        self.disk.most_busy = self.disk.most_busy.max(self.disk.busy.len());
-        if slowness == 0 {
-            self.finish_disk();
-        }
+        let event = self.disk.accept(self.now, &mut self.segment.rng, event);
+        self.server_events.extend(event);
+        self.finish_disk();
     }
 
     fn finish_disk(&mut self) {
-        let now = self.now;
-        while let Some(entry) = self.disk.busy.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let busy = entry.remove();
-            if let Some(server) = self.server.server_mut() {
-                server.reply(now, busy.connection, busy.command, busy.status, busy.body);
-            }
+        if let Some(server) = self.server.server_mut() {
+            self.disk.finish(self.now, server);
         }
     }
 
@@ -431,7 +464,7 @@ impl World {
             self.segment.next(),
             self.client.deadline(),
             server,
-            self.disk.busy.first_key_value().map(|(k, _)| k.0),
+            self.disk.next(),
         ]
         .into_iter()
         .flatten()

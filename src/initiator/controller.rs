@@ -1,0 +1,301 @@
+//! The sessions to I/O controllers, and the feeding of waiting I/O into them.
+
+use std::collections::VecDeque;
+
+use super::{ControllerKey, DeviceId, Initiator, IoEvent, Sent, Target, key_of};
+use crate::session::{Client, ClientConfig, Request};
+use crate::wire::kind::Role;
+use crate::wire::message::DevicesReply;
+use crate::wire::{
+    CommandId, Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
+};
+
+/// Where commands to a device go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(Guid, IocNumber, IodNumber);
+
+impl Place {
+    pub(super) const fn of(target: &Target) -> Self {
+        Self(target.unit, target.ioc, target.iod)
+    }
+
+    const fn controller(self) -> ControllerKey {
+        (self.0, self.1)
+    }
+}
+
+/// A session to a controller.
+#[derive(Debug)]
+pub(super) struct Controller {
+    /// Whether it was removed, and its session is only kept until what was sent has ended.
+    leaving: bool,
+    /// Whether its device list is asked for and not answered.
+    listing: bool,
+    /// Whether its device list has to be asked for (again).
+    list_wanted: bool,
+    /// Open devices on it with parts to send, in turn.
+    pub(super) ready: VecDeque<DeviceId>,
+}
+
+impl Initiator {
+    /// Opens and keeps open a session to a controller; with another address later, moves there.
+    pub fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
+        let key = (unit, ioc);
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.leaving = false;
+        } else {
+            self.sessions += 1;
+            let client = ClientConfig {
+                local: self.config.local,
+                incarnation: self.config.incarnation,
+                role: Role::Host,
+                cluster: self.config.cluster,
+                session: self.sessions,
+                remote: unit,
+                ioc,
+                service: true,
+                mtu: self.config.mtu,
+                credits: self.config.credits,
+            };
+            let client = Client::new(client, self.rng.u64(..));
+            self.hub.insert(key, client);
+            let controller = Controller {
+                leaving: false,
+                listing: false,
+                list_wanted: false,
+                ready: VecDeque::new(),
+            };
+            self.controllers.insert(key, controller);
+            let waiting: Vec<DeviceId> = self.devices_at(key);
+            for device in waiting {
+                self.make_ready(device);
+            }
+        }
+        if let Some(client) = self.hub.client_mut(&key) {
+            client.connect(now, mac);
+        }
+        self.feed(now, key);
+        self.take_events(now);
+    }
+
+    /// Closes a controller's session. I/O of devices still open on it waits for the controller to
+    /// come back; where some of it is under way, the session is kept until that has ended.
+    pub fn remove_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+        let key = (unit, ioc);
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        controller.leaving = true;
+        if std::mem::take(&mut controller.list_wanted) || controller.listing {
+            self.listed(key, Err(Status::NoController));
+        }
+        self.close_unused(now, key);
+    }
+
+    /// Whether a session to the controller is open.
+    pub fn is_up(&self, unit: Guid, ioc: IocNumber) -> bool {
+        self.hub
+            .client(&(unit, ioc))
+            .is_some_and(Client::is_connected)
+    }
+
+    /// Asks a controller for its devices; answered by [`IoEvent::Devices`] once there is an answer.
+    pub fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+        let key = (unit, ioc);
+        match self.controllers.get_mut(&key).filter(|c| !c.leaving) {
+            Some(controller) => {
+                controller.list_wanted = true;
+                self.feed(now, key);
+            }
+            None => self.listed(key, Err(Status::NoController)),
+        }
+    }
+
+    fn listed(&mut self, (unit, ioc): ControllerKey, result: Result<DevicesReply, Status>) {
+        self.events
+            .push_back(IoEvent::Devices { unit, ioc, result });
+    }
+
+    pub(super) fn on_list(&mut self, now: Time, key: ControllerKey, status: Status, body: &[u8]) {
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        controller.listing = false;
+        if controller.leaving {
+            return self.close_unused(now, key);
+        }
+        let result = match status {
+            Status::Ok => DevicesReply::from_body(body).map_err(|_| Status::BadRequest),
+            status => Err(status),
+        };
+        self.listed(key, result);
+    }
+
+    pub(super) fn on_connected(
+        &mut self,
+        now: Time,
+        key: ControllerKey,
+        incarnation: Incarnation,
+        resumed: bool,
+    ) {
+        let _ = resumed;
+        self.events.push_back(IoEvent::Up {
+            unit: key.0,
+            ioc: key.1,
+            incarnation,
+        });
+        self.feed(now, key);
+    }
+
+    pub(super) fn on_lost(&mut self, key: ControllerKey) {
+        self.events.push_back(IoEvent::Down {
+            unit: key.0,
+            ioc: key.1,
+        });
+    }
+
+    fn devices_at(&self, key: ControllerKey) -> Vec<DeviceId> {
+        self.devices
+            .iter()
+            .filter(|(_, d)| key_of(&d.target) == key)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Puts a device among those of its controller that have something to send, where it has.
+    pub(super) fn make_ready(&mut self, device: DeviceId) {
+        let Some(open) = self.devices.get_mut(&device) else {
+            return;
+        };
+        if open.ready || open.waiting.is_empty() {
+            return;
+        }
+        if self.ghosts.contains_key(&Place::of(&open.target)) {
+            return;
+        }
+        if let Some(controller) = self.controllers.get_mut(&key_of(&open.target)) {
+            controller.ready.push_back(device);
+            open.ready = true;
+        }
+    }
+
+    /// The last command of closed devices at a place has ended.
+    pub(super) fn make_place_ready(&mut self, now: Time, place: Place) {
+        for device in self.devices_at(place.controller()) {
+            self.make_ready(device);
+        }
+        self.feed(now, place.controller());
+    }
+
+    /// Gives waiting parts to the session, as long as it needs more to keep its window full.
+    pub(super) fn feed(&mut self, now: Time, key: ControllerKey) {
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        let idle = controller.leaving || (controller.ready.is_empty() && !controller.list_wanted);
+        if idle || !self.hub.client(&key).is_some_and(Client::is_connected) {
+            return;
+        }
+        let Some(client) = self.hub.client_mut(&key) else {
+            return;
+        };
+        if controller.list_wanted && !controller.listing {
+            let request = Request {
+                kind: Kind::Devices,
+                flags: Flags::NONE,
+                iod: IodNumber(0),
+                epoch: Epoch(0),
+                body: Vec::new(),
+                expect: 4096,
+            };
+            if let Ok(command) = client.submit(now, request) {
+                controller.listing = true;
+                controller.list_wanted = false;
+                self.commands.insert((key, command), Sent::List);
+            }
+        }
+        let depth = usize::from(self.config.credits) * 2;
+        while client.outstanding() < depth {
+            let Some(id) = controller.ready.pop_front() else {
+                return;
+            };
+            let Some(device) = self.devices.get_mut(&id) else {
+                continue;
+            };
+            device.ready = false;
+            let Some((io, part)) = device.waiting.pop_front() else {
+                continue;
+            };
+            if let Some(running) = self.ios.get_mut(&io) {
+                let command = running.send(part);
+                let request = Request {
+                    kind: command.kind,
+                    flags: command.flags,
+                    iod: device.target.iod,
+                    epoch: device.target.epoch,
+                    body: command.body,
+                    expect: command.expect,
+                };
+                match client.submit(now, request) {
+                    Ok(command) => {
+                        let target = device.target;
+                        let sent = Sent::Part { io, part, target };
+                        self.commands.insert((key, command), sent);
+                    }
+                    Err(_) => {
+                        // The session is full: it will be asked again after a reply.
+                        running.put_back();
+                        device.waiting.push_front((io, part));
+                        device.ready = true;
+                        controller.ready.push_front(id);
+                        return;
+                    }
+                }
+            }
+            if !device.waiting.is_empty() {
+                device.ready = true;
+                controller.ready.push_back(id);
+            }
+        }
+    }
+
+    /// Ends the session of a controller that was removed, once nothing of an open device is under
+    /// way on it. What closed devices left there is dead with it: the next session replaces it.
+    pub(super) fn close_unused(&mut self, now: Time, key: ControllerKey) {
+        if !self.controllers.get(&key).is_some_and(|c| c.leaving) {
+            return;
+        }
+        let sent = (key, CommandId(0))..=(key, CommandId(u64::MAX));
+        let ghosts: Vec<_> = self
+            .commands
+            .range(sent)
+            .map(|(at, sent)| (*at, *sent))
+            .collect();
+        let in_use = ghosts
+            .iter()
+            .any(|(_, s)| matches!(s, Sent::Part { io, .. } if self.ios.contains_key(io)));
+        if in_use {
+            return;
+        }
+        self.controllers.remove(&key);
+        for device in self.devices_at(key) {
+            if let Some(open) = self.devices.get_mut(&device) {
+                open.ready = false;
+            }
+        }
+        if let Some(client) = self.hub.client_mut(&key) {
+            let was_up = client.is_connected();
+            client.close(now);
+            if was_up {
+                self.on_lost(key);
+            }
+        }
+        self.hub.remove(&key);
+        for (at, sent) in ghosts {
+            self.commands.remove(&at);
+            if let Sent::Part { target, .. } = sent {
+                self.on_ghost(now, &target);
+            }
+        }
+    }
+}

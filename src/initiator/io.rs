@@ -1,0 +1,224 @@
+//! One I/O in its parts: each is one command, and together they are done or have failed.
+
+use std::time::Duration;
+
+use super::{
+    DeviceId, Io, IoError, IoOp, MAX_PART_BYTES, MAX_RANGE_PARTS, RANGE_PART_BYTES, RETRY_FIRST,
+    RETRY_MAX,
+};
+use crate::wire::message::IoRange;
+use crate::wire::{Flags, Kind, Status, Wire};
+
+/// A part as a command.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) kind: Kind,
+    pub(super) flags: Flags,
+    pub(super) body: Vec<u8>,
+    /// Reply bytes to expect.
+    pub(super) expect: usize,
+}
+
+impl Part {
+    /// The number of the flush that makes a discard durable.
+    pub(super) const FLUSH: u32 = u32::MAX;
+}
+
+/// What the answer to a part means for the I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Other parts are not answered yet.
+    Going,
+    /// A flush has to follow.
+    Flush,
+    /// This was the first to fail: what waits is not sent.
+    Failed,
+    /// This was the last.
+    Ended,
+}
+
+/// An I/O that has not ended.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) device: DeviceId,
+    pub(super) token: u64,
+    op: IoOp,
+    offset: u64,
+    len: u64,
+    /// Of a write what to write, of a read what has been read.
+    data: Vec<u8>,
+    fua: bool,
+    /// Whether a flush has to follow the parts.
+    flush: bool,
+    /// Parts sent and not answered.
+    sent: u32,
+    /// Parts not answered, sent or not.
+    left: u32,
+    tries: u32,
+    error: Option<IoError>,
+}
+
+impl Running {
+    pub(super) fn new(device: DeviceId, io: Io, len: u64, token: u64) -> Self {
+        let mut running = Self {
+            device,
+            token,
+            op: io.op,
+            offset: io.offset,
+            len,
+            data: io.data,
+            fua: io.fua,
+            flush: io.fua && io.op == IoOp::Discard,
+            sent: 0,
+            left: 0,
+            tries: 0,
+            error: None,
+        };
+        running.left = running.part_count();
+        if running.op == IoOp::Read && running.left > 1 {
+            running.data = vec![0; len as usize];
+        }
+        running
+    }
+
+    /// Bytes of a part; however long the range, there are at most [`MAX_RANGE_PARTS`] of them.
+    fn part_bytes(&self) -> u64 {
+        match self.op {
+            IoOp::Read | IoOp::Write => MAX_PART_BYTES,
+            IoOp::Flush | IoOp::Discard | IoOp::WriteZeroes => self
+                .len
+                .div_ceil(MAX_RANGE_PARTS)
+                .next_multiple_of(RANGE_PART_BYTES)
+                .max(RANGE_PART_BYTES),
+        }
+    }
+
+    pub(super) fn part_count(&self) -> u32 {
+        match self.op {
+            IoOp::Flush => 1,
+            _ => self.len.div_ceil(self.part_bytes()) as u32,
+        }
+    }
+
+    /// Bytes that the I/O keeps.
+    pub(super) const fn held(&self) -> u64 {
+        match self.op {
+            IoOp::Read | IoOp::Write => self.len,
+            IoOp::Flush | IoOp::Discard | IoOp::WriteZeroes => 0,
+        }
+    }
+
+    pub(super) const fn error(&self) -> Option<IoError> {
+        self.error
+    }
+
+    /// Where the part begins in the I/O, and its length.
+    fn span(&self, part: u32) -> (u64, u64) {
+        let start = u64::from(part) * self.part_bytes();
+        (start, self.part_bytes().min(self.len - start))
+    }
+
+    /// A part as a command that is being sent.
+    pub(super) fn send(&mut self, part: u32) -> Part {
+        self.sent += 1;
+        let kind = match self.op {
+            _ if part == Part::FLUSH => Kind::Flush,
+            IoOp::Read => Kind::Read,
+            IoOp::Write => Kind::Write,
+            IoOp::Flush => Kind::Flush,
+            IoOp::Discard => Kind::Discard,
+            IoOp::WriteZeroes => Kind::WriteZeroes,
+        };
+        let (mut body, mut expect) = (Vec::new(), 0);
+        if kind != Kind::Flush {
+            let (start, len) = self.span(part);
+            let range = IoRange {
+                offset: self.offset + start,
+                len,
+            };
+            body = range.to_body();
+            if kind == Kind::Write {
+                body.extend_from_slice(&self.data[start as usize..(start + len) as usize]);
+            } else if kind == Kind::Read {
+                expect = len as usize;
+            }
+        }
+        Part {
+            kind,
+            flags: if self.fua && matches!(kind, Kind::Write | Kind::WriteZeroes) {
+                Flags::FUA
+            } else {
+                Flags::NONE
+            },
+            body,
+            expect,
+        }
+    }
+
+    /// A part that was sent has to be sent again.
+    pub(super) const fn put_back(&mut self) {
+        self.sent -= 1;
+    }
+
+    /// How long to wait before trying again.
+    pub(super) fn back_off(&mut self) -> Duration {
+        let wait = RETRY_FIRST * (1 << self.tries.min(10));
+        self.tries = self.tries.saturating_add(1);
+        wait.min(RETRY_MAX)
+    }
+
+    /// A part has its answer.
+    pub(super) fn answered(&mut self, part: u32, status: Status, body: Vec<u8>) -> Progress {
+        self.sent -= 1;
+        self.left -= 1;
+        let result = if status == Status::Ok {
+            self.take(part, body)
+        } else {
+            Err(IoError::Status(status))
+        };
+        match result {
+            Err(error) if self.error.is_none() => {
+                self.error = Some(error);
+                self.left = self.sent;
+                Progress::Failed
+            }
+            _ if self.left > 0 => Progress::Going,
+            _ if self.error.is_none() && std::mem::take(&mut self.flush) => {
+                self.left = 1;
+                Progress::Flush
+            }
+            _ => Progress::Ended,
+        }
+    }
+
+    fn take(&mut self, part: u32, body: Vec<u8>) -> Result<(), IoError> {
+        if self.op != IoOp::Read {
+            return Ok(());
+        }
+        let (start, len) = self.span(part);
+        if body.len() as u64 != len {
+            return Err(IoError::Malformed);
+        }
+        if len == self.len {
+            self.data = body;
+        } else {
+            self.data[start as usize..(start + len) as usize].copy_from_slice(&body);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing of it waits or is under way.
+    pub(super) const fn has_ended(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Its token and result.
+    pub(super) fn into_result(self) -> (u64, Result<Vec<u8>, IoError>) {
+        let result = match (self.error, self.op) {
+            (Some(error), _) => Err(error),
+            (None, IoOp::Read) => Ok(self.data),
+            (None, _) => Ok(Vec::new()),
+        };
+        (self.token, result)
+    }
+}
