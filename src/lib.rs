@@ -10,7 +10,8 @@
 //! store      mmap'd files, SQLite          net      interfaces, AF_PACKET
 //! ---------- above: the shell; below: the sans-I/O core ----------------------
 //! rma        the agent's state machine: Fig. 5, allocation
-//! unit       UMS and I/O controllers       fabric   fabric services
+//! unit       UMS and I/O controllers
+//! fabric     fabric services, and the link to them
 //! initiator  block I/O client
 //! crt        table, stamps, join, rules, file format
 //! session    connections: identity, retransmission, timers
