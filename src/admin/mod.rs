@@ -1,6 +1,9 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
 pub mod capture;
+pub mod cli;
 pub mod control;
 pub mod fabric_protocol;
+pub mod protocol;
+pub mod text;
 pub mod unit_protocol;

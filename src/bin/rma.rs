@@ -1,2 +1,5 @@
-//! `rma`.
-fn main() {}
+//! `rma`: the I/O device allocation application and every other administrator's verb.
+
+fn main() -> std::process::ExitCode {
+    rma::admin::cli::main()
+}

@@ -81,7 +81,7 @@ pub enum Event {
 pub struct Loop {
     epoll: Epoll,
     timer: TimerFd,
-    signals: SignalFd,
+    signals: Option<SignalFd>,
     armed: Option<Time>,
 }
 
@@ -96,20 +96,27 @@ impl Loop {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
         ignore_sigpipe()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let mut event_loop = Self::without_signals()?;
+        event_loop.epoll.add(
+            &signals,
+            EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_SIGNALS),
+        )?;
+        event_loop.signals = Some(signals);
+        Ok(event_loop)
+    }
+
+    /// A loop for a further thread, which leaves the signals to the first.
+    pub fn without_signals() -> io::Result<Self> {
         let timer = TimerFd::new(
             ClockId::CLOCK_BOOTTIME,
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
         )?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(
-            &signals,
-            EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_SIGNALS),
-        )?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_TIMER))?;
         Ok(Self {
             epoll,
             timer,
-            signals,
+            signals: None,
             armed: None,
         })
     }
@@ -196,7 +203,10 @@ impl Loop {
     }
 
     fn take_signals(&self, seen: &mut Vec<Event>) -> io::Result<()> {
-        while let Some(info) = self.signals.read_signal()? {
+        let Some(signals) = &self.signals else {
+            return Ok(());
+        };
+        while let Some(info) = signals.read_signal()? {
             seen.push(if info.ssi_signo == Signal::SIGHUP as u32 {
                 Event::Reload
             } else {

@@ -3,9 +3,10 @@
 pub mod config;
 pub mod event_loop;
 pub mod fabricd;
-pub mod fabricd_admin;
 pub mod fabricd_config;
+pub mod rmad;
 pub mod rmad_config;
+pub mod service;
 pub mod unitd;
 pub mod unitd_config;
 pub mod unitd_media;

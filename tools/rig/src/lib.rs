@@ -30,6 +30,7 @@
 //! Dropping the [`Rig`] kills what it started and removes what it made. When a test fails, the ends
 //! of its processes' logs are shown; with `RMA_RIG_KEEP=1` the directory with all of them stays.
 
+mod daemons;
 mod harness;
 mod isolate;
 mod namespace;
@@ -38,6 +39,7 @@ mod rig;
 mod switch;
 mod wait;
 
+pub use daemons::{Daemon, Program, bin_dir, wait_equal_tables};
 pub use harness::{Test, TestResult, run_tests};
 pub use isolate::enter;
 pub use namespace::Namespace;

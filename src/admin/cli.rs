@@ -1,0 +1,534 @@
+//! `rma`: the I/O device allocation application (210) and every other administrator's verb.
+//!
+//! Exit status: 0 done (or yes), 1 no, 2 error. Errors are one line on standard error.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+use super::control::{AskError, ControlClient};
+use super::protocol::{Answer, SCHEMA};
+use super::text::{self, Style};
+use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
+
+/// How long an answer of a daemon is awaited.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The command line of `rma`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rma",
+    version,
+    about = "Allocate I/O devices of the segment to hosts, and look at them",
+    propagate_version = true
+)]
+pub struct Cli {
+    /// Output format
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+    /// Rule the lists
+    #[arg(long, global = true)]
+    ruled: bool,
+    /// Run directory of the daemon to ask
+    #[arg(
+        long,
+        global = true,
+        env = "RMA_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/rma"
+    )]
+    run_dir: PathBuf,
+    /// Control socket of the daemon to ask [default: rmad.sock, unitd.sock or fabricd.sock in the run directory]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show this host's agent in short
+    Status,
+    /// List the hosts of the cluster
+    Hosts,
+    /// List the I/O units of the cluster
+    Units,
+    /// List the I/O devices of the cluster
+    Devices,
+    /// Show hosts, units, controllers and devices with their owners as a tree
+    Tree,
+    /// List the devices that this host owns, and where the system finds them
+    Exports,
+    /// Give a unit, controller or device to one host (dedicated) or several (shared)
+    Allocate {
+        /// Unit, controller or device: GUID, its first 8 digits or more, address or name
+        target: String,
+        /// Hosts that shall own it, divided by commas: GUID, address or name
+        #[arg(long, required = true, value_delimiter = ',', value_name = "HOST,…")]
+        to: Vec<String>,
+        /// Shared, even with one host
+        #[arg(long)]
+        shared: bool,
+        /// Also take from hosts that lose the parent what lies below it
+        #[arg(long)]
+        recursive: bool,
+    },
+    /// Take a unit, controller or device from its owners
+    Release {
+        /// Unit, controller or device: GUID, its first 8 digits or more, address or name
+        target: String,
+        /// Also release what lies below
+        #[arg(long)]
+        recursive: bool,
+    },
+    /// Show or set the finest level at which the cluster allocates
+    #[command(subcommand)]
+    Granularity(GranularityVerb),
+    /// Print events as they happen, until interrupted
+    Watch,
+    /// Look at a cluster resource table file, with or without the daemon
+    #[command(subcommand)]
+    Crt(CrtVerb),
+    /// The udev rules that rmad generates
+    #[command(subcommand)]
+    Udev(UdevVerb),
+    /// Decode a packet capture of the segment, a line per frame
+    Capture {
+        /// A pcap or pcapng file
+        file: PathBuf,
+    },
+    /// Ask an I/O unit's daemon on its own box
+    #[command(subcommand)]
+    Unit(UnitVerb),
+    /// Ask fabric services' daemon on its own box
+    #[command(subcommand)]
+    Fabric(FabricVerb),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages of rma's verbs into a directory
+    #[command(hide = true)]
+    Manpages {
+        /// The directory
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GranularityVerb {
+    /// Show it
+    Get,
+    /// Set it
+    Set {
+        /// The finest level
+        #[arg(value_parser = ["unit", "controller", "device"])]
+        level: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CrtVerb {
+    /// Show every row
+    Show {
+        /// The file
+        #[arg(long, default_value = "/var/lib/rma/crt")]
+        file: PathBuf,
+    },
+    /// Check every checksum and rule; exit status 1 when something is wrong
+    Verify {
+        /// The file
+        #[arg(long, default_value = "/var/lib/rma/crt")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum UdevVerb {
+    /// Print the rules for the devices that this host owns
+    Rules,
+}
+
+#[derive(Debug, Subcommand)]
+enum UnitVerb {
+    /// Show its controllers, devices, registers and connections
+    Status,
+    /// Read its configuration again: controllers and devices come and go
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+enum FabricVerb {
+    /// Show the fabric services' database (Fig. 3)
+    Catalog,
+    /// Show the daemon in short
+    Status,
+    /// Assign a host or unit to a cluster
+    Assign {
+        /// Host or unit: GUID, MAC address or name
+        entity: String,
+        /// The cluster
+        #[arg(long)]
+        cluster: String,
+    },
+    /// Remove a host or unit from the database
+    Remove {
+        /// Host or unit: GUID, MAC address or name
+        entity: String,
+    },
+}
+
+/// Why a verb failed: one line for people.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("{0}")]
+    Refused(String),
+    #[error(
+        "{path}: the daemon's answer cannot be read ({source}); are rma and the daemon of the same version?"
+    )]
+    Answer {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(transparent)]
+    Crt(#[from] crate::store::crt_file::StoreError),
+    #[error(transparent)]
+    Capture(#[from] super::capture::CaptureError),
+    #[error("{path}: {source}")]
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot write the output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Runs `rma` with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match cli.run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        // A reader that went away (`rma devices | head`) is no error.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("rma: {}", text::printable(&e.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl Cli {
+    fn run(self) -> Result<bool, CliError> {
+        let style = if self.ruled {
+            Style::Ruled
+        } else {
+            Style::Plain
+        };
+        let request = match &self.verb {
+            Verb::Status => AdminRequest::Status,
+            Verb::Hosts => AdminRequest::Hosts,
+            Verb::Units => AdminRequest::Units,
+            Verb::Devices => AdminRequest::Devices,
+            Verb::Tree => AdminRequest::Tree,
+            Verb::Exports => return self.exports(style),
+            Verb::Allocate {
+                target,
+                to,
+                shared,
+                recursive,
+            } => AdminRequest::Allocate {
+                target: target.clone(),
+                hosts: to.clone(),
+                shared: *shared,
+                recursive: *recursive,
+            },
+            Verb::Release { target, recursive } => AdminRequest::Release {
+                target: target.clone(),
+                recursive: *recursive,
+            },
+            Verb::Granularity(GranularityVerb::Get) => AdminRequest::GranularityGet,
+            Verb::Granularity(GranularityVerb::Set { level }) => AdminRequest::GranularitySet {
+                granularity: level.clone(),
+            },
+            Verb::Watch => return self.watch(),
+            Verb::Crt(verb) => return self.crt(verb, style),
+            Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
+            Verb::Capture { file } => {
+                let json = self.output == Format::Json;
+                let summary = super::capture::run(file, json, &mut std::io::stdout().lock())?;
+                return Ok(summary.is_clean());
+            }
+            Verb::Unit(verb) => return self.unit(verb, style),
+            Verb::Fabric(verb) => return self.fabric(verb, style),
+            Verb::Completions { shell } => {
+                clap_complete::generate(
+                    *shell,
+                    &mut Self::command(),
+                    "rma",
+                    &mut std::io::stdout(),
+                );
+                return Ok(true);
+            }
+            Verb::Manpages { dir } => {
+                let fail = |source| CliError::File {
+                    path: dir.clone(),
+                    source,
+                };
+                std::fs::create_dir_all(dir).map_err(fail)?;
+                clap_mangen::generate_to(Self::command(), dir).map_err(fail)?;
+                return Ok(true);
+            }
+        };
+        let reply = self.ask(request)?;
+        self.print(&reply, || text::reply(&reply, style))?;
+        Ok(true)
+    }
+
+    fn socket(&self, default: &str) -> PathBuf {
+        self.socket
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join(default))
+    }
+
+    fn ask(&self, request: AdminRequest) -> Result<AdminReply, CliError> {
+        match ask(
+            &self.socket("rmad.sock"),
+            &super::protocol::Question::Agent(request),
+        )? {
+            Answer::Agent(AdminReply::Error(error)) | Answer::Error(error) => {
+                Err(CliError::Refused(error.message))
+            }
+            Answer::Agent(reply) => Ok(reply),
+            _ => Err(CliError::Refused(
+                "the daemon answered something else than it was asked".into(),
+            )),
+        }
+    }
+
+    fn print<T: serde::Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), CliError> {
+        let mut out = std::io::stdout().lock();
+        match self.output {
+            Format::Text => out.write_all(text().as_bytes())?,
+            Format::Json => {
+                let versioned = Versioned {
+                    schema: SCHEMA,
+                    value,
+                };
+                serde_json::to_writer_pretty(&mut out, &versioned).map_err(std::io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn exports(&self, style: Style) -> Result<bool, CliError> {
+        let question = super::protocol::Question::Exports;
+        match ask(&self.socket("rmad.sock"), &question)? {
+            Answer::Exports { exports } => {
+                self.print(&serde_json::json!({ "exports": exports }), || {
+                    let rows = exports
+                        .iter()
+                        .map(|e| {
+                            vec![
+                                e.name.clone(),
+                                e.backend.clone(),
+                                e.path.clone(),
+                                text::size(e.size_bytes),
+                                e.state.clone(),
+                                e.guid.clone(),
+                            ]
+                        })
+                        .collect();
+                    let headings = ["NAME", "BACKEND", "PATH", "SIZE#", "STATE", "GUID"];
+                    text::list(style, &headings, rows)
+                })?;
+                Ok(true)
+            }
+            Answer::Error(error) => Err(CliError::Refused(error.message)),
+            _ => Err(CliError::Refused(
+                "the daemon answered something else than it was asked".into(),
+            )),
+        }
+    }
+
+    fn udev_rules(&self) -> Result<bool, CliError> {
+        match ask(
+            &self.socket("rmad.sock"),
+            &super::protocol::Question::UdevRules,
+        )? {
+            Answer::UdevRules { rules } => {
+                self.print(&serde_json::json!({ "rules": rules }), || rules.clone())?;
+                Ok(true)
+            }
+            Answer::Error(error) => Err(CliError::Refused(error.message)),
+            _ => Err(CliError::Refused(
+                "the daemon answered something else than it was asked".into(),
+            )),
+        }
+    }
+
+    fn watch(&self) -> Result<bool, CliError> {
+        let path = self.socket("rmad.sock");
+        let mut client = ControlClient::connect(&path, None)?;
+        send(
+            &mut client,
+            &super::protocol::Question::Agent(AdminRequest::Watch),
+            &path,
+        )?;
+        loop {
+            let line = client.receive()?;
+            let answer: Answer =
+                serde_json::from_str(&line).map_err(|source| CliError::Answer {
+                    path: path.clone(),
+                    source,
+                })?;
+            let mut out = std::io::stdout().lock();
+            match answer {
+                Answer::Event(event) => self.print_event(&mut out, &event)?,
+                Answer::Agent(AdminReply::Watching) => {}
+                Answer::Error(error) | Answer::Agent(AdminReply::Error(error)) => {
+                    return Err(CliError::Refused(error.message));
+                }
+                _ => {}
+            }
+            out.flush()?;
+        }
+    }
+
+    fn print_event(&self, out: &mut impl Write, event: &WatchEvent) -> Result<(), CliError> {
+        match self.output {
+            Format::Text => writeln!(out, "{}", text::event(event))?,
+            Format::Json => {
+                let versioned = Versioned {
+                    schema: SCHEMA,
+                    value: event,
+                };
+                serde_json::to_writer(&mut *out, &versioned).map_err(std::io::Error::from)?;
+                writeln!(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn crt(&self, verb: &CrtVerb, style: Style) -> Result<bool, CliError> {
+        match verb {
+            CrtVerb::Show { file } => {
+                let snapshot = crate::store::crt_file::Snapshot::read(file)?;
+                let info = crate::rma::report::table_info(&snapshot.table, snapshot.info.cluster);
+                let reply = AdminReply::Table(Box::new(info));
+                self.print(&reply, || text::reply(&reply, style))?;
+                Ok(true)
+            }
+            CrtVerb::Verify { file } => {
+                let report = crate::store::crt_file::verify(file)?;
+                self.print(&report, || report.to_string())?;
+                Ok(report.is_sound())
+            }
+        }
+    }
+
+    fn unit(&self, verb: &UnitVerb, style: Style) -> Result<bool, CliError> {
+        use super::unit_protocol::{UnitReply, UnitRequest};
+        let request = match verb {
+            UnitVerb::Status => UnitRequest::Status,
+            UnitVerb::Reload => UnitRequest::Reload,
+        };
+        let reply: UnitReply = ask(&self.socket("unitd.sock"), &request)?;
+        if let UnitReply::Error { message } = reply {
+            return Err(CliError::Refused(message));
+        }
+        self.print(&reply, || super::daemon_text::unit(&reply, style))?;
+        Ok(true)
+    }
+
+    fn fabric(&self, verb: &FabricVerb, style: Style) -> Result<bool, CliError> {
+        use super::fabric_protocol::{FabricReply, FabricRequest};
+        let request = match verb {
+            FabricVerb::Catalog => FabricRequest::List,
+            FabricVerb::Status => FabricRequest::Status,
+            FabricVerb::Assign { entity, cluster } => FabricRequest::Assign {
+                entity: entity.clone(),
+                cluster: cluster.clone(),
+            },
+            FabricVerb::Remove { entity } => FabricRequest::Remove {
+                entity: entity.clone(),
+            },
+        };
+        let reply: FabricReply = ask(&self.socket("fabricd.sock"), &request)?;
+        if let FabricReply::Error { message } = reply {
+            return Err(CliError::Refused(message));
+        }
+        self.print(&reply, || super::daemon_text::fabric(&reply, style))?;
+        Ok(true)
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Versioned<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    value: &'a T,
+}
+
+fn send<Q: serde::Serialize>(
+    client: &mut ControlClient,
+    question: &Q,
+    path: &Path,
+) -> Result<(), CliError> {
+    let line = serde_json::to_string(question).map_err(|source| CliError::Answer {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(client.send(&line)?)
+}
+
+/// Asks a daemon one question and awaits its one answer.
+fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+    path: &Path,
+    question: &Q,
+) -> Result<A, CliError> {
+    let mut client = ControlClient::connect(path, Some(PATIENCE))?;
+    send(&mut client, question, path)?;
+    let line = client.receive()?;
+    serde_json::from_str(&line).map_err(|source| CliError::Answer {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,64 @@
+//! What `rma` and `rmad` say to each other over the control socket, a JSON line each.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rma::request::{AdminError, AdminReply, AdminRequest, WatchEvent};
+
+/// Version of everything that `-o json` prints. It grows when a field changes its meaning or
+/// goes; new fields do not change it.
+pub const SCHEMA: u32 = 1;
+
+/// What `rma` asks `rmad`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Question {
+    /// Something for the agent.
+    Agent(AdminRequest),
+    /// What is exported to this host's operating system, and where.
+    Exports,
+    /// The udev rules for the devices that this host owns.
+    UdevRules,
+}
+
+/// What `rmad` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The agent's reply.
+    Agent(AdminReply),
+    /// Something happened (after a watch request).
+    Event(WatchEvent),
+    /// What is exported.
+    Exports {
+        /// By name.
+        exports: Vec<ExportInfo>,
+    },
+    /// The rules' text.
+    UdevRules {
+        /// As it is written into the rules directory.
+        rules: String,
+    },
+    /// The question cannot be answered.
+    Error(AdminError),
+}
+
+/// A device as it is exported to this host's operating system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// The device's GUID.
+    pub guid: String,
+    /// The device's name.
+    pub name: String,
+    /// `nbd-socket`.
+    pub backend: String,
+    /// Why this backend.
+    pub reason: String,
+    /// Where a client finds it.
+    pub path: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// Logical block size.
+    pub block_size_bytes: u32,
+    /// `up`: the controller answers; `queueing`: it does not, and I/O waits; or what is wrong.
+    pub state: String,
+}

@@ -1,0 +1,561 @@
+//! `rmad`: the management thread. Packets, administrators, the table's file and the service thread
+//! meet here; every decision is the agent's.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::event_loop::{Event, Interest, Loop, notify, now};
+use super::rmad_config::RmadConfig;
+use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
+use crate::admin::control::{ControlError, ControlEvent, ControlId, ControlServer};
+use crate::admin::protocol::{Answer, Question};
+use crate::export::rules_file::RulesFile;
+use crate::export::udev;
+use crate::initiator::InitiatorConfig;
+use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, NetError, Outbox, PacketSocket};
+use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
+use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
+use crate::store::crt_file::{CrtFile, StoreError};
+use crate::store::identity::{Identity, IdentityError};
+use crate::wire::ClusterName;
+
+const TOKEN_PACKETS: u64 = 0;
+const TOKEN_LINKS: u64 = 1;
+const TOKEN_CONTROL: u64 = 2;
+const TOKEN_SERVICE: u64 = 3;
+
+/// Commands that one connection to a controller may have outstanding.
+const SERVICE_CREDITS: u16 = 128;
+/// The most batches that are received before timers, administrators and sending have their turn.
+const MAX_RECEIVE_ROUNDS: usize = 16;
+
+/// Why `rmad` cannot start or go on: one line for people.
+#[derive(Debug, thiserror::Error)]
+pub enum RmadError {
+    /// The interface or a socket on it.
+    #[error("{}", chain(.0))]
+    Net(#[from] NetError),
+    /// The interface is down.
+    #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
+    Down(String),
+    /// The MTU asked for is over the interface's.
+    #[error(
+        "mtu {asked} is over the {has} of interface {interface}; lower it or raise the interface's"
+    )]
+    Mtu {
+        /// Asked for.
+        asked: u16,
+        /// The interface.
+        interface: String,
+        /// What it has.
+        has: u16,
+    },
+    /// A directory cannot be made.
+    #[error("{path}: cannot make the directory: {source}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The table's file.
+    #[error(transparent)]
+    Crt(#[from] StoreError),
+    /// The identity file.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Something that the kernel normally never refuses.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> RmadError {
+    move |source| RmadError::System { action, source }
+}
+
+/// How a run of the daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It was told to stop.
+    Stopped,
+    /// Fabric services have moved this host to another cluster.
+    Moved { from: ClusterName, to: ClusterName },
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// When fabric services move the host to another cluster, the old cluster's table is put away
+/// beside the new one's file, and the daemon starts again with an empty table.
+pub fn run(config: &RmadConfig) -> Result<(), RmadError> {
+    let mut config = config.clone();
+    loop {
+        match run_once(&config)? {
+            Outcome::Stopped => return Ok(()),
+            Outcome::Moved { from, to } => {
+                let crt = config.state_dir.join("crt");
+                let away = config.state_dir.join(format!("crt.{from}"));
+                log::warn!(
+                    "this host now belongs to cluster {to}; the table of cluster {from} is put away as {}",
+                    away.display()
+                );
+                std::fs::rename(&crt, &away).map_err(system("put the old table away"))?;
+                config.cluster = to;
+            }
+        }
+    }
+}
+
+fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
+    let mut event_loop = Loop::new().map_err(system("wait for events"))?;
+    let interface = Interface::by_name(&config.interface)?;
+    if !interface.up {
+        return Err(RmadError::Down(interface.name));
+    }
+    let mtu = mtu(config, &interface)?;
+    let management = PacketSocket::open(&interface, config.ethertype_management)?;
+    let service_socket = PacketSocket::open(&interface, config.ethertype_service)?;
+    let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
+    for dir in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).map_err(|source| RmadError::Directory {
+            path: dir.clone(),
+            source,
+        })?;
+    }
+    let control = ControlServer::bind(&config.run_dir.join("rmad.sock"))?;
+    let mut identity = Identity::open(&config.state_dir, config.guid)?;
+    let crt = config.state_dir.join("crt");
+    let (file, table) = CrtFile::open(&crt, identity.guid(), config.cluster)?;
+    identity.settle()?;
+    let known_cluster = file.cluster();
+    log::info!(
+        "host {} ({}) start {} on {} {} mtu {mtu}, cluster {known_cluster}, {} rows stored",
+        config.name.escape_default(),
+        identity.guid(),
+        identity.incarnation(),
+        interface.name,
+        interface.mac,
+        table.len(),
+    );
+    let seed = seed(&identity);
+    let service = ServiceHandle::start(
+        ServiceConfig {
+            initiator: InitiatorConfig {
+                local: identity.guid(),
+                incarnation: identity.incarnation(),
+                cluster: ClusterName::NONE,
+                local_macs: vec![interface.mac],
+                mtu,
+                credits: SERVICE_CREDITS,
+            },
+            socket_dir: config.run_dir.join("nbd"),
+            seed: seed.rotate_left(32),
+        },
+        service_socket,
+    )
+    .map_err(system("start the service thread"))?;
+    let agent = Agent::new(
+        AgentConfig {
+            guid: identity.guid(),
+            incarnation: identity.incarnation(),
+            name: config.name.clone(),
+            macs: vec![interface.mac],
+            cluster: config.cluster,
+            known_cluster,
+            fabric_mac: config.fabric_mac,
+            mtu,
+            intervals: Intervals {
+                fabric_poll: config.poll_fabric,
+                unit_poll: config.poll_units,
+                controller_poll: config.poll_controllers,
+                peer_poll: config.poll_peers,
+                ..Intervals::default()
+            },
+        },
+        table,
+        seed,
+    );
+    for (fd, token) in [
+        (management.as_fd(), TOKEN_PACKETS),
+        (links.as_fd(), TOKEN_LINKS),
+        (control.as_fd(), TOKEN_CONTROL),
+        (service.as_fd(), TOKEN_SERVICE),
+    ] {
+        event_loop
+            .add(fd, token, Interest::Read)
+            .map_err(system("wait for events"))?;
+    }
+    let daemon = Rmad {
+        agent,
+        inbox: Inbox::new(mtu),
+        outbox: Outbox::new(),
+        socket: management,
+        links,
+        control,
+        file,
+        rules: config.udev_rules_dir.clone().map(RulesFile::new),
+        socket_dir: config.run_dir.join("nbd"),
+        owned: Vec::new(),
+        cluster: ClusterName::NONE,
+        watchers: BTreeSet::new(),
+        moved: None,
+        blocked: false,
+    };
+    notify(&[sd_notify::NotifyState::Ready]);
+    let result = daemon.run(&mut event_loop, &service);
+    notify(&[sd_notify::NotifyState::Stopping]);
+    service.stop();
+    result
+}
+
+/// A seed that no other host and no other start of this one has.
+fn seed(identity: &Identity) -> u64 {
+    let guid = identity.guid().0;
+    let mut rng = fastrand::Rng::with_seed((guid ^ (guid >> 64)) as u64);
+    let mixed = rng.u64(..) ^ now().as_nanos();
+    fastrand::Rng::with_seed(mixed.wrapping_add(identity.incarnation().0)).u64(..)
+}
+
+fn mtu(config: &RmadConfig, interface: &Interface) -> Result<u16, RmadError> {
+    match config.mtu {
+        Some(asked) if asked > interface.mtu => Err(RmadError::Mtu {
+            asked,
+            interface: interface.name.clone(),
+            has: interface.mtu,
+        }),
+        Some(asked) => Ok(asked),
+        None => Ok(interface.mtu.min(9000)),
+    }
+}
+
+struct Rmad {
+    agent: Agent,
+    socket: PacketSocket,
+    inbox: Inbox,
+    outbox: Outbox,
+    links: LinkWatch,
+    control: ControlServer,
+    file: CrtFile,
+    rules: Option<RulesFile>,
+    socket_dir: PathBuf,
+    owned: Vec<OwnedDevice>,
+    cluster: ClusterName,
+    watchers: BTreeSet<ControlId>,
+    moved: Option<Outcome>,
+    /// The packet socket takes no more for now.
+    blocked: bool,
+}
+
+impl Rmad {
+    fn run(mut self, event_loop: &mut Loop, service: &ServiceHandle) -> Result<Outcome, RmadError> {
+        let mut seen = Vec::new();
+        self.act(service);
+        self.transmit();
+        loop {
+            seen.clear();
+            event_loop
+                .wait(self.agent.deadline(), &mut seen)
+                .map_err(system("wait for events"))?;
+            for event in &seen {
+                match event {
+                    Event::Stop => {
+                        log::info!("stopping");
+                        self.agent.close(now());
+                        self.transmit();
+                        return Ok(Outcome::Stopped);
+                    }
+                    Event::Reload => {
+                        log::info!("nothing to reload: the configuration is read at start")
+                    }
+                    Event::Ready {
+                        token: TOKEN_PACKETS,
+                        ..
+                    } => self.receive(),
+                    Event::Ready {
+                        token: TOKEN_LINKS, ..
+                    } => self.refresh(service),
+                    Event::Ready {
+                        token: TOKEN_CONTROL,
+                        ..
+                    } => self.answer(service),
+                    Event::Ready {
+                        token: TOKEN_SERVICE,
+                        ..
+                    } => self.listen(service),
+                    Event::Ready { .. } => {}
+                }
+            }
+            self.agent.tick(now());
+            self.act(service);
+            if let Some(moved) = self.moved {
+                return Ok(moved);
+            }
+            let was_blocked = self.blocked;
+            self.transmit();
+            if self.blocked != was_blocked {
+                let interest = if self.blocked {
+                    Interest::ReadWrite
+                } else {
+                    Interest::Read
+                };
+                event_loop
+                    .change(&self.socket, TOKEN_PACKETS, interest)
+                    .map_err(system("wait for packets"))?;
+            }
+            if service.has_ended() {
+                return Err(RmadError::System {
+                    action: "go on without the service thread",
+                    source: std::io::Error::other("it has ended; its reason is in the log above"),
+                });
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        for _ in 0..MAX_RECEIVE_ROUNDS {
+            match self.socket.recv(&mut self.inbox) {
+                Ok(count) => {
+                    let time = now();
+                    for frame in self.inbox.frames() {
+                        // What is wrong with a frame is counted by the agent.
+                        let _ = self.agent.handle(time, frame.source, frame.payload);
+                    }
+                    if count < BATCH_FRAMES {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    log::warn!("{}", chain(&e));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn refresh(&mut self, service: &ServiceHandle) {
+        match self.links.drain() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(e) => log::warn!("interfaces cannot be watched: {e}"),
+        }
+        match self.socket.refresh() {
+            Ok(Some(state)) => log::info!("{}: {state:?}", self.socket.interface().name),
+            Ok(None) => {}
+            Err(e) => log::warn!("{}", chain(&e)),
+        }
+        service.send(ServiceCommand::LinkChanged);
+    }
+
+    fn answer(&mut self, service: &ServiceHandle) {
+        for event in self.control.poll() {
+            match event {
+                ControlEvent::Closed(id) => {
+                    self.watchers.remove(&id);
+                }
+                ControlEvent::Line(id, line) => match serde_json::from_str(&line) {
+                    Ok(question) => self.question(id, question, service),
+                    Err(e) => self.finish(id, &Answer::Error(AdminError {
+                        kind: ErrorKind::BadRequest,
+                        message: format!("the request cannot be read ({e}); are rma and rmad of the same version?"),
+                    })),
+                },
+            }
+        }
+    }
+
+    fn question(&mut self, id: ControlId, question: Question, service: &ServiceHandle) {
+        match question {
+            Question::Agent(request) => {
+                if request == AdminRequest::Watch {
+                    self.watchers.insert(id);
+                }
+                self.agent.admin(now(), id.as_u64(), request);
+            }
+            Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
+            Question::UdevRules => {
+                let rules = self.rules_text();
+                self.finish(id, &Answer::UdevRules { rules });
+            }
+        }
+    }
+
+    fn finish(&mut self, id: ControlId, answer: &Answer) {
+        match serde_json::to_string(answer) {
+            Ok(line) => self.control.finish(id, &line),
+            Err(e) => log::error!("an answer cannot be written: {e}"),
+        }
+    }
+
+    fn listen(&mut self, service: &ServiceHandle) {
+        for event in service.drain() {
+            match event {
+                ServiceEvent::Devices(unit, ioc, result) => {
+                    self.agent.devices_listed(now(), unit, ioc, result);
+                }
+                ServiceEvent::Notified(unit, ioc, notification) => {
+                    self.agent.service_notified(now(), unit, ioc, notification);
+                }
+                ServiceEvent::Report(token, exports) => {
+                    self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
+                }
+            }
+        }
+    }
+
+    /// Does what the agent wants, in order.
+    fn act(&mut self, service: &ServiceHandle) {
+        while let Some(action) = self.agent.poll_action() {
+            let cluster = self.agent.cluster();
+            if cluster != self.cluster {
+                self.cluster = cluster;
+                service.send(ServiceCommand::Cluster(cluster));
+            }
+            match action {
+                AgentAction::Commit { token, changed } => {
+                    let result = self.file.commit(self.agent.table(), &changed);
+                    if let Err(e) = &result {
+                        log::error!("the table is not stored: {e}");
+                    }
+                    self.agent.committed(now(), token, result.is_ok());
+                }
+                AgentAction::AddController { unit, ioc, mac } => {
+                    service.send(ServiceCommand::AddController(unit, ioc, mac));
+                }
+                AgentAction::RemoveController { unit, ioc } => {
+                    service.send(ServiceCommand::RemoveController(unit, ioc));
+                }
+                AgentAction::ListDevices { unit, ioc } => {
+                    service.send(ServiceCommand::ListDevices(unit, ioc));
+                }
+                AgentAction::Export(owned) => {
+                    self.owned.clone_from(&owned);
+                    self.write_rules();
+                    service.send(ServiceCommand::Export(owned));
+                }
+                AgentAction::AdminReply { token, reply } => {
+                    let id = ControlId::from_u64(token);
+                    if *reply == AdminReply::Watching {
+                        self.say(id, &Answer::Agent(*reply));
+                    } else {
+                        self.watchers.remove(&id);
+                        self.finish(id, &Answer::Agent(*reply));
+                    }
+                }
+                AgentAction::Event(event) => {
+                    log::info!("{}", crate::admin::text::event(&event));
+                    let answer = Answer::Event(event);
+                    for id in self.watchers.clone() {
+                        self.say(id, &answer);
+                    }
+                }
+                AgentAction::Joined(cluster) => {
+                    log::info!("this host belongs to cluster {cluster}");
+                    self.file.set_cluster(cluster);
+                    if let Err(e) = self.file.commit(self.agent.table(), &[]) {
+                        log::error!("the cluster is not stored: {e}");
+                    }
+                }
+                AgentAction::Moved { from, to } => self.moved = Some(Outcome::Moved { from, to }),
+                AgentAction::Block(number, text) => log::info!("block {number}: {text}"),
+            }
+        }
+    }
+
+    fn say(&mut self, id: ControlId, answer: &Answer) {
+        match serde_json::to_string(answer) {
+            Ok(line) => self.control.send(id, &line),
+            Err(e) => log::error!("an answer cannot be written: {e}"),
+        }
+    }
+
+    fn rules_text(&self) -> String {
+        let devices: Vec<_> = self
+            .owned
+            .iter()
+            .map(|owned| udev::OwnedDevice {
+                guid: owned.row.guid,
+                addresses: owned
+                    .unit_macs
+                    .iter()
+                    .map(|mac| crate::wire::Address {
+                        mac: *mac,
+                        ioc: owned.row.ioc,
+                        iod: owned.row.iod,
+                        extent: owned.row.extent,
+                    })
+                    .collect(),
+                name: owned.row.name.clone(),
+                vendor: owned.row.vendor.clone(),
+                model: owned.row.model.clone(),
+                serial: owned.row.serial.clone(),
+                unit: owned.unit_name.clone(),
+                controller: owned.controller_name.clone(),
+                shared: matches!(owned.row.ownership, crate::wire::Ownership::Shared(_)),
+                read_only: owned.row.features & crate::wire::row::features::READ_ONLY != 0,
+                node: udev::Node::Socket(self.socket_dir.join(owned.row.guid.to_string())),
+            })
+            .collect();
+        udev::rules(
+            &devices,
+            &udev::Access {
+                owner: None,
+                group: None,
+                mode: None,
+            },
+        )
+    }
+
+    fn write_rules(&mut self) {
+        let text = self.rules_text();
+        if let Some(file) = &mut self.rules
+            && let Err(e) = file.write(&text)
+        {
+            log::error!("{e}");
+        }
+    }
+
+    fn transmit(&mut self) {
+        loop {
+            let (agent, time) = (&mut self.agent, now());
+            while !self.outbox.is_full() {
+                if !self.outbox.push_with(|out| agent.poll_transmit(time, out)) {
+                    break;
+                }
+            }
+            if self.outbox.is_empty() {
+                self.blocked = false;
+                return;
+            }
+            match self.socket.send(&mut self.outbox) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.blocked = true;
+                    return;
+                }
+                Err(e) => {
+                    log::warn!("{}", chain(&e));
+                    self.outbox.clear();
+                    return;
+                }
+            }
+        }
+    }
+}

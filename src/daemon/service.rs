@@ -1,0 +1,583 @@
+//! The service thread of `rmad`: block I/O between NBD sockets and I/O controllers.
+//!
+//! It owns the service EtherType's packet socket, the [`Initiator`] and the [`NbdSockets`], and talks
+//! to the management thread over two channels, each with an eventfd that wakes its reader.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::event_loop::{Event, Interest, Loop, now};
+use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::export::block::{BlockError, BlockOp, BlockRequest, ExportInfo};
+use crate::export::socket::NbdSockets;
+use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, Target};
+use crate::net::{Inbox, LinkState, Outbox, PacketSocket};
+use crate::rma::OwnedDevice;
+use crate::wire::message::DevicesReply;
+use crate::wire::message::Notification;
+use crate::wire::row::features;
+use crate::wire::{ClusterName, Guid, IocNumber, Mac, Status};
+
+const TOKEN_PACKETS: u64 = 0;
+const TOKEN_COMMANDS: u64 = 1;
+const TOKEN_SOCKETS: u64 = 2;
+
+/// What the management thread wants.
+#[derive(Debug)]
+pub enum ServiceCommand {
+    /// The cluster became known or changed.
+    Cluster(ClusterName),
+    /// Keep a service connection to a controller.
+    AddController(Guid, IocNumber, Mac),
+    /// Give it up.
+    RemoveController(Guid, IocNumber),
+    /// Ask a controller for its devices.
+    ListDevices(Guid, IocNumber),
+    /// Everything that this host owns.
+    Export(Vec<OwnedDevice>),
+    /// Tell what is exported; the token comes back.
+    Report(u64),
+    /// The interface changed: look at it again.
+    LinkChanged,
+    /// End the thread: close sockets and connections.
+    Stop,
+}
+
+/// What the service thread says.
+#[derive(Debug)]
+pub enum ServiceEvent {
+    /// A controller's devices, or why they are not known.
+    Devices(Guid, IocNumber, Result<DevicesReply, Status>),
+    /// A controller's notification.
+    Notified(Guid, IocNumber, Notification),
+    /// What is exported.
+    Report(u64, Vec<ExportStatus>),
+}
+
+/// What the thread needs to start.
+pub struct ServiceConfig {
+    /// The initiator's identity and limits.
+    pub initiator: InitiatorConfig,
+    /// Where the NBD sockets go.
+    pub socket_dir: PathBuf,
+    /// Seed of connection numbers and jitter.
+    pub seed: u64,
+}
+
+/// The management thread's end of the channels.
+pub struct ServiceHandle {
+    commands: Sender<ServiceCommand>,
+    wake: Arc<EventFd>,
+    events: Receiver<ServiceEvent>,
+    ready: Arc<EventFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl ServiceHandle {
+    /// Starts the thread. The process's signals must already be blocked.
+    pub fn start(config: ServiceConfig, socket: PacketSocket) -> std::io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let ready = Arc::new(EventFd::from_flags(flags)?);
+        let (commands, command_queue) = channel();
+        let (event_queue, events) = channel();
+        std::fs::create_dir_all(&config.socket_dir)?;
+        let sockets = NbdSockets::new()?;
+        let event_loop = Loop::without_signals()?;
+        event_loop.add(&socket, TOKEN_PACKETS, Interest::Read)?;
+        event_loop.add(&*wake, TOKEN_COMMANDS, Interest::Read)?;
+        event_loop.add(&sockets, TOKEN_SOCKETS, Interest::Read)?;
+        let inbox = Inbox::new(config.initiator.mtu);
+        let service = Service {
+            initiator: Initiator::new(config.initiator.clone(), config.seed),
+            config: config.initiator,
+            seed: config.seed,
+            controllers: BTreeMap::new(),
+            socket,
+            inbox,
+            outbox: Outbox::new(),
+            sockets,
+            socket_dir: config.socket_dir,
+            exports: BTreeMap::new(),
+            commands: command_queue,
+            wake: Arc::clone(&wake),
+            events: event_queue,
+            ready: Arc::clone(&ready),
+            blocked: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("service".into())
+            .spawn(move || service.run(event_loop))?;
+        Ok(Self {
+            commands,
+            wake,
+            events,
+            ready,
+            thread: Some(thread),
+        })
+    }
+
+    /// Gives the thread a command; one to a thread that has ended is dropped.
+    pub fn send(&self, command: ServiceCommand) {
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// What the thread has said since.
+    pub fn drain(&self) -> Vec<ServiceEvent> {
+        let _ = self.ready.read();
+        self.events.try_iter().collect()
+    }
+
+    /// Whether the thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_none_or(std::thread::JoinHandle::is_finished)
+    }
+
+    /// Ends the thread and waits for it.
+    pub fn stop(mut self) {
+        self.send(ServiceCommand::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl AsFd for ServiceHandle {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
+
+struct Export {
+    owned: OwnedDevice,
+    device: DeviceId,
+    path: PathBuf,
+    problem: Option<String>,
+}
+
+struct Service {
+    initiator: Initiator,
+    config: InitiatorConfig,
+    seed: u64,
+    /// The controllers connected to, and whether they answer.
+    controllers: BTreeMap<(Guid, IocNumber), bool>,
+    socket: PacketSocket,
+    inbox: Inbox,
+    outbox: Outbox,
+    sockets: NbdSockets,
+    socket_dir: PathBuf,
+    exports: BTreeMap<Guid, Export>,
+    commands: Receiver<ServiceCommand>,
+    wake: Arc<EventFd>,
+    events: Sender<ServiceEvent>,
+    ready: Arc<EventFd>,
+    /// The packet socket takes no more for now.
+    blocked: bool,
+}
+
+impl Service {
+    fn run(mut self, mut event_loop: Loop) {
+        let mut seen = Vec::new();
+        loop {
+            seen.clear();
+            if let Err(e) = event_loop.wait(self.initiator.deadline(), &mut seen) {
+                log::error!("service thread: cannot wait: {e}");
+                return;
+            }
+            let mut packets = false;
+            for event in &seen {
+                match event {
+                    Event::Ready {
+                        token: TOKEN_COMMANDS,
+                        ..
+                    } => {
+                        let _ = self.wake.read();
+                    }
+                    Event::Ready {
+                        token: TOKEN_PACKETS,
+                        ..
+                    } => packets = true,
+                    _ => {}
+                }
+            }
+            if !self.obey() {
+                return;
+            }
+            if packets || self.socket.state() == LinkState::Up {
+                self.receive();
+            }
+            self.initiator.tick(now());
+            self.serve();
+            let was_blocked = self.blocked;
+            self.transmit();
+            if self.blocked != was_blocked {
+                let interest = if self.blocked {
+                    Interest::ReadWrite
+                } else {
+                    Interest::Read
+                };
+                if let Err(e) = event_loop.change(&self.socket, TOKEN_PACKETS, interest) {
+                    log::error!("service thread: cannot wait for the packet socket: {e}");
+                }
+            }
+        }
+    }
+
+    /// Carries out what the management thread wants; `false` to end.
+    fn obey(&mut self) -> bool {
+        loop {
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            };
+            match command {
+                ServiceCommand::Cluster(cluster) => self.join(cluster),
+                ServiceCommand::AddController(unit, ioc, mac) => {
+                    self.controllers.insert((unit, ioc), false);
+                    self.initiator.add_controller(now(), unit, ioc, mac);
+                }
+                ServiceCommand::RemoveController(unit, ioc) => {
+                    self.controllers.remove(&(unit, ioc));
+                    self.initiator.remove_controller(now(), unit, ioc);
+                }
+                ServiceCommand::ListDevices(unit, ioc) => {
+                    self.initiator.list_devices(now(), unit, ioc);
+                }
+                ServiceCommand::Export(owned) => self.export(owned),
+                ServiceCommand::Report(token) => {
+                    let report = self.report();
+                    self.say(ServiceEvent::Report(token, report));
+                }
+                ServiceCommand::LinkChanged => self.refresh(),
+                ServiceCommand::Stop => {
+                    self.stop();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Starts anew in another cluster: connections and exports of the old one end.
+    fn join(&mut self, cluster: ClusterName) {
+        if cluster == self.config.cluster {
+            return;
+        }
+        self.stop();
+        self.config.cluster = cluster;
+        self.seed = self.seed.wrapping_add(1);
+        self.initiator = Initiator::new(self.config.clone(), self.seed);
+    }
+
+    fn say(&self, event: ServiceEvent) {
+        if self.events.send(event).is_ok() {
+            let _ = self.ready.write(1);
+        }
+    }
+
+    fn refresh(&mut self) {
+        match self.socket.refresh() {
+            Ok(Some(state)) => log::info!("{}: {state:?}", self.socket.interface().name),
+            Ok(None) => {}
+            Err(e) => log::warn!("{e}"),
+        }
+    }
+
+    fn receive(&mut self) {
+        // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
+        for _ in 0..MAX_RECEIVE_ROUNDS {
+            match self.socket.recv(&mut self.inbox) {
+                Ok(count) => {
+                    let time = now();
+                    for frame in self.inbox.frames() {
+                        // What is wrong with a frame is counted by the initiator.
+                        let _ = self.initiator.handle(time, frame.source, frame.payload);
+                    }
+                    if count < crate::net::BATCH_FRAMES {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    log::warn!("{e}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Moves requests from the sockets to the initiator and answers back, until both are quiet.
+    fn serve(&mut self) {
+        let mut quiet = false;
+        while !quiet {
+            quiet = true;
+            while let Some(event) = self.initiator.poll_event() {
+                quiet = false;
+                self.take(event);
+            }
+            let mut incoming = Vec::new();
+            if let Err(e) = self.sockets.poll(|request| incoming.push(request)) {
+                log::warn!("NBD sockets: {e}");
+            }
+            for request in incoming {
+                quiet = false;
+                self.submit(request);
+            }
+        }
+    }
+
+    fn take(&mut self, event: IoEvent) {
+        match event {
+            IoEvent::Done { token, result } => {
+                self.sockets.complete(token, result.map_err(block_error));
+            }
+            IoEvent::Devices { unit, ioc, result } => {
+                self.say(ServiceEvent::Devices(unit, ioc, result));
+            }
+            IoEvent::Notified {
+                unit,
+                ioc,
+                notification,
+            } => {
+                self.say(ServiceEvent::Notified(unit, ioc, notification));
+            }
+            IoEvent::Up { unit, ioc, .. } => {
+                self.controllers.insert((unit, ioc), true);
+                log::info!("controller {ioc} of unit {unit} answers");
+            }
+            IoEvent::Refused { unit, ioc, status } => {
+                log::warn!("controller {ioc} of unit {unit} refuses the connection: {status}");
+            }
+            IoEvent::Down { unit, ioc } => {
+                self.controllers.insert((unit, ioc), false);
+                log::warn!("controller {ioc} of unit {unit} does not answer; its I/O waits");
+            }
+        }
+    }
+
+    fn submit(&mut self, request: BlockRequest) {
+        let Some(export) = self.exports.get(&request.device) else {
+            self.sockets
+                .complete(request.token, Err(BlockError::ShuttingDown));
+            return;
+        };
+        let io = Io {
+            op: match request.op {
+                BlockOp::Read => IoOp::Read,
+                BlockOp::Write => IoOp::Write,
+                BlockOp::Flush => IoOp::Flush,
+                BlockOp::Discard => IoOp::Discard,
+                BlockOp::WriteZeroes => IoOp::WriteZeroes,
+            },
+            offset: request.offset,
+            len: u64::from(request.len),
+            data: request.data,
+            fua: request.fua,
+        };
+        self.initiator
+            .submit(now(), export.device, io, request.token);
+    }
+
+    fn transmit(&mut self) {
+        loop {
+            let (initiator, time) = (&mut self.initiator, now());
+            while !self.outbox.is_full() {
+                if !self
+                    .outbox
+                    .push_with(|out| initiator.poll_transmit(time, out))
+                {
+                    break;
+                }
+            }
+            if self.outbox.is_empty() {
+                self.blocked = false;
+                return;
+            }
+            match self.socket.send(&mut self.outbox) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.blocked = true;
+                    return;
+                }
+                Err(e) => {
+                    log::warn!("{e}");
+                    self.outbox.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Makes the exports be exactly `owned`.
+    fn export(&mut self, owned: Vec<OwnedDevice>) {
+        let owned: BTreeMap<_, _> = owned.into_iter().map(|o| (o.row.guid, o)).collect();
+        let gone: Vec<_> = self
+            .exports
+            .keys()
+            .filter(|g| !owned.contains_key(g))
+            .copied()
+            .collect();
+        for guid in gone {
+            self.withdraw(guid);
+        }
+        for (guid, owned) in owned {
+            match self.exports.get_mut(&guid) {
+                Some(export) if export.owned == owned => {}
+                Some(export) => {
+                    self.initiator
+                        .retarget(now(), export.device, target(&owned));
+                    self.sockets.update(guid, info(&owned));
+                    export.owned = owned;
+                }
+                None => self.offer(guid, owned),
+            }
+        }
+    }
+
+    fn offer(&mut self, guid: Guid, owned: OwnedDevice) {
+        let device = self.initiator.open(now(), target(&owned));
+        let path = self.socket_dir.join(guid.to_string());
+        let problem = match usable(&owned) {
+            Ok(()) => self
+                .sockets
+                .open(guid, &path, info(&owned))
+                .err()
+                .map(|e| e.to_string()),
+            Err(why) => Some(why),
+        };
+        match &problem {
+            None => log::info!(
+                "export {} ({guid}) at {}",
+                owned.row.name.escape_default(),
+                path.display()
+            ),
+            Some(why) => log::error!(
+                "device {} ({guid}) is not exported: {why}",
+                owned.row.name.escape_default()
+            ),
+        }
+        self.exports.insert(
+            guid,
+            Export {
+                owned,
+                device,
+                path,
+                problem,
+            },
+        );
+    }
+
+    fn withdraw(&mut self, guid: Guid) {
+        if let Some(export) = self.exports.remove(&guid) {
+            self.sockets.close(guid);
+            self.initiator.close(now(), export.device);
+            log::info!(
+                "export of {} ({guid}) ended",
+                export.owned.row.name.escape_default()
+            );
+        }
+    }
+
+    fn report(&self) -> Vec<ExportStatus> {
+        self.exports
+            .values()
+            .map(|export| {
+                let row = &export.owned.row;
+                let up = self.controllers.get(&(export.owned.unit, row.ioc)) == Some(&true);
+                ExportStatus {
+                    guid: row.guid.to_string(),
+                    name: row.name.clone(),
+                    backend: "nbd-socket".into(),
+                    reason: "the one backend there is".into(),
+                    path: export.path.display().to_string(),
+                    size_bytes: row.size_bytes,
+                    block_size_bytes: row.block_size,
+                    state: match &export.problem {
+                        Some(why) => why.clone(),
+                        None if up => "up".into(),
+                        None => "queueing".into(),
+                    },
+                }
+            })
+            .collect()
+    }
+
+    fn stop(&mut self) {
+        let all: Vec<_> = self.exports.keys().copied().collect();
+        for guid in all {
+            self.withdraw(guid);
+        }
+        for (unit, ioc) in std::mem::take(&mut self.controllers).into_keys() {
+            self.initiator.remove_controller(now(), unit, ioc);
+        }
+        self.transmit();
+    }
+}
+
+/// The most batches that are received before sending and serving have their turn.
+const MAX_RECEIVE_ROUNDS: usize = 16;
+
+fn target(owned: &OwnedDevice) -> Target {
+    Target {
+        unit: owned.unit,
+        ioc: owned.row.ioc,
+        iod: owned.row.iod,
+        device: owned.row.guid,
+        epoch: owned.epoch,
+        size_bytes: owned.row.size_bytes,
+        block_size: owned.row.block_size,
+        features: owned.row.features,
+    }
+}
+
+/// Whether a client could make sense of the device's facts.
+fn usable(owned: &OwnedDevice) -> Result<(), String> {
+    let (size, block) = (owned.row.size_bytes, owned.row.block_size);
+    if !block.is_power_of_two() || !(512..=65_536).contains(&block) {
+        return Err(format!("its unit says that its block size is {block}"));
+    }
+    if size < u64::from(block) || size > i64::MAX as u64 {
+        return Err(format!("its unit says that its size is {size} bytes"));
+    }
+    Ok(())
+}
+
+fn info(owned: &OwnedDevice) -> ExportInfo {
+    let row = &owned.row;
+    let has = |bit| row.features & bit != 0;
+    ExportInfo {
+        name: row.name.clone(),
+        description: format!("{} {}", row.vendor, row.model).trim().to_owned(),
+        size_bytes: row.size_bytes,
+        block_size: row.block_size,
+        read_only: has(features::READ_ONLY),
+        fua: has(features::FUA),
+        discard: has(features::DISCARD),
+        write_zeroes: has(features::WRITE_ZEROES),
+        rotational: has(features::ROTATIONAL),
+    }
+}
+
+fn block_error(error: IoError) -> BlockError {
+    match error {
+        IoError::OutOfRange | IoError::Misaligned => BlockError::Invalid,
+        IoError::Closed => BlockError::ShuttingDown,
+        IoError::Full => BlockError::NoMemory,
+        IoError::Malformed => BlockError::Io,
+        IoError::Status(status) => match status {
+            Status::NotOwner | Status::StaleEpoch | Status::ReadOnly => BlockError::NotPermitted,
+            Status::OutOfRange | Status::Misaligned | Status::BadRequest => BlockError::Invalid,
+            Status::NoSpace => BlockError::NoSpace,
+            Status::Unsupported => BlockError::NotSupported,
+            _ => BlockError::Io,
+        },
+    }
+}
