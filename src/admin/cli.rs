@@ -29,6 +29,9 @@ pub struct Cli {
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
+    /// Show everything: whole GUIDs, stamps
+    #[arg(short, long, global = true)]
+    verbose: bool,
     /// Rule the lists
     #[arg(long, global = true)]
     ruled: bool,
@@ -242,10 +245,9 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<bool, CliError> {
-        let style = if self.ruled {
-            Style::Ruled
-        } else {
-            Style::Plain
+        let style = Style {
+            ruled: self.ruled,
+            verbose: self.verbose,
         };
         let request = match &self.verb {
             Verb::Status => AdminRequest::Status,
@@ -362,7 +364,7 @@ impl Cli {
                                 e.path.clone(),
                                 text::size(e.size_bytes),
                                 e.state.clone(),
-                                e.guid.clone(),
+                                style.guid(&e.guid),
                             ]
                         })
                         .collect();

@@ -1,5 +1,138 @@
-//! Text for people of what the unit's and fabric services' daemons answer.
+//! Text for people of what fabric services' daemon and an I/O unit's daemon answer.
 
-use super::fabric_protocol::FabricReply;
-use super::text::{Style, list, printable, size};
-use super::unit_protocol::UnitReply;
+use std::fmt::Write as _;
+
+use super::fabric_protocol::{CatalogInfo, EntityInfo, FabricReply, FabricStatus};
+use super::text::{Style, list, printable, span};
+
+/// What `rma fabric` prints.
+pub fn fabric(reply: &FabricReply, style: Style) -> String {
+    match reply {
+        FabricReply::Catalog(info) => catalog(info, style),
+        FabricReply::Status(info) => fabric_status(info),
+        FabricReply::Assigned {
+            entity,
+            from,
+            changed,
+        } => {
+            let name = printable(&entity.name);
+            let cluster = entity.cluster.as_deref().unwrap_or("-");
+            match from {
+                _ if !changed => format!(
+                    "{} {name} was of cluster {cluster} already\n",
+                    entity.entity
+                ),
+                None => format!("{} {name} joins cluster {cluster}\n", entity.entity),
+                Some(from) => format!(
+                    "{} {name} moves from cluster {from} to {cluster}\n",
+                    entity.entity
+                ),
+            }
+        }
+        FabricReply::Removed { entity } => {
+            format!("{} {} is removed\n", entity.entity, printable(&entity.name))
+        }
+        FabricReply::Error { message } => format!("{}\n", printable(message)),
+    }
+}
+
+fn owners(entity: &EntityInfo) -> String {
+    let Some(ownership) = &entity.ownership else {
+        return "-".into();
+    };
+    let names: Vec<_> = entity
+        .owners
+        .iter()
+        .map(|o| o.name.as_ref().unwrap_or(&o.guid).as_str())
+        .collect();
+    format!("{ownership} {}", names.join(", "))
+        .trim_end()
+        .to_owned()
+}
+
+/// The fabric services database as Fig. 3 shows it.
+fn catalog(info: &CatalogInfo, style: Style) -> String {
+    let rows = info
+        .entities
+        .iter()
+        .enumerate()
+        .map(|(index, e)| {
+            vec![
+                (index + 1).to_string(),
+                style.guid(&e.guid),
+                e.name.clone(),
+                e.entity.clone(),
+                e.macs.join(" "),
+                e.cluster.clone().unwrap_or_else(|| match &e.requested {
+                    Some(wanted) => format!("pending ({wanted})"),
+                    None => "pending".into(),
+                }),
+                owners(e),
+                format!("{} {}", e.version, e.label),
+                if e.connected { "yes" } else { "no" }.into(),
+            ]
+        })
+        .collect();
+    let headings = [
+        "ROW#",
+        "GUID",
+        "NAME",
+        "TYPE",
+        "NIC MAC",
+        "CLUSTER",
+        "OWNERSHIP",
+        "STAMP",
+        "CONNECTED",
+    ];
+    format!(
+        "version {}  {}\n{}",
+        info.version,
+        info.label,
+        list(style, &headings, rows)
+    )
+}
+
+fn fabric_status(info: &FabricStatus) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(out, "{key:<12} {}", printable(&value));
+    };
+    line(
+        "fabric",
+        format!(
+            "{}  start number {}, up for {}",
+            info.guid,
+            info.incarnation,
+            span(info.uptime_ms)
+        ),
+    );
+    line(
+        "interface",
+        format!(
+            "{} {} {} mtu {}",
+            info.interface, info.mac, info.link, info.mtu
+        ),
+    );
+    line("policy", info.policy.clone());
+    line(
+        "database",
+        format!("{} version {} {}", info.database, info.version, info.label),
+    );
+    line(
+        "members",
+        format!(
+            "{} hosts, {} units in {} clusters; {} pending, {} connected",
+            info.hosts, info.units, info.clusters, info.pending, info.connected
+        ),
+    );
+    for (key, counters) in [("counters", &info.counters), ("dropped", &info.drops)] {
+        if !counters.is_empty() {
+            let text: Vec<_> = counters
+                .iter()
+                .map(|c| format!("{} {}", c.name, c.count))
+                .collect();
+            line(key, text.join(", "));
+        }
+    }
+    out
+}

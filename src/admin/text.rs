@@ -21,14 +21,21 @@ pub struct Style {
 impl Style {
     /// A GUID: whole when verbose, otherwise its first 8 digits, which `rma` takes as a name.
     pub fn guid(self, guid: &str) -> String {
-        guid.get(..8).filter(|_| !self.verbose).unwrap_or(guid).to_owned()
+        guid.get(..8)
+            .filter(|_| !self.verbose)
+            .unwrap_or(guid)
+            .to_owned()
     }
 }
 
 /// A list with a heading line; columns whose heading ends in `#` are right-aligned.
 pub fn list(style: Style, headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(if style.ruled { presets::UTF8_FULL_CONDENSED } else { presets::NOTHING });
+    table.load_preset(if style.ruled {
+        presets::UTF8_FULL_CONDENSED
+    } else {
+        presets::NOTHING
+    });
     table.set_header(headings.iter().map(|h| h.trim_end_matches('#')));
     for row in rows {
         table.add_row(row.into_iter().map(|cell| printable(&cell)));
@@ -77,7 +84,11 @@ pub fn size(bytes: u64) -> String {
         unit += 1;
     }
     let text = format!("{value:.1}");
-    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+    format!(
+        "{} {}",
+        text.strip_suffix(".0").unwrap_or(&text),
+        UNITS[unit]
+    )
 }
 
 /// A span of time as people say it: `850 ms`, `12 s`, `3 min`, `2 h`, `5 d`.
@@ -96,7 +107,13 @@ pub fn ownership(info: &OwnershipInfo) -> String {
     let owners: Vec<_> = info
         .owners
         .iter()
-        .map(|o| if o.name.is_empty() { o.guid.clone() } else { o.name.clone() })
+        .map(|o| {
+            if o.name.is_empty() {
+                o.guid.clone()
+            } else {
+                o.name.clone()
+            }
+        })
         .collect();
     if owners.is_empty() {
         info.ownership.clone()
@@ -114,13 +131,23 @@ fn number(row: &RowInfo) -> String {
 }
 
 fn name_of(row: &RowInfo) -> String {
-    if row.name.is_empty() { row.guid.clone() } else { row.name.clone() }
+    if row.name.is_empty() {
+        row.guid.clone()
+    } else {
+        row.name.clone()
+    }
 }
 
 fn parent_of(row: &RowInfo) -> String {
     row.parent.as_ref().map_or_else(
         || "-".into(),
-        |p| if p.name.is_empty() { p.guid.clone() } else { p.name.clone() },
+        |p| {
+            if p.name.is_empty() {
+                p.guid.clone()
+            } else {
+                p.name.clone()
+            }
+        },
     )
 }
 
@@ -138,7 +165,11 @@ pub fn table(info: &TableInfo, style: Style) -> String {
                 row.macs.join(" "),
                 number(row),
                 parent_of(row),
-                if row.entity == "host" { "-".into() } else { ownership(&row.ownership) },
+                if row.entity == "host" {
+                    "-".into()
+                } else {
+                    ownership(&row.ownership)
+                },
                 size(row.size_bytes),
                 row.state.clone(),
                 style.guid(&row.guid),
@@ -146,13 +177,26 @@ pub fn table(info: &TableInfo, style: Style) -> String {
         })
         .collect();
     let headings = [
-        "ROW#", "NAME", "TYPE", "NIC MAC", "NUMBER", "PARENT", "OWNERSHIP", "SIZE#", "STATE", "GUID",
+        "ROW#",
+        "NAME",
+        "TYPE",
+        "NIC MAC",
+        "NUMBER",
+        "PARENT",
+        "OWNERSHIP",
+        "SIZE#",
+        "STATE",
+        "GUID",
     ];
-    let cluster = if info.cluster.is_empty() { "-" } else { &info.cluster };
+    let cluster = if info.cluster.is_empty() {
+        "-"
+    } else {
+        &info.cluster
+    };
     format!(
         "cluster {cluster}  granularity {}  {}\n{}",
         info.granularity,
-        summary(&info.summary, style),
+        summary(&info.summary),
         list(style, &headings, rows)
     )
 }
@@ -160,7 +204,11 @@ pub fn table(info: &TableInfo, style: Style) -> String {
 fn summary(info: &SummaryInfo) -> String {
     format!(
         "stamp {}.{} by {}  digest {}  rows {}",
-        info.stamp.term, info.stamp.counter, info.stamp.writer, info.digest, info.row_count
+        info.stamp.term,
+        info.stamp.counter,
+        info.stamp.writer.get(..8).unwrap_or(&info.stamp.writer),
+        info.digest.get(..8).unwrap_or(&info.digest),
+        info.row_count
     )
 }
 
@@ -169,18 +217,62 @@ fn status(info: &StatusInfo) -> String {
     let mut line = |key: &str, value: String| {
         let _ = writeln!(out, "{key:<12} {}", printable(&value));
     };
-    line("host", format!("{}  {}  {}", info.host.name, info.host.guid, info.macs.join(" ")));
-    line("cluster", if info.cluster.is_empty() { "-".into() } else { info.cluster.clone() });
+    line(
+        "host",
+        format!(
+            "{}  {}  {}",
+            info.host.name,
+            info.host.guid,
+            info.macs.join(" ")
+        ),
+    );
+    line(
+        "cluster",
+        if info.cluster.is_empty() {
+            "-".into()
+        } else {
+            info.cluster.clone()
+        },
+    );
     line("start", format!("number {}", info.incarnation));
-    line("state", if info.block == 0 { "steady".into() } else { format!("block {}", info.block) });
-    line("fabric", format!("{} for {}", info.fabric, span(info.fabric_ms)));
+    line(
+        "state",
+        if info.block == 0 {
+            "steady".into()
+        } else {
+            format!("block {}", info.block)
+        },
+    );
+    line(
+        "fabric",
+        format!("{} for {}", info.fabric, span(info.fabric_ms)),
+    );
     line("table", summary(&info.table));
     line("granularity", info.granularity.clone());
-    line("peers", format!("{} of {} reachable, {} in step", info.peers_reachable, info.peer_count, info.peers_in_step));
-    line("units", format!("{} of {} reachable", info.units_reachable, info.unit_count));
-    line("devices", format!("{} known, {} owned by this host", info.device_count, info.devices_owned));
+    line(
+        "peers",
+        format!(
+            "{} of {} reachable, {} in step",
+            info.peers_reachable, info.peer_count, info.peers_in_step
+        ),
+    );
+    line(
+        "units",
+        format!("{} of {} reachable", info.units_reachable, info.unit_count),
+    );
+    line(
+        "devices",
+        format!(
+            "{} known, {} owned by this host",
+            info.device_count, info.devices_owned
+        ),
+    );
     if !info.drops.is_empty() {
-        let drops: Vec<_> = info.drops.iter().map(|d| format!("{} {}", d.reason, d.count)).collect();
+        let drops: Vec<_> = info
+            .drops
+            .iter()
+            .map(|d| format!("{} {}", d.reason, d.count))
+            .collect();
         line("dropped", drops.join(", "));
     }
     out
@@ -193,35 +285,68 @@ fn hosts(hosts: &[HostInfo], style: Style) -> String {
             vec![
                 name_of(&h.row),
                 h.row.macs.join(" "),
-                format!("{} for {}", h.liveness.liveness, span(h.liveness.liveness_ms)),
+                format!(
+                    "{} for {}",
+                    h.liveness.liveness,
+                    span(h.liveness.liveness_ms)
+                ),
                 if h.member { "yes" } else { "no" }.into(),
-                h.table.as_ref().map_or_else(|| "-".into(), |t| format!("{}.{}", t.stamp.term, t.stamp.counter)),
+                h.table.as_ref().map_or_else(
+                    || "-".into(),
+                    |t| format!("{}.{}", t.stamp.term, t.stamp.counter),
+                ),
                 if h.in_step { "yes" } else { "no" }.into(),
                 style.guid(&h.row.guid),
             ]
         })
         .collect();
-    list(style, &["NAME", "NIC MAC", "STATE", "MEMBER", "STAMP", "IN STEP", "GUID"], rows)
+    list(
+        style,
+        &[
+            "NAME", "NIC MAC", "STATE", "MEMBER", "STAMP", "IN STEP", "GUID",
+        ],
+        rows,
+    )
 }
 
 fn units(units: &[UnitInfo], style: Style) -> String {
     let rows = units
         .iter()
         .map(|u| {
-            let lost = if u.registers_lost { ", registers lost" } else { "" };
+            let lost = if u.registers_lost {
+                ", registers lost"
+            } else {
+                ""
+            };
             vec![
                 name_of(&u.row),
                 u.row.macs.join(" "),
-                format!("{} for {}{lost}", u.liveness.liveness, span(u.liveness.liveness_ms)),
+                format!(
+                    "{} for {}{lost}",
+                    u.liveness.liveness,
+                    span(u.liveness.liveness_ms)
+                ),
                 u.controller_count.to_string(),
                 u.device_count.to_string(),
                 ownership(&u.row.ownership),
-                [u.row.vendor.as_str(), u.row.model.as_str()].join(" ").trim().to_owned(),
+                [u.row.vendor.as_str(), u.row.model.as_str()]
+                    .join(" ")
+                    .trim()
+                    .to_owned(),
                 style.guid(&u.row.guid),
             ]
         })
         .collect();
-    let headings = ["NAME", "NIC MAC", "STATE", "IOCS#", "IODS#", "OWNERSHIP", "MODEL", "GUID"];
+    let headings = [
+        "NAME",
+        "NIC MAC",
+        "STATE",
+        "IOCS#",
+        "IODS#",
+        "OWNERSHIP",
+        "MODEL",
+        "GUID",
+    ];
     list(style, &headings, rows)
 }
 
@@ -235,37 +360,92 @@ fn devices(devices: &[DeviceInfo], style: Style) -> String {
                 size(d.row.size_bytes),
                 ownership(&d.row.ownership),
                 d.unit.name.clone(),
-                if d.row.state == "valid" { d.liveness.liveness.clone() } else { d.row.state.clone() },
+                if d.row.state == "valid" {
+                    d.liveness.liveness.clone()
+                } else {
+                    d.row.state.clone()
+                },
                 if d.owned_here { "yes" } else { "no" }.into(),
-                [d.row.vendor.as_str(), d.row.model.as_str()].join(" ").trim().to_owned(),
+                [d.row.vendor.as_str(), d.row.model.as_str()]
+                    .join(" ")
+                    .trim()
+                    .to_owned(),
                 style.guid(&d.row.guid),
             ]
         })
         .collect();
-    let headings =
-        ["NAME", "ADDRESS", "SIZE#", "OWNERSHIP", "UNIT", "STATE", "HERE", "MODEL", "GUID"];
+    let headings = [
+        "NAME",
+        "ADDRESS",
+        "SIZE#",
+        "OWNERSHIP",
+        "UNIT",
+        "STATE",
+        "HERE",
+        "MODEL",
+        "GUID",
+    ];
     list(style, &headings, rows)
 }
 
 fn tree(info: &TreeInfo) -> String {
-    let mut out = format!("cluster {}\n", if info.cluster.is_empty() { "-" } else { &info.cluster });
+    let mut out = format!(
+        "cluster {}\n",
+        if info.cluster.is_empty() {
+            "-"
+        } else {
+            &info.cluster
+        }
+    );
     let count = info.hosts.len() + info.units.len();
-    let branch = |last: bool| if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+    let branch = |last: bool| {
+        if last {
+            ("└─ ", "   ")
+        } else {
+            ("├─ ", "│  ")
+        }
+    };
     for (index, host) in info.hosts.iter().enumerate() {
         let (stem, _) = branch(index + 1 == count);
-        let _ = writeln!(out, "{stem}host {}  {}  {}", printable(&name_of(&host.row)), host.row.address, host.liveness.liveness);
+        let _ = writeln!(
+            out,
+            "{stem}host {}  {}  {}",
+            printable(&name_of(&host.row)),
+            host.row.address,
+            host.liveness.liveness
+        );
     }
     for (index, unit) in info.units.iter().enumerate() {
         let (stem, below) = branch(info.hosts.len() + index + 1 == count);
         let row = &unit.unit.row;
-        let _ = writeln!(out, "{stem}unit {}  {}  {}  [{}]", printable(&name_of(row)), row.address, unit.unit.liveness.liveness, printable(&ownership(&row.ownership)));
+        let _ = writeln!(
+            out,
+            "{stem}unit {}  {}  {}  [{}]",
+            printable(&name_of(row)),
+            row.address,
+            unit.unit.liveness.liveness,
+            printable(&ownership(&row.ownership))
+        );
         for (index, controller) in unit.controllers.iter().enumerate() {
             let (stem, deeper) = branch(index + 1 == unit.controllers.len());
             let row = &controller.row;
-            let _ = writeln!(out, "{below}{stem}controller {}  {}  [{}]", printable(&name_of(row)), number(row), printable(&ownership(&row.ownership)));
+            let _ = writeln!(
+                out,
+                "{below}{stem}controller {}  {}  [{}]",
+                printable(&name_of(row)),
+                number(row),
+                printable(&ownership(&row.ownership))
+            );
             for (index, device) in controller.devices.iter().enumerate() {
                 let (stem, _) = branch(index + 1 == controller.devices.len());
-                let _ = writeln!(out, "{below}{deeper}{stem}device {}  {}  {}  [{}]", printable(&name_of(device)), number(device), size(device.size_bytes), printable(&ownership(&device.ownership)));
+                let _ = writeln!(
+                    out,
+                    "{below}{deeper}{stem}device {}  {}  {}  [{}]",
+                    printable(&name_of(device)),
+                    number(device),
+                    size(device.size_bytes),
+                    printable(&ownership(&device.ownership))
+                );
             }
         }
     }
@@ -274,11 +454,19 @@ fn tree(info: &TreeInfo) -> String {
 
 fn allocated(info: &AllocationInfo) -> String {
     if !info.changed {
-        return format!("{} was {} already; nothing changed\n", printable(&name_of(&info.target)), printable(&ownership(&info.target.ownership)));
+        return format!(
+            "{} was {} already; nothing changed\n",
+            printable(&name_of(&info.target)),
+            printable(&ownership(&info.target.ownership))
+        );
     }
     let mut out = String::new();
     for change in &info.changes {
-        let name = if change.row.name.is_empty() { &change.row.guid } else { &change.row.name };
+        let name = if change.row.name.is_empty() {
+            &change.row.guid
+        } else {
+            &change.row.name
+        };
         let _ = writeln!(
             out,
             "{} {}: {} -> {} (epoch {})",
@@ -295,21 +483,42 @@ fn allocated(info: &AllocationInfo) -> String {
 /// One line about an event.
 pub fn event(event: &WatchEvent) -> String {
     let text = match event {
-        WatchEvent::Added { row } => format!("added {} {} at {}", row.entity, name_of(row), row.address),
+        WatchEvent::Added { row } => {
+            format!("added {} {} at {}", row.entity, name_of(row), row.address)
+        }
         WatchEvent::Removed { row } => format!("removed {} {}", row.entity, name_of(row)),
         WatchEvent::Changed { before, after } => {
-            format!("changed {} {}{}", after.entity, name_of(after), facts_changed(before, after))
+            format!(
+                "changed {} {}{}",
+                after.entity,
+                name_of(after),
+                facts_changed(before, after)
+            )
         }
         WatchEvent::OwnershipChanged { row, before, after } => format!(
             "ownership {} {}: {} -> {} (epoch {})",
-            row.entity, name_of(row), ownership(before), ownership(after), row.epoch
+            row.entity,
+            name_of(row),
+            ownership(before),
+            ownership(after),
+            row.epoch
         ),
         WatchEvent::Reachable { who, entity } => format!("reachable {entity} {}", who.name),
         WatchEvent::Unreachable { who, entity } => format!("unreachable {entity} {}", who.name),
         WatchEvent::Fabric { state } => format!("fabric services {state}"),
-        WatchEvent::GranularityChanged { before, after } => format!("granularity {before} -> {after}"),
-        WatchEvent::TableAdopted { from, changed_rows, table } => {
-            format!("table of {} taken: {changed_rows} rows changed; {}", from.name, summary(table))
+        WatchEvent::GranularityChanged { before, after } => {
+            format!("granularity {before} -> {after}")
+        }
+        WatchEvent::TableAdopted {
+            from,
+            changed_rows,
+            table,
+        } => {
+            format!(
+                "table of {} taken: {changed_rows} rows changed; {}",
+                from.name,
+                summary(table)
+            )
         }
         WatchEvent::Refused { message } => format!("refused: {message}"),
     };
@@ -322,7 +531,12 @@ fn facts_changed(before: &RowInfo, after: &RowInfo) -> String {
         let _ = write!(out, ", name {} -> {}", before.name, after.name);
     }
     if before.size_bytes != after.size_bytes {
-        let _ = write!(out, ", size {} -> {}", size(before.size_bytes), size(after.size_bytes));
+        let _ = write!(
+            out,
+            ", size {} -> {}",
+            size(before.size_bytes),
+            size(after.size_bytes)
+        );
     }
     if before.address != after.address {
         let _ = write!(out, ", address {} -> {}", before.address, after.address);
@@ -336,11 +550,15 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Status(info) => status(info),
         AdminReply::Hosts { hosts: all } => hosts(all, style),
         AdminReply::Units { units: all } => units(all, style),
-        AdminReply::Devices { devices: all } | AdminReply::Exports { devices: all } => devices(all, style),
+        AdminReply::Devices { devices: all } | AdminReply::Exports { devices: all } => {
+            devices(all, style)
+        }
         AdminReply::Tree(info) => tree(info),
         AdminReply::Table(info) => table(info, style),
         AdminReply::Allocated(info) => allocated(info),
-        AdminReply::Granularity(info) if info.changed => format!("granularity is now {}\n", info.granularity),
+        AdminReply::Granularity(info) if info.changed => {
+            format!("granularity is now {}\n", info.granularity)
+        }
         AdminReply::Granularity(info) => format!("{}\n", info.granularity),
         AdminReply::Watching => String::new(),
         AdminReply::Error(error) => format!("{}\n", printable(&error.message)),
@@ -353,20 +571,36 @@ mod tests {
 
     #[test]
     fn sizes_and_spans_read_well() {
-        for (bytes, text) in [(0, "-"), (512, "512 B"), (16 << 20, "16 MiB"), (3 << 29, "1.5 GiB"), (u64::MAX, "16384 PiB")] {
+        for (bytes, text) in [
+            (0, "-"),
+            (512, "512 B"),
+            (16 << 20, "16 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
             assert_eq!(size(bytes), text);
         }
-        for (ms, text) in [(5, "5 ms"), (1_500, "1 s"), (180_000, "3 min"), (7_200_000, "2 h"), (864_000_000, "10 d")] {
+        for (ms, text) in [
+            (5, "5 ms"),
+            (1_500, "1 s"),
+            (180_000, "3 min"),
+            (7_200_000, "2 h"),
+            (864_000_000, "10 d"),
+        ] {
             assert_eq!(span(ms), text);
         }
     }
 
     #[test]
     fn a_list_is_aligned_and_cannot_be_broken_by_a_name() {
-        let text = list(Style::default(), &["NAME", "SIZE#"], vec![
-            vec!["a\n\x1b[2J".into(), "1".into()],
-            vec!["longer name".into(), "100".into()],
-        ]);
+        let text = list(
+            Style::default(),
+            &["NAME", "SIZE#"],
+            vec![
+                vec!["a\n\x1b[2J".into(), "1".into()],
+                vec!["longer name".into(), "100".into()],
+            ],
+        );
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[1].starts_with("a\\n\\u{1b}[2J") && lines[1].ends_with("  1"));

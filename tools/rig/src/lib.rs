@@ -32,6 +32,7 @@
 
 mod daemons;
 mod harness;
+pub mod intruder;
 mod isolate;
 mod namespace;
 mod process;
