@@ -449,9 +449,9 @@ impl Cli {
                 Ok(true)
             }
             CrtVerb::Verify { file } => {
-                let report = crate::store::crt_file::verify(file)?;
+                let report = super::crt_verify::VerifyInfo::of(file)?;
                 self.print(&report, || report.to_string())?;
-                Ok(report.is_sound())
+                Ok(report.sound)
             }
         }
     }

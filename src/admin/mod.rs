@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod cli;
 pub mod control;
+pub mod crt_verify;
 pub mod daemon_text;
 pub mod fabric_protocol;
 pub mod protocol;

@@ -124,6 +124,6 @@ pub fn io_once(attempt: &Attempt, io: Io) -> Result<String, RigError> {
     }
     Err(RigError::Timeout {
         what: "an answer of the unit".into(),
-        deadline: Duration::from_secs(10),
+        after: Duration::from_secs(10),
     })
 }
