@@ -30,6 +30,7 @@
 //! Dropping the [`Rig`] kills what it started and removes what it made. When a test fails, the ends
 //! of its processes' logs are shown; with `RMA_RIG_KEEP=1` the directory with all of them stays.
 
+mod cluster;
 mod daemons;
 mod harness;
 pub mod intruder;
@@ -40,6 +41,7 @@ mod rig;
 mod switch;
 mod wait;
 
+pub use cluster::{Cluster, Plan};
 pub use daemons::{Daemon, Program, bin_dir, wait_equal_tables};
 pub use harness::{Test, TestResult, run_tests};
 pub use isolate::enter;
@@ -88,6 +90,14 @@ pub enum RigError {
         what: String,
         /// For how long.
         after: Duration,
+    },
+    /// A command of `rma` failed.
+    #[error("{command} failed: {message}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// What it printed.
+        message: String,
     },
     /// A capture file could not be written.
     #[error("cannot write the capture {path}")]
