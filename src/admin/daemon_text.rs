@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::fabric_protocol::{CatalogInfo, EntityInfo, FabricReply, FabricStatus};
-use super::text::{Style, list, printable, span};
+use super::text::{Style, list, printable, size, span};
+use super::unit_protocol::{RegisterInfo, UnitReply, UnitStatus};
 
 /// What `rma fabric` prints.
 pub fn fabric(reply: &FabricReply, style: Style) -> String {
@@ -135,4 +136,86 @@ fn fabric_status(info: &FabricStatus) -> String {
         }
     }
     out
+}
+
+/// What `rma unit` prints.
+pub fn unit(reply: &UnitReply, style: Style) -> String {
+    match reply {
+        UnitReply::Status(info) => unit_status(info, style),
+        UnitReply::Reloaded { changes, at_next_start } => {
+            let mut out = String::new();
+            for change in changes {
+                let _ = writeln!(out, "{}", printable(change));
+            }
+            if changes.is_empty() {
+                out.push_str("nothing changed\n");
+            }
+            if !at_next_start.is_empty() {
+                let _ = writeln!(out, "takes effect at the next start: {}", at_next_start.join(", "));
+            }
+            out
+        }
+        UnitReply::Error { message } => format!("{}\n", printable(message)),
+    }
+}
+
+fn unit_status(info: &UnitStatus, style: Style) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(out, "{key:<12} {}", printable(&value));
+    };
+    line("unit", format!("{}  {}  start number {}", info.name, info.guid, info.incarnation));
+    let fabric = if info.fabric_up { "answer" } else { "do not answer" };
+    line("cluster", format!("{}; fabric services {fabric}", info.cluster.as_deref().unwrap_or("-")));
+    line("interface", format!("{} {} {} mtu {}", info.interface, info.mac, info.link, info.mtu));
+    line(
+        "registers",
+        if info.registers_lost { "LOST: no I/O is served".into() } else { format!("term {}", info.term) },
+    );
+    for (key, traffic) in [("management", &info.management), ("service", &info.service)] {
+        let mut text = format!("{} frames in, {} out", traffic.received_frames, traffic.sent_frames);
+        if traffic.receive_overruns > 0 {
+            let _ = write!(text, ", {} overrun", traffic.receive_overruns);
+        }
+        for drop in &traffic.drops {
+            let _ = write!(text, ", {} dropped: {}", drop.count, drop.reason);
+        }
+        line(key, text);
+    }
+    let mut rows = Vec::new();
+    for controller in &info.controllers {
+        rows.push(vec![
+            format!("{}", controller.ioc),
+            controller.name.clone(),
+            String::new(),
+            String::new(),
+            register(controller.register.as_ref(), style),
+            String::new(),
+            style.guid(&controller.guid),
+        ]);
+        for device in &controller.devices {
+            rows.push(vec![
+                format!("{}/{}", controller.ioc, device.iod),
+                device.name.clone(),
+                size(device.size_bytes),
+                device.path.clone().unwrap_or_else(|| device.backend.clone()),
+                register(device.register.as_ref(), style),
+                format!("{} ({} failed)", device.operations, device.errors),
+                style.guid(&device.guid),
+            ]);
+        }
+    }
+    let headings = ["IOC/IOD", "NAME", "SIZE#", "BACKEND", "OWNERSHIP", "OPERATIONS", "GUID"];
+    out.push_str(&list(style, &headings, rows));
+    out
+}
+
+fn register(register: Option<&RegisterInfo>, style: Style) -> String {
+    register.map_or_else(
+        || "lost".into(),
+        |r| {
+            let owners: Vec<_> = r.owners.iter().map(|o| style.guid(o)).collect();
+            format!("{} {}", r.ownership, owners.join(", ")).trim_end().to_owned()
+        },
+    )
 }

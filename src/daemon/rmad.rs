@@ -211,7 +211,10 @@ fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
         links,
         control,
         file,
-        rules: config.udev_rules_dir.clone().map(RulesFile::new),
+        rules: config
+            .udev_rules_dir
+            .as_deref()
+            .map(|dir| RulesFile::new(dir, udev::RULES_FILE_NAME)),
         socket_dir: config.run_dir.join("nbd"),
         owned: Vec::new(),
         cluster: ClusterName::NONE,
@@ -525,7 +528,7 @@ impl Rmad {
 
     fn write_rules(&mut self) {
         let text = self.rules_text();
-        if let Some(file) = &mut self.rules
+        if let Some(file) = &self.rules
             && let Err(e) = file.write(&text)
         {
             log::error!("{e}");
