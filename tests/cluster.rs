@@ -30,8 +30,17 @@ fn uri(socket: &Path) -> String {
 fn fio(uri: &str, name: &str, more: &[&str]) -> Command {
     let mut command = Command::new("fio");
     command
-        .args(["--ioengine=nbd", "--rw=randwrite", "--verify=crc32c", "--verify_fatal=1"])
-        .args(["--iodepth=16", "--group_reporting", "--random_generator=lfsr"])
+        .args([
+            "--ioengine=nbd",
+            "--rw=randwrite",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+        ])
+        .args([
+            "--iodepth=16",
+            "--group_reporting",
+            "--random_generator=lfsr",
+        ])
         .arg(format!("--name={name}"))
         .arg(format!("--uri={uri}"))
         .args(more);
@@ -47,7 +56,13 @@ fn run(cluster: &Cluster, host: usize, mut command: Command) -> Result<String, B
 }
 
 fn one_disk(mtu: u16) -> Result<(Cluster, PathBuf), Box<dyn Error>> {
-    let cluster = Cluster::up(Plan { mtu, ..Plan::default() }, PATIENCE)?;
+    let cluster = Cluster::up(
+        Plan {
+            mtu,
+            ..Plan::default()
+        },
+        PATIENCE,
+    )?;
     cluster.allocate("u1c1d1", "h1")?;
     let socket = cluster.hosts[0].wait_export(PATIENCE, "u1c1d1")?;
     Ok((cluster, socket))
@@ -59,30 +74,63 @@ fn clients_work_at(mtu: u16) -> TestResult {
     let dir = cluster.rig.directory().to_owned();
     let (source, back) = (dir.join("source"), dir.join("back"));
     let mut rng = fastrand::Rng::with_seed(7);
-    let content: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(32 << 20).collect();
+    let content: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
+        .take(32 << 20)
+        .collect();
     fs::write(&source, &content)?;
     for (wire, faults) in [("good", Faults::default()), ("bad", bad_wire())] {
         cluster.rig.switch().set_faults(faults)?;
         run(&cluster, 0, fio(&uri, wire, &["--bs=4k", "--size=8m"]))?;
-        run(&cluster, 0, fio(&uri, wire, &["--bs=64k", "--size=16m", "--offset=8m", "--iodepth=4"]))?;
+        run(
+            &cluster,
+            0,
+            fio(
+                &uri,
+                wire,
+                &["--bs=64k", "--size=16m", "--offset=8m", "--iodepth=4"],
+            ),
+        )?;
         let mut info = Command::new("nbdinfo");
         info.args(["--json", &uri]);
         let info: serde_json::Value = serde_json::from_str(&run(&cluster, 0, info)?)?;
         assert_eq!(info["exports"][0]["export-size"], 32 << 20);
         let mut copy = Command::new("nbdcopy");
-        copy.args(["--flush", "--connections=4"]).arg(&source).arg(&uri);
+        copy.args(["--flush", "--connections=4"])
+            .arg(&source)
+            .arg(&uri);
         run(&cluster, 0, copy)?;
         let mut copy = Command::new("nbdcopy");
         copy.arg(&uri).arg(&back);
         run(&cluster, 0, copy)?;
-        assert!(fs::read(&back)? == content, "what came back is not what was written ({wire} wire)");
-        assert!(fs::read(dir.join("u1c1d1.img"))? == content, "the unit's image differs ({wire} wire)");
+        assert!(
+            fs::read(&back)? == content,
+            "what came back is not what was written ({wire} wire)"
+        );
+        assert!(
+            fs::read(dir.join("u1c1d1.img"))? == content,
+            "the unit's image differs ({wire} wire)"
+        );
         let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-f", "raw", "-O", "raw", &uri]).arg(&back);
+        convert
+            .args(["convert", "-f", "raw", "-O", "raw", &uri])
+            .arg(&back);
         run(&cluster, 0, convert)?;
-        assert!(fs::read(&back)? == content, "qemu-img read something else ({wire} wire)");
+        assert!(
+            fs::read(&back)? == content,
+            "qemu-img read something else ({wire} wire)"
+        );
         let mut io = Command::new("qemu-io");
-        io.args(["-f", "raw", "-c", "write -P 0x77 1M 1M", "-c", "flush", "-c", "read -P 0x77 1M 1M", &uri]);
+        io.args([
+            "-f",
+            "raw",
+            "-c",
+            "write -P 0x77 1M 1M",
+            "-c",
+            "flush",
+            "-c",
+            "read -P 0x77 1M 1M",
+            &uri,
+        ]);
         let text = run(&cluster, 0, io)?;
         assert!(!text.contains("failed"), "{text}");
     }
@@ -110,14 +158,24 @@ fn only_owners_have_an_export_and_a_release_closes_it() -> TestResult {
 
 fn an_allocation_survives_the_death_of_everything() -> TestResult {
     let (cluster, _) = one_disk(1500)?;
-    let all: Vec<_> = cluster.hosts.iter().chain(&cluster.units).chain([&cluster.fabric]).collect();
+    let all: Vec<_> = cluster
+        .hosts
+        .iter()
+        .chain(&cluster.units)
+        .chain([&cluster.fabric])
+        .collect();
     for daemon in &all {
         daemon.kill9()?;
     }
     for host in &cluster.hosts {
         let crt = host.crt();
         let output = host.rma(&["crt", "verify", "--file", crt.to_str().ok_or("path")?])?;
-        assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
+        assert!(
+            output.status.success(),
+            "{}{}",
+            output.stdout,
+            output.stderr
+        );
     }
     for daemon in &all {
         daemon.restart()?;
@@ -130,18 +188,31 @@ fn an_allocation_survives_the_death_of_everything() -> TestResult {
 
 /// Starts fio against the host's socket through nbdkit's retry filter, which connects again when
 /// `rmad` comes back, as a kernel client would.
-fn fio_in_background(cluster: &Cluster, socket: &Path) -> Result<(Process, Process), Box<dyn Error>> {
+fn fio_in_background(
+    cluster: &Cluster,
+    socket: &Path,
+) -> Result<(Process, Process), Box<dyn Error>> {
     let host = cluster.hosts[0].node();
     let front = cluster.rig.directory().join("front.sock");
     let mut nbdkit = Command::new("nbdkit");
     nbdkit
-        .args(["--foreground", "--exit-with-parent", "--filter=retry", "--unix"])
+        .args([
+            "--foreground",
+            "--exit-with-parent",
+            "--filter=retry",
+            "--unix",
+        ])
         .arg(&front)
         .args(["nbd", &format!("socket={}", socket.display()), "retry=60"])
         .args(["retries=600", "retry-delay=1", "retry-exponential=no"]);
     let nbdkit = host.spawn(&mut nbdkit)?;
     wait_until(PATIENCE, "nbdkit to listen", || front.exists())?;
-    let more = ["--bs=4k", "--size=24m", "--rate_iops=1500", "--verify_backlog=512"];
+    let more = [
+        "--bs=4k",
+        "--size=24m",
+        "--rate_iops=1500",
+        "--verify_backlog=512",
+    ];
     let fio = host.spawn(&mut fio(&uri(&front), "through-deaths", &more))?;
     Ok((nbdkit, fio))
 }
@@ -154,7 +225,9 @@ fn io_goes_on_through_the_death_of_each_daemon() -> TestResult {
         let image = cluster.rig.directory().join("u1c1d1.img");
         let before = fs::metadata(&image)?.modified()?;
         wait_until(PATIENCE, "I/O to go on", || {
-            fs::metadata(&image).and_then(|m| m.modified()).is_ok_and(|m| m > before)
+            fs::metadata(&image)
+                .and_then(|m| m.modified())
+                .is_ok_and(|m| m > before)
         })?;
         assert_eq!(fio.exited()?, None, "fio ended early: {}", fio.log());
         daemon.kill9()?;
@@ -171,7 +244,9 @@ fn io_goes_on_through_the_death_of_each_daemon() -> TestResult {
 fn io_waits_for_a_cable_and_an_interface_and_goes_on() -> TestResult {
     let (cluster, socket) = one_disk(9000)?;
     let more = ["--bs=4k", "--size=16m", "--rate_iops=2000"];
-    let fio = cluster.hosts[0].node().spawn(&mut fio(&uri(&socket), "through-flaps", &more))?;
+    let fio = cluster.hosts[0]
+        .node()
+        .spawn(&mut fio(&uri(&socket), "through-flaps", &more))?;
     let (host, unit) = (cluster.hosts[0].node(), cluster.units[0].node());
     host.link_down()?;
     cluster.hosts[1].wait_for(PATIENCE, &["hosts"], "h1 to be unreachable", |v| {
@@ -193,8 +268,12 @@ fn io_waits_for_a_cable_and_an_interface_and_goes_on() -> TestResult {
 
 fn a_new_device_shows_everywhere_in_well_under_a_second() -> TestResult {
     // Polls are so far apart that only the notification can be in time.
-    let host_config = "poll_units_ms = 600000\npoll_controllers_ms = 600000\npoll_peers_ms = 600000\n";
-    let plan = Plan { host_config: host_config.into(), ..Plan::default() };
+    let host_config =
+        "poll_units_ms = 600000\npoll_controllers_ms = 600000\npoll_peers_ms = 600000\n";
+    let plan = Plan {
+        host_config: host_config.into(),
+        ..Plan::default()
+    };
     let cluster = Cluster::up(plan.clone(), PATIENCE)?;
     let unit = &cluster.units[0];
     let config = plan.unit_config(&cluster.rig, 1) + &plan.device_config(&cluster.rig, "u1c1", 9);
@@ -204,7 +283,9 @@ fn a_new_device_shows_everywhere_in_well_under_a_second() -> TestResult {
     assert!(output.status.success(), "{}", output.stderr);
     for host in &cluster.hosts {
         host.wait_for(PATIENCE, &["devices"], "the new device", |v| {
-            v["devices"].as_array().is_some_and(|d| d.iter().any(|d| d["name"] == "u1c1d9"))
+            v["devices"]
+                .as_array()
+                .is_some_and(|d| d.iter().any(|d| d["name"] == "u1c1d9"))
         })?;
     }
     let took = started.elapsed();
@@ -215,7 +296,8 @@ fn a_new_device_shows_everywhere_in_well_under_a_second() -> TestResult {
     for host in &cluster.hosts {
         host.wait_for(PATIENCE, &["devices"], "the removal", |v| {
             v["devices"].as_array().is_some_and(|d| {
-                d.iter().all(|d| d["name"] != "u1c1d9" || d["state"] == "invalid")
+                d.iter()
+                    .all(|d| d["name"] != "u1c1d9" || d["state"] == "invalid")
             })
         })?;
     }
@@ -236,7 +318,10 @@ fn a_cluster_of_64_hosts_comes_up_with_equal_tables() -> TestResult {
     let started = Instant::now();
     let cluster = Cluster::up(plan, Duration::from_secs(120))?;
     let took = started.elapsed();
-    println!("64 hosts, 32 units, 512 devices: equal tables {:.1} s after the first start", took.as_secs_f64());
+    println!(
+        "64 hosts, 32 units, 512 devices: equal tables {:.1} s after the first start",
+        took.as_secs_f64()
+    );
     drop(cluster);
     Ok(())
 }

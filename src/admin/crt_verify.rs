@@ -70,7 +70,11 @@ impl fmt::Display for VerifyInfo {
             "{}: format {}, cluster {}, commit {}, {} rows ({} invalid), stamp {}.{}, digest {}",
             self.file,
             self.format_version,
-            if self.cluster.is_empty() { "-" } else { &self.cluster },
+            if self.cluster.is_empty() {
+                "-"
+            } else {
+                &self.cluster
+            },
             self.sequence,
             self.summary.row_count,
             self.invalid_count,
@@ -79,7 +83,10 @@ impl fmt::Display for VerifyInfo {
             self.summary.digest,
         )?;
         if self.torn_root {
-            writeln!(f, "a commit was interrupted; the table before it is whole and in use")?;
+            writeln!(
+                f,
+                "a commit was interrupted; the table before it is whole and in use"
+            )?;
         }
         for violation in &self.violations {
             writeln!(f, "ownership hierarchy: {violation}")?;

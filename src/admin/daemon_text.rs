@@ -142,7 +142,10 @@ fn fabric_status(info: &FabricStatus) -> String {
 pub fn unit(reply: &UnitReply, style: Style) -> String {
     match reply {
         UnitReply::Status(info) => unit_status(info, style),
-        UnitReply::Reloaded { changes, at_next_start } => {
+        UnitReply::Reloaded {
+            changes,
+            at_next_start,
+        } => {
             let mut out = String::new();
             for change in changes {
                 let _ = writeln!(out, "{}", printable(change));
@@ -151,7 +154,11 @@ pub fn unit(reply: &UnitReply, style: Style) -> String {
                 out.push_str("nothing changed\n");
             }
             if !at_next_start.is_empty() {
-                let _ = writeln!(out, "takes effect at the next start: {}", at_next_start.join(", "));
+                let _ = writeln!(
+                    out,
+                    "takes effect at the next start: {}",
+                    at_next_start.join(", ")
+                );
             }
             out
         }
@@ -164,16 +171,45 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
     let mut line = |key: &str, value: String| {
         let _ = writeln!(out, "{key:<12} {}", printable(&value));
     };
-    line("unit", format!("{}  {}  start number {}", info.name, info.guid, info.incarnation));
-    let fabric = if info.fabric_up { "answer" } else { "do not answer" };
-    line("cluster", format!("{}; fabric services {fabric}", info.cluster.as_deref().unwrap_or("-")));
-    line("interface", format!("{} {} {} mtu {}", info.interface, info.mac, info.link, info.mtu));
+    line(
+        "unit",
+        format!(
+            "{}  {}  start number {}",
+            info.name, info.guid, info.incarnation
+        ),
+    );
+    let fabric = if info.fabric_up {
+        "answer"
+    } else {
+        "do not answer"
+    };
+    line(
+        "cluster",
+        format!(
+            "{}; fabric services {fabric}",
+            info.cluster.as_deref().unwrap_or("-")
+        ),
+    );
+    line(
+        "interface",
+        format!(
+            "{} {} {} mtu {}",
+            info.interface, info.mac, info.link, info.mtu
+        ),
+    );
     line(
         "registers",
-        if info.registers_lost { "LOST: no I/O is served".into() } else { format!("term {}", info.term) },
+        if info.registers_lost {
+            "LOST: no I/O is served".into()
+        } else {
+            format!("term {}", info.term)
+        },
     );
     for (key, traffic) in [("management", &info.management), ("service", &info.service)] {
-        let mut text = format!("{} frames in, {} out", traffic.received_frames, traffic.sent_frames);
+        let mut text = format!(
+            "{} frames in, {} out",
+            traffic.received_frames, traffic.sent_frames
+        );
         if traffic.receive_overruns > 0 {
             let _ = write!(text, ", {} overrun", traffic.receive_overruns);
         }
@@ -198,14 +234,25 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
                 format!("{}/{}", controller.ioc, device.iod),
                 device.name.clone(),
                 size(device.size_bytes),
-                device.path.clone().unwrap_or_else(|| device.backend.clone()),
+                device
+                    .path
+                    .clone()
+                    .unwrap_or_else(|| device.backend.clone()),
                 register(device.register.as_ref(), style),
                 format!("{} ({} failed)", device.operations, device.errors),
                 style.guid(&device.guid),
             ]);
         }
     }
-    let headings = ["IOC/IOD", "NAME", "SIZE#", "BACKEND", "OWNERSHIP", "OPERATIONS", "GUID"];
+    let headings = [
+        "IOC/IOD",
+        "NAME",
+        "SIZE#",
+        "BACKEND",
+        "OWNERSHIP",
+        "OPERATIONS",
+        "GUID",
+    ];
     out.push_str(&list(style, &headings, rows));
     out
 }
@@ -215,7 +262,9 @@ fn register(register: Option<&RegisterInfo>, style: Style) -> String {
         || "lost".into(),
         |r| {
             let owners: Vec<_> = r.owners.iter().map(|o| style.guid(o)).collect();
-            format!("{} {}", r.ownership, owners.join(", ")).trim_end().to_owned()
+            format!("{} {}", r.ownership, owners.join(", "))
+                .trim_end()
+                .to_owned()
         },
     )
 }

@@ -3,7 +3,7 @@
 pub mod config;
 pub mod event_loop;
 pub mod fabricd;
-mod fabricd_admin;
+pub mod fabricd_admin;
 pub mod fabricd_config;
 pub mod rmad;
 pub mod rmad_config;

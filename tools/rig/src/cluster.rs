@@ -52,7 +52,10 @@ impl Plan {
         let mut text = format!("name = \"u{unit}\"\ncluster = \"A\"\n");
         for controller in 1..=self.controllers {
             let name = format!("u{unit}c{controller}");
-            let _ = write!(text, "\n[[controller]]\nnumber = {controller}\nname = \"{name}\"\n");
+            let _ = write!(
+                text,
+                "\n[[controller]]\nnumber = {controller}\nname = \"{name}\"\n"
+            );
             for device in 1..=self.devices {
                 text += &self.device_config(rig, &name, device);
             }
@@ -114,10 +117,19 @@ impl Cluster {
         }
         let mut hosts = Vec::new();
         for number in 1..=plan.hosts {
-            let config = format!("name = \"h{number}\"\ncluster = \"A\"\n{}", plan.host_config);
+            let config = format!(
+                "name = \"h{number}\"\ncluster = \"A\"\n{}",
+                plan.host_config
+            );
             hosts.push(Daemon::start(&rig, node(), Program::Host, &config)?);
         }
-        Ok(Self { plan, fabric, units, hosts, rig })
+        Ok(Self {
+            plan,
+            fabric,
+            units,
+            hosts,
+            rig,
+        })
     }
 
     /// Starts everything and waits until all hosts have equal, complete tables.
@@ -148,7 +160,10 @@ impl Cluster {
         if output.status.success() {
             return Ok(output.stdout);
         }
-        Err(RigError::Refused { command: format!("rma {}", args.join(" ")), message: output.stderr })
+        Err(RigError::Refused {
+            command: format!("rma {}", args.join(" ")),
+            message: output.stderr,
+        })
     }
 
     /// Allocates the unit, controller and device of `device` (`u1c1d1`) to `hosts` (`h1,h2`).
