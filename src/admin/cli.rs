@@ -207,7 +207,8 @@ enum CliError {
     },
     #[error(transparent)]
     Crt(#[from] crate::store::crt_file::StoreError),
-    //CAP1
+    #[error(transparent)]
+    Capture(#[from] super::capture::CaptureError),
     #[error("{path}: {source}")]
     File {
         path: PathBuf,
@@ -278,9 +279,9 @@ impl Cli {
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
             Verb::Capture { file } => {
-                //CAP2
-                let _ = file;
-                return Ok(false);
+                let json = self.output == Format::Json;
+                let summary = super::capture::run(file, json, &mut std::io::stdout().lock())?;
+                return Ok(summary.is_clean());
             }
             Verb::Unit(verb) => return self.unit(verb, style),
             Verb::Fabric(verb) => return self.fabric(verb, style),
