@@ -1,6 +1,8 @@
 //! What an export is, what is asked of it, and how that can fail; shared by every way of export.
 
-use crate::wire::Guid;
+use crate::initiator::IoError;
+pub use crate::initiator::IoOp as BlockOp;
+use crate::wire::{Guid, Status};
 
 /// The most bytes of one read or write that an export announces; a larger one is served too, as
 /// far as the protocol obliges, and split by the initiator.
@@ -46,21 +48,6 @@ impl ExportInfo {
     }
 }
 
-/// What is asked of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BlockOp {
-    /// Read `len` bytes.
-    Read,
-    /// Write `data`.
-    Write,
-    /// Make durable whatever was acknowledged before, on any connection.
-    Flush,
-    /// The range's content is no longer needed.
-    Discard,
-    /// Write zeroes to the range.
-    WriteZeroes,
-}
-
 /// One request: in range, aligned and allowed by the [`ExportInfo`] of the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockRequest {
@@ -104,4 +91,22 @@ pub enum BlockError {
     /// The export is ending.
     #[error("shutting down")]
     ShuttingDown,
+}
+
+impl From<IoError> for BlockError {
+    fn from(error: IoError) -> Self {
+        match error {
+            IoError::Status(Status::ReadOnly | Status::NotOwner | Status::StaleEpoch) => {
+                Self::NotPermitted
+            }
+            IoError::Status(Status::OutOfRange | Status::Misaligned | Status::BadRequest)
+            | IoError::OutOfRange
+            | IoError::Misaligned => Self::Invalid,
+            IoError::Status(Status::NoSpace) => Self::NoSpace,
+            IoError::Status(Status::Unsupported) => Self::NotSupported,
+            IoError::Full => Self::NoMemory,
+            IoError::Closed => Self::ShuttingDown,
+            IoError::Status(_) | IoError::Malformed => Self::Io,
+        }
+    }
 }

@@ -8,8 +8,8 @@
 //! | [`udev`] | rule text from owned rows: a pure function |
 //! | [`rules_file`] | the file in which udev finds that text |
 //!
-//! Nothing here knows the wire, the table or the fabric: the caller maps requests to its
-//! initiator and rows to exports.
+//! Nothing here knows sessions, the table or the fabric: the caller hands requests to its initiator
+//! and makes exports of rows.
 
 pub mod block;
 pub mod nbd;
