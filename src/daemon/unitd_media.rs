@@ -219,12 +219,11 @@ impl Media {
     ) -> Result<Self, MediaError> {
         let mut next = Self::default();
         for c in &config.controllers {
-            let guid = match c.guid {
-                Some(guid) => guid,
-                None => {
-                    let fresh = generate()?;
-                    state.controller_guid(c.number, || fresh)
-                }
+            let guid = if let Some(guid) = c.guid {
+                guid
+            } else {
+                let fresh = generate()?;
+                state.controller_guid(c.number, || fresh)
             };
             let mut own = c.clone();
             own.devices.clear();
@@ -278,42 +277,38 @@ impl Media {
             medium: medium.clone(),
             source,
         };
-        let (backend, info) = match self.open_already(place, config) {
-            Some(served) => {
-                for (key, differs) in [
-                    ("read_only", served.config.read_only != config.read_only),
-                    ("block_size", served.config.block_size != config.block_size),
-                ] {
-                    if differs {
-                        let medium = medium.clone();
-                        return Err(MediaError::Fixed {
-                            ioc,
-                            iod,
-                            key,
-                            medium,
-                        });
-                    }
+        let (backend, info) = if let Some(served) = self.open_already(place, config) {
+            for (key, differs) in [
+                ("read_only", served.config.read_only != config.read_only),
+                ("block_size", served.config.block_size != config.block_size),
+            ] {
+                if differs {
+                    let medium = medium.clone();
+                    return Err(MediaError::Fixed {
+                        ioc,
+                        iod,
+                        key,
+                        medium,
+                    });
                 }
-                let backend = Arc::clone(&served.backend);
-                let before = backend.info().size_bytes;
-                let info = backend.resize(config.size_bytes).map_err(failed)?;
-                if info.size_bytes != before {
-                    resized.0.push((Arc::clone(&backend), before));
-                }
-                (backend, info)
             }
-            None => {
-                let backend = open(config).map_err(failed)?;
-                let info = backend.info();
-                (backend, info)
+            let backend = Arc::clone(&served.backend);
+            let before = backend.info().size_bytes;
+            let info = backend.resize(config.size_bytes).map_err(failed)?;
+            if info.size_bytes != before {
+                resized.0.push((Arc::clone(&backend), before));
             }
+            (backend, info)
+        } else {
+            let backend = open(config).map_err(failed)?;
+            let info = backend.info();
+            (backend, info)
         };
-        let guid = match config.guid {
-            Some(guid) => guid,
-            None => {
-                let fresh = generate()?;
-                state.device_guid(place, &medium, || fresh)
-            }
+        let guid = if let Some(guid) = config.guid {
+            guid
+        } else {
+            let fresh = generate()?;
+            state.device_guid(place, &medium, || fresh)
         };
         Ok(Served {
             config: config.clone(),

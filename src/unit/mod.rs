@@ -20,9 +20,6 @@ mod ioc;
 mod registers;
 mod ums;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

@@ -1,1 +1,0 @@
-//! Stories of a unit on a wire that misbehaves, in virtual time.
