@@ -10,7 +10,8 @@ use crate::wire::{Guid, Row, Settings};
 /// What a join did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JoinOutcome {
-    /// The rows that changed here, by ascending GUID. (The settings may have changed as well.)
+    /// The rows that changed here, by ascending GUID; now and then also one that changed back.
+    /// (The settings may have changed as well.)
     pub changed: Vec<Guid>,
     /// Something of what was received was newer than here.
     pub theirs_newer: bool,

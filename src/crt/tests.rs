@@ -685,12 +685,13 @@ proptest! {
     fn a_join_says_what_it_did(a in tables(), b in tables()) {
         let mut table = a.clone();
         let outcome = table.join(b.settings(), b.rows().cloned());
-        let changed: Vec<_> = table
-            .rows()
-            .filter(|row| a.get(row.guid) != Some(row))
-            .map(|row| row.guid)
-            .collect();
-        prop_assert_eq!(&outcome.changed, &changed);
+        // An address may change on the way and change back; such a row is named without need.
+        for row in table.rows() {
+            let named = outcome.changed.binary_search(&row.guid).is_ok();
+            let derived = !matches!(row.entity, EntityType::Host | EntityType::Unit);
+            prop_assert!(named || a.get(row.guid) == Some(row));
+            prop_assert!(!named || derived || a.get(row.guid) != Some(row));
+        }
         prop_assert_eq!(outcome.theirs_newer, content(&table) != content(&a));
         // Rows that they lack are not their loss in a page of a table; in a whole one they are.
         let lack = a.rows().any(|row| b.get(row.guid).is_none());
