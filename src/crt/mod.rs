@@ -17,6 +17,7 @@ mod observe;
 pub mod resolve;
 pub mod rules;
 pub mod stamp;
+mod stored;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,4 +27,5 @@ pub use join::JoinOutcome;
 pub use resolve::{Candidate, ResolveError};
 pub use rules::{RuleError, Violation};
 pub use stamp::Settled;
+pub use stored::{RegistersImage, TableImage};
 pub use table::{MAX_ROWS, Table};

@@ -7,12 +7,12 @@ use std::time::SystemTime;
 
 use super::mmap::MmapStorage;
 use super::{beside, sync_directory_of};
-use crate::crt::image::{Commit, Expected, FORMAT_VERSION, Health, MemoryStorage, RootState};
-use crate::crt::{Image, ImageError, ImageInfo, ImageKind, Table, Violation, rules};
-use crate::wire::message::OwnershipRegister;
-use crate::wire::{
-    ClusterName, DecodeError, Guid, Reader, Row, Settings, TableStamp, Wire, Writer,
+use crate::crt::image::{FORMAT_VERSION, Health, MemoryStorage, RootState};
+use crate::crt::{
+    ImageError, ImageInfo, ImageKind, RegistersImage, Table, TableImage, Violation, rules,
 };
+use crate::wire::message::OwnershipRegister;
+use crate::wire::{ClusterName, Guid, Settings, TableStamp};
 
 /// Name of the table file in a host's state directory.
 pub const CRT_FILE: &str = "crt";
@@ -85,142 +85,7 @@ fn advice(kind: ImageKind, error: &ImageError) -> String {
     }
 }
 
-/// What a table's file keeps beside its rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct TableMeta {
-    stamp: TableStamp,
-    highest: TableStamp,
-    settings: Settings,
-}
-
-impl TableMeta {
-    fn of(table: &Table) -> Self {
-        Self {
-            stamp: table.stamp(),
-            highest: table.highest_stamp(),
-            settings: *table.settings(),
-        }
-    }
-}
-
-impl Wire for TableMeta {
-    fn put(&self, w: &mut Writer) {
-        w.put(&self.stamp);
-        w.put(&self.highest);
-        w.put(&self.settings);
-    }
-    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            stamp: r.get()?,
-            highest: r.get()?,
-            settings: r.get()?,
-        })
-    }
-}
-
-/// What a unit's file keeps beside its registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct RegistersMeta {
-    /// Whether the registers were lost and have not been restored.
-    lost: bool,
-    /// The highest term seen.
-    term: u64,
-}
-
-impl Wire for RegistersMeta {
-    fn put(&self, w: &mut Writer) {
-        w.put(&self.lost);
-        w.put(&self.term);
-    }
-    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            lost: r.get()?,
-            term: r.get()?,
-        })
-    }
-}
-
-/// An image in a file, with errors that name the file.
-#[derive(Debug)]
-struct File {
-    path: PathBuf,
-    kind: ImageKind,
-    image: Image<MmapStorage>,
-}
-
-impl File {
-    /// Opens the file at `path`; `None` where there is none.
-    fn open(
-        path: &Path,
-        expected: &Expected,
-        visit: impl FnMut(Guid, &[u8]) -> Result<(), DecodeError>,
-    ) -> Result<Option<Self>, StoreError> {
-        let storage = match MmapStorage::open(path) {
-            Ok(storage) => storage,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(not_opened(path, "open it", error)),
-        };
-        let image = Image::open(storage, expected, visit).map_err(bad(path, expected.kind))?;
-        Ok(Some(Self {
-            path: path.to_owned(),
-            kind: expected.kind,
-            image,
-        }))
-    }
-
-    /// Creates the file at `path` with no records: beside its place first, so that there is a
-    /// whole file or none.
-    fn create(
-        path: &Path,
-        kind: ImageKind,
-        owner: Guid,
-        cluster: ClusterName,
-        meta: Vec<u8>,
-    ) -> Result<Self, StoreError> {
-        let new = beside(path);
-        let failed = |doing| move |error| not_opened(path, doing, error);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed("create its directory"))?;
-        }
-        let storage = MmapStorage::create(&new).map_err(failed("create it"))?;
-        if path.exists() {
-            return Err(StoreError::InUse {
-                path: path.to_owned(),
-            });
-        }
-        let commit = Commit {
-            records: Vec::new(),
-            replace: false,
-            cluster,
-            meta,
-            label_s: now_s(),
-        };
-        let image = Image::create(storage, kind, owner, commit).map_err(bad(path, kind))?;
-        fs::rename(&new, path).map_err(failed("put it in its place"))?;
-        sync_directory_of(path).map_err(failed("make it durable"))?;
-        Ok(Self {
-            path: path.to_owned(),
-            kind,
-            image,
-        })
-    }
-
-    fn commit(&mut self, commit: Commit) -> Result<(), StoreError> {
-        self.image
-            .commit(commit)
-            .map_err(bad(&self.path, self.kind))
-    }
-
-    fn meta<M: Wire>(&self) -> Result<M, StoreError> {
-        read_meta(&self.image).map_err(bad(&self.path, self.kind))
-    }
-}
-
-fn read_meta<M: Wire, S: crate::crt::Storage>(image: &Image<S>) -> Result<M, ImageError> {
-    M::from_body(&image.info().meta).map_err(ImageError::Meta)
-}
-
-fn bad(path: &Path, kind: ImageKind) -> impl FnOnce(ImageError) -> StoreError + '_ {
+fn bad(path: &Path, kind: ImageKind) -> impl Fn(ImageError) -> StoreError {
     move |source| StoreError::Content {
         path: path.to_owned(),
         kind,
@@ -228,16 +93,50 @@ fn bad(path: &Path, kind: ImageKind) -> impl FnOnce(ImageError) -> StoreError + 
     }
 }
 
-fn not_opened(path: &Path, doing: &'static str, source: io::Error) -> StoreError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::WouldBlock => StoreError::InUse { path },
-        _ => StoreError::Io {
-            path,
-            doing,
-            source,
-        },
+fn not_opened(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> StoreError {
+    move |source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::WouldBlock => StoreError::InUse { path },
+            _ => StoreError::Io {
+                path,
+                doing,
+                source,
+            },
+        }
     }
+}
+
+/// Opens and locks the file at `path`; `None` where there is none.
+fn open_storage(path: &Path) -> Result<Option<MmapStorage>, StoreError> {
+    match MmapStorage::open(path) {
+        Ok(storage) => Ok(Some(storage)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(not_opened(path, "open it")(error)),
+    }
+}
+
+/// Creates the file at `path` with what `write` makes of it: beside its place first, so that there
+/// is a whole file or none.
+fn create<T>(
+    path: &Path,
+    write: impl FnOnce(MmapStorage) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let new = beside(path);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(not_opened(path, "create its directory"))?;
+    }
+    let storage = MmapStorage::create(&new).map_err(not_opened(path, "create it"))?;
+    if path.exists() {
+        // Another process has put it there meanwhile, and is not done with it.
+        return Err(StoreError::InUse {
+            path: path.to_owned(),
+        });
+    }
+    let written = write(storage)?;
+    fs::rename(&new, path).map_err(not_opened(path, "put it in its place"))?;
+    sync_directory_of(path).map_err(not_opened(path, "make it durable"))?;
+    Ok(written)
 }
 
 /// The date and time for people, seconds since 1970.
@@ -250,8 +149,8 @@ fn now_s() -> u64 {
 /// A host's cluster resource table on disk, open for its one writer.
 #[derive(Debug)]
 pub struct CrtFile {
-    file: File,
-    cluster: ClusterName,
+    path: PathBuf,
+    image: TableImage<MmapStorage>,
 }
 
 impl CrtFile {
@@ -262,39 +161,28 @@ impl CrtFile {
         owner: Guid,
         cluster: ClusterName,
     ) -> Result<(Self, Table), StoreError> {
-        let expected = Expected {
-            kind: ImageKind::Crt,
-            owner: Some(owner),
-            cluster,
-        };
-        let mut rows = Vec::new();
-        let found = File::open(path, &expected, |key, value| {
-            rows.push(read_row(key, value)?);
-            Ok(())
-        })?;
-        let (file, table) = if let Some(file) = found {
-            let meta = file.meta()?;
-            (file, restore(meta, rows))
+        let bad = bad(path, ImageKind::Crt);
+        let (image, table) = if let Some(storage) = open_storage(path)? {
+            TableImage::open(storage, Some(owner), cluster).map_err(bad)?
         } else {
-            let table = Table::new();
-            let meta = TableMeta::of(&table).to_body();
-            let file = File::create(path, ImageKind::Crt, owner, cluster, meta)?;
-            (file, table)
+            let image = create(path, |storage| {
+                TableImage::create(storage, owner, cluster, now_s()).map_err(bad)
+            })?;
+            (image, Table::new())
         };
-        let found = file.image.info().cluster;
-        let cluster = if found.is_none() { cluster } else { found };
-        Ok((Self { file, cluster }, table))
+        let path = path.to_owned();
+        Ok((Self { path, image }, table))
     }
 
     /// The cluster that the file is of; none where that is not known yet.
     pub const fn cluster(&self) -> ClusterName {
-        self.cluster
+        self.image.cluster()
     }
 
     /// Makes the file one of `cluster`, with the next commit. Where it was one of another cluster,
     /// that commit should be a [`CrtFile::replace`].
     pub const fn set_cluster(&mut self, cluster: ClusterName) {
-        self.cluster = cluster;
+        self.image.set_cluster(cluster);
     }
 
     /// Makes the rows of `changed` as they are in `table` (those it lacks: gone), its settings and
@@ -302,57 +190,22 @@ impl CrtFile {
     /// (where the last write may have reached the disk) the new table as a whole; the same changes
     /// can be committed again.
     pub fn commit(&mut self, table: &Table, changed: &[Guid]) -> Result<(), StoreError> {
-        let records = changed
-            .iter()
-            .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
-            .collect();
-        self.commit_records(table, records, false)
+        self.image
+            .commit(table, changed, now_s())
+            .map_err(bad(&self.path, ImageKind::Crt))
     }
 
     /// As [`CrtFile::commit`], of every row.
     pub fn replace(&mut self, table: &Table) -> Result<(), StoreError> {
-        let records = table
-            .rows()
-            .map(|row| (row.guid, Some(row.to_body())))
-            .collect();
-        self.commit_records(table, records, true)
-    }
-
-    fn commit_records(
-        &mut self,
-        table: &Table,
-        records: Vec<(Guid, Option<Vec<u8>>)>,
-        replace: bool,
-    ) -> Result<(), StoreError> {
-        self.file.commit(Commit {
-            records,
-            replace,
-            cluster: self.cluster,
-            meta: TableMeta::of(table).to_body(),
-            label_s: now_s(),
-        })
+        self.image
+            .replace(table, now_s())
+            .map_err(bad(&self.path, ImageKind::Crt))
     }
 
     /// What the file says about itself.
     pub fn info(&self) -> ImageInfo {
-        self.file.image.info()
+        self.image.info()
     }
-}
-
-/// A row from its record; the key is the row's GUID.
-fn read_row(key: Guid, value: &[u8]) -> Result<Box<Row>, DecodeError> {
-    let row = Row::from_body(value)?;
-    if row.guid == key {
-        Ok(Box::new(row))
-    } else {
-        Err(DecodeError::BadValue("GUID"))
-    }
-}
-
-// The boxes go into the table as they are; unboxed, a large table would be in memory twice.
-#[allow(clippy::vec_box)]
-fn restore(meta: TableMeta, rows: Vec<Box<Row>>) -> Table {
-    Table::restore(meta.settings, meta.stamp, meta.highest, rows)
 }
 
 /// A consistent reading of a table file, with or without a daemon that writes it.
@@ -383,21 +236,11 @@ impl Snapshot {
     }
 
     fn read_once(path: &Path) -> Result<Self, StoreError> {
-        let bytes = fs::read(path).map_err(|error| not_opened(path, "read it", error))?;
-        let expected = Expected {
-            kind: ImageKind::Crt,
-            owner: None,
-            cluster: ClusterName::NONE,
-        };
-        let mut rows = Vec::new();
-        let image = Image::open(MemoryStorage(bytes), &expected, |key, value| {
-            rows.push(read_row(key, value)?);
-            Ok(())
-        });
-        let image = image.map_err(bad(path, ImageKind::Crt))?;
-        let meta = read_meta(&image).map_err(bad(path, ImageKind::Crt))?;
+        let bytes = fs::read(path).map_err(not_opened(path, "read it"))?;
+        let (image, table) = TableImage::open(MemoryStorage(bytes), None, ClusterName::NONE)
+            .map_err(bad(path, ImageKind::Crt))?;
         Ok(Self {
-            table: restore(meta, rows),
+            table,
             info: image.info(),
             health: image.health(),
         })
@@ -407,8 +250,8 @@ impl Snapshot {
 /// A unit's ownership registers on disk, open for its one writer.
 #[derive(Debug)]
 pub struct RegistersFile {
-    file: File,
-    meta: RegistersMeta,
+    path: PathBuf,
+    image: RegistersImage<MmapStorage>,
 }
 
 impl RegistersFile {
@@ -420,59 +263,30 @@ impl RegistersFile {
         unit: Guid,
         first_start: bool,
     ) -> Result<(Self, Option<Vec<OwnershipRegister>>), StoreError> {
-        let expected = Expected {
-            kind: ImageKind::Registers,
-            owner: Some(unit),
-            cluster: ClusterName::NONE,
-        };
-        let mut registers = Vec::new();
-        let found = File::open(path, &expected, |key, value| {
-            let register = OwnershipRegister::from_body(value)?;
-            if register.row != key {
-                return Err(DecodeError::BadValue("GUID"));
-            }
-            registers.push(register);
-            Ok(())
-        })?;
-        let (file, meta) = if let Some(file) = found {
-            let meta: RegistersMeta = file.meta()?;
-            (file, meta)
+        let bad = bad(path, ImageKind::Registers);
+        let (image, registers) = if let Some(storage) = open_storage(path)? {
+            RegistersImage::open(storage, unit).map_err(bad)?
         } else {
-            let meta = RegistersMeta {
-                lost: !first_start,
-                term: 0,
-            };
-            let kind = ImageKind::Registers;
-            let file = File::create(path, kind, unit, ClusterName::NONE, meta.to_body())?;
-            (file, meta)
+            let image = create(path, |storage| {
+                RegistersImage::create(storage, unit, !first_start, now_s()).map_err(bad)
+            })?;
+            (image, first_start.then(Vec::new))
         };
-        Ok((Self { file, meta }, (!meta.lost).then_some(registers)))
+        let path = path.to_owned();
+        Ok((Self { path, image }, registers))
     }
 
     /// The highest term that was stored.
     pub const fn term(&self) -> u64 {
-        self.meta.term
+        self.image.term()
     }
 
     /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
-    /// it lost registers count as restored.
+    /// it lost registers count as restored. After an error as [`CrtFile::commit`].
     pub fn store(&mut self, registers: &[OwnershipRegister], term: u64) -> Result<(), StoreError> {
-        let meta = RegistersMeta {
-            lost: false,
-            term: term.max(self.meta.term),
-        };
-        self.file.commit(Commit {
-            records: registers
-                .iter()
-                .map(|register| (register.row, Some(register.to_body())))
-                .collect(),
-            replace: false,
-            cluster: ClusterName::NONE,
-            meta: meta.to_body(),
-            label_s: now_s(),
-        })?;
-        self.meta = meta;
-        Ok(())
+        self.image
+            .store(registers, term, now_s())
+            .map_err(bad(&self.path, ImageKind::Registers))
     }
 }
 
@@ -539,7 +353,7 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{EntityType, Epoch, Ownership, OwnershipStamp};
+    use crate::wire::{EntityType, Epoch, Ownership, OwnershipStamp, Row};
 
     const HOST: Guid = Guid(0x108);
     const UNIT: Guid = Guid(0x112);

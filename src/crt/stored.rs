@@ -1,0 +1,266 @@
+//! What an [`Image`] holds for a host and for a unit: a table, or ownership registers.
+
+use super::image::{Commit, Expected, Health};
+use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
+use crate::wire::message::OwnershipRegister;
+use crate::wire::{
+    ClusterName, DecodeError, Guid, Reader, Row, Settings, TableStamp, Wire, Writer,
+};
+
+/// What a table's image keeps beside its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TableMeta {
+    stamp: TableStamp,
+    highest: TableStamp,
+    settings: Settings,
+}
+
+impl TableMeta {
+    fn of(table: &Table) -> Self {
+        Self {
+            stamp: table.stamp(),
+            highest: table.highest_stamp(),
+            settings: *table.settings(),
+        }
+    }
+}
+
+impl Wire for TableMeta {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.stamp);
+        w.put(&self.highest);
+        w.put(&self.settings);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            stamp: r.get()?,
+            highest: r.get()?,
+            settings: r.get()?,
+        })
+    }
+}
+
+/// A host's table in a [`Storage`].
+#[derive(Debug)]
+pub struct TableImage<S> {
+    image: Image<S>,
+    cluster: ClusterName,
+}
+
+impl<S: Storage> TableImage<S> {
+    /// Writes an empty table over `storage`, which is empty. `label_s` is the date and time for
+    /// people, seconds since 1970, here and below.
+    pub fn create(
+        storage: S,
+        owner: Guid,
+        cluster: ClusterName,
+        label_s: u64,
+    ) -> Result<Self, ImageError> {
+        let commit = Commit {
+            records: Vec::new(),
+            replace: false,
+            cluster,
+            meta: TableMeta::of(&Table::new()).to_body(),
+            label_s,
+        };
+        let image = Image::create(storage, ImageKind::Crt, owner, commit)?;
+        Ok(Self { image, cluster })
+    }
+
+    /// Opens the table in `storage`. `owner` `None` takes anyone's; `cluster` NONE takes whatever
+    /// cluster it is of, and a table of no cluster takes `cluster`.
+    pub fn open(
+        storage: S,
+        owner: Option<Guid>,
+        cluster: ClusterName,
+    ) -> Result<(Self, Table), ImageError> {
+        let expected = Expected {
+            kind: ImageKind::Crt,
+            owner,
+            cluster,
+        };
+        // Boxed here, and moved into the table as they are: a large table is in memory once.
+        let mut rows = Vec::new();
+        let image = Image::open(storage, &expected, |key, value| {
+            let row = Row::from_body(value)?;
+            if row.guid != key {
+                return Err(DecodeError::BadValue("GUID"));
+            }
+            rows.push(Box::new(row));
+            Ok(())
+        })?;
+        let info = image.info();
+        let meta = TableMeta::from_body(&info.meta).map_err(ImageError::Meta)?;
+        let table = Table::restore(meta.settings, meta.stamp, meta.highest, rows);
+        let cluster = if info.cluster.is_none() {
+            cluster
+        } else {
+            info.cluster
+        };
+        Ok((Self { image, cluster }, table))
+    }
+
+    /// The cluster that the table is of; none where that is not known yet.
+    pub const fn cluster(&self) -> ClusterName {
+        self.cluster
+    }
+
+    /// Makes it a table of `cluster`, with the next commit. Where it was one of another cluster,
+    /// that commit should be a [`TableImage::replace`].
+    pub const fn set_cluster(&mut self, cluster: ClusterName) {
+        self.cluster = cluster;
+    }
+
+    /// Makes the rows of `changed` as they are in `table` (those it lacks: gone), its settings and
+    /// its stamps durable, all or nothing. After an error the storage holds what it held before,
+    /// or (where the last write may have reached the disk) the new table as a whole; the same
+    /// changes can be committed again.
+    pub fn commit(
+        &mut self,
+        table: &Table,
+        changed: &[Guid],
+        label_s: u64,
+    ) -> Result<(), ImageError> {
+        let records = changed
+            .iter()
+            .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
+            .collect();
+        self.commit_records(table, records, false, label_s)
+    }
+
+    /// As [`TableImage::commit`], of every row.
+    pub fn replace(&mut self, table: &Table, label_s: u64) -> Result<(), ImageError> {
+        let records = table
+            .rows()
+            .map(|row| (row.guid, Some(row.to_body())))
+            .collect();
+        self.commit_records(table, records, true, label_s)
+    }
+
+    fn commit_records(
+        &mut self,
+        table: &Table,
+        records: Vec<(Guid, Option<Vec<u8>>)>,
+        replace: bool,
+        label_s: u64,
+    ) -> Result<(), ImageError> {
+        self.image.commit(Commit {
+            records,
+            replace,
+            cluster: self.cluster,
+            meta: TableMeta::of(table).to_body(),
+            label_s,
+        })
+    }
+
+    /// What the image says about itself.
+    pub fn info(&self) -> ImageInfo {
+        self.image.info()
+    }
+
+    /// How its roots and pages were found.
+    pub fn health(&self) -> Health {
+        self.image.health()
+    }
+}
+
+/// What a unit's image keeps beside its registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RegistersMeta {
+    /// Whether the registers were lost and have not been restored.
+    lost: bool,
+    /// The highest term seen.
+    term: u64,
+}
+
+impl Wire for RegistersMeta {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.lost);
+        w.put(&self.term);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            lost: r.get()?,
+            term: r.get()?,
+        })
+    }
+}
+
+/// A unit's ownership registers in a [`Storage`].
+#[derive(Debug)]
+pub struct RegistersImage<S> {
+    image: Image<S>,
+    meta: RegistersMeta,
+}
+
+impl<S: Storage> RegistersImage<S> {
+    /// Writes an image without registers over `storage`, which is empty: a beginning, or (`lost`)
+    /// what is left when the registers that there were are gone.
+    pub fn create(storage: S, unit: Guid, lost: bool, label_s: u64) -> Result<Self, ImageError> {
+        let meta = RegistersMeta { lost, term: 0 };
+        let commit = Commit {
+            records: Vec::new(),
+            replace: false,
+            cluster: ClusterName::NONE,
+            meta: meta.to_body(),
+            label_s,
+        };
+        let image = Image::create(storage, ImageKind::Registers, unit, commit)?;
+        Ok(Self { image, meta })
+    }
+
+    /// Opens the registers of `unit` in `storage`; they are `None` where they were lost and have
+    /// not been restored.
+    pub fn open(
+        storage: S,
+        unit: Guid,
+    ) -> Result<(Self, Option<Vec<OwnershipRegister>>), ImageError> {
+        let expected = Expected {
+            kind: ImageKind::Registers,
+            owner: Some(unit),
+            cluster: ClusterName::NONE,
+        };
+        let mut registers = Vec::new();
+        let image = Image::open(storage, &expected, |key, value| {
+            let register = OwnershipRegister::from_body(value)?;
+            if register.row != key {
+                return Err(DecodeError::BadValue("GUID"));
+            }
+            registers.push(register);
+            Ok(())
+        })?;
+        let meta = RegistersMeta::from_body(&image.info().meta).map_err(ImageError::Meta)?;
+        Ok((Self { image, meta }, (!meta.lost).then_some(registers)))
+    }
+
+    /// The highest term that was stored.
+    pub const fn term(&self) -> u64 {
+        self.meta.term
+    }
+
+    /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
+    /// it lost registers count as restored.
+    pub fn store(
+        &mut self,
+        registers: &[OwnershipRegister],
+        term: u64,
+        label_s: u64,
+    ) -> Result<(), ImageError> {
+        let meta = RegistersMeta {
+            lost: false,
+            term: term.max(self.meta.term),
+        };
+        self.image.commit(Commit {
+            records: registers
+                .iter()
+                .map(|register| (register.row, Some(register.to_body())))
+                .collect(),
+            replace: false,
+            cluster: ClusterName::NONE,
+            meta: meta.to_body(),
+            label_s,
+        })?;
+        self.meta = meta;
+        Ok(())
+    }
+}
