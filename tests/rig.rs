@@ -487,6 +487,11 @@ fn processes_run_in_their_node_and_are_logged() -> TestResult {
     assert!(output.stdout.contains("eth0") && output.stdout.contains("02:72:00:00:00:6c"));
     assert!(!output.stdout.contains("p0"), "{}", output.stdout);
 
+    let mut echo = Command::new("echo");
+    echo.arg("once");
+    assert_eq!(node.run(&mut echo, SOON)?.stdout, "once\n");
+    assert_eq!(node.run(echo.arg("more"), SOON)?.stdout, "once more\n");
+
     let script = "echo out; echo err >&2; trap 'echo bye; exit 3' TERM; while :; do read x < /dev/zero; done";
     let shell = node.spawn(Command::new("sh").args(["-c", script]))?;
     wait_until(SOON, "the shell to speak", || {

@@ -130,7 +130,9 @@ impl Process {
 }
 
 /// What the spawning thread is asked for.
-type Request = (Command, Sender<io::Result<Child>>);
+type Request = (Command, Sender<Answer>);
+/// The command, given back, and what has come of it.
+type Answer = (Command, io::Result<Child>);
 
 /// The thread that starts all processes of a rig.
 ///
@@ -149,8 +151,9 @@ impl Spawner {
         let (requests, queue) = mpsc::channel::<Request>();
         let spawn_all = move || {
             for (mut command, answer) in queue {
-                // A rig that no longer wants the process has dropped the other end.
-                let _ = answer.send(command.spawn());
+                let child = command.spawn();
+                // Whoever asked waits for it.
+                let _ = answer.send((command, child));
             }
         };
         let thread = thread::Builder::new()
@@ -249,17 +252,19 @@ impl Spawner {
         namespace: &Namespace,
         command: &mut Command,
     ) -> Result<Child, RigError> {
-        let mut command = mem::replace(command, Command::new(""));
-        namespace.place(&mut command);
-        die_with_us(&mut command);
+        namespace.place(command);
+        die_with_us(command);
         let (answer, result) = mpsc::channel();
         let requests = self.requests.as_ref().expect("there until the drop");
         let gone = || RigError::System {
             action: format!("start {name}"),
             source: io::Error::other("the spawning thread has ended"),
         };
-        requests.send((command, answer)).map_err(|_| gone())?;
-        let child = result.recv().map_err(|_| gone())?;
+        // The other thread needs it whole; the caller may look at it and use it again afterwards.
+        let lent = mem::replace(command, Command::new("lent"));
+        requests.send((lent, answer)).map_err(|_| gone())?;
+        let (returned, child) = result.recv().map_err(|_| gone())?;
+        *command = returned;
         child.map_err(system(format!("start {name}")))
     }
 }
