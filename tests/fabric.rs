@@ -5,7 +5,7 @@ mod fabric_world;
 use std::time::Duration;
 
 use fabric_world::{BAD_WIRE, POLL, World, cluster, mac};
-use rma::fabric::{LinkEvent, MemoryCatalog, Policy};
+use rma::fabric::{Catalog, Change, LinkEvent, MemoryCatalog, Policy};
 use rma::wire::message::UnitOwnership;
 use rma::wire::{EntityType, Epoch, Guid, Kind, Ownership, Status};
 
@@ -613,4 +613,33 @@ fn goodbye_is_said_once_and_then_nothing() {
     assert_eq!(world.links[host].link.deadline(), None);
     let now = world.now;
     assert!(world.fabric(0).entities(now).all(|e| !e.connected));
+}
+
+#[test]
+fn a_version_number_of_a_lost_database_is_not_taken_for_the_same_list() {
+    let mut world = Sim::new(21);
+    world.add_fabric(9, Policy::AutoJoin);
+    let host = world.add_host(108, Some("A"));
+    world.wait(SOON, "it is a member", |w| lists_are(w, &[108], &[host]));
+    let version = world.links[host].list().version;
+    // The machine is set up anew, and its database happens to count as far.
+    let mut row = world.fabric(0).snapshot().entities[&Guid(108)].clone();
+    let mut anew = MemoryCatalog::new();
+    let first = row.clone();
+    row.guid = Guid(200);
+    anew.commit(&Change {
+        expected: 0,
+        version,
+        put: vec![first, row],
+        touched: vec![cluster("A")],
+        ..Change::default()
+    })
+    .unwrap();
+    world.kill_fabric(0);
+    world.fabrics[0].disk = Some(anew);
+    world.start_fabric(0);
+    world.wait(POLL * 2, "it reads the whole list", |w| {
+        lists_are(w, &[108, 200], &[host])
+    });
+    assert_eq!(world.links[host].list().version, version);
 }
