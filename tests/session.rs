@@ -81,7 +81,7 @@ fn commands_are_executed_once_under_corruption() {
 
 #[test]
 fn commands_are_executed_once_under_everything_together() {
-    survive(Faults::ALL, 60);
+    survive(Faults::ALL, 40);
 }
 
 fn pattern(len: usize, salt: u8) -> Vec<u8> {

@@ -236,21 +236,17 @@ impl Initiator {
                     body: command.body,
                     expect: command.expect,
                 };
-                match client.submit(now, request) {
-                    Ok(command) => {
-                        let target = device.target;
-                        let sent = Sent::Part { io, part, target };
-                        self.commands.insert((key, command), sent);
-                    }
-                    Err(_) => {
-                        // The session is full: it will be asked again after a reply.
-                        running.put_back();
-                        device.waiting.push_front((io, part));
-                        device.ready = true;
-                        controller.ready.push_front(id);
-                        return;
-                    }
-                }
+                let Ok(command) = client.submit(now, request) else {
+                    // The session is full: it will be asked again after a reply.
+                    running.put_back();
+                    device.waiting.push_front((io, part));
+                    device.ready = true;
+                    controller.ready.push_front(id);
+                    return;
+                };
+                let target = device.target;
+                self.commands
+                    .insert((key, command), Sent::Part { io, part, target });
             }
             if !device.waiting.is_empty() {
                 device.ready = true;

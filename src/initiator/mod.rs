@@ -493,7 +493,7 @@ impl Initiator {
             _ => {}
         }
         match io.answered(part, status, body) {
-            Progress::Going => {}
+            Progress::Going | Progress::Ended => {}
             Progress::Flush => {
                 let device = io.device;
                 if let Some(open) = self.devices.get_mut(&device) {
@@ -509,7 +509,6 @@ impl Initiator {
                 }
                 self.retries.retain(|(_, io, _)| *io != id);
             }
-            Progress::Ended => {}
         }
         self.end(id);
     }
@@ -574,7 +573,7 @@ fn check(target: &Target, op: IoOp, offset: u64, len: u64) -> Result<(), IoError
         return Err(IoError::Full);
     }
     let block = u64::from(target.block_size.max(1));
-    if offset % block != 0 || len % block != 0 {
+    if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
         return Err(IoError::Misaligned);
     }
     if op != IoOp::Read && target.features & features::READ_ONLY != 0 {

@@ -39,8 +39,11 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 pub const KEEPALIVE_MISSED: u32 = 5;
 /// How long a responder keeps a connection that its initiator has not used yet.
 pub const HALF_OPEN_TTL: Duration = Duration::from_secs(5);
-/// How long a responder keeps a silent session, for its initiator to resume.
-pub const SESSION_TTL: Duration = Duration::from_secs(60);
+/// Silence after which a responder reports a connection as closed.
+pub const CONNECTION_TTL: Duration = Duration::from_secs(30);
+/// How long a responder keeps a silent session for its initiator to resume, unless it runs out of
+/// room or memory.
+pub const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long an incomplete request may stand still when memory is short.
 pub const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// First delay between repetitions of a notification; it doubles.

@@ -5,18 +5,13 @@ use std::collections::{BTreeSet, VecDeque};
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
 use super::{Request, SubmitError};
 use crate::session::flow::{RoundTrip, Window};
-use crate::session::limits::{
-    MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, MAX_SESSION_BYTES, RTO_MAX,
-};
+use crate::session::limits::{MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, RTO_MAX};
 use crate::session::ranges::Assembly;
 use crate::wire::kind::Progress;
-use crate::wire::message::{MAX_RANGES, Missing, ProgressReport};
+use crate::wire::message::ProgressReport;
 use crate::wire::{
-    CommandId, DropReason, Flags, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Time, Wire,
+    CommandId, DropReason, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Time,
 };
-
-/// Bytes that the responder may have to keep for this session: a little less than it would.
-const MAX_HELD_BYTES: usize = MAX_SESSION_BYTES - 2 * MAX_MESSAGE_BYTES;
 
 /// An answered command.
 #[derive(Debug)]
@@ -30,28 +25,28 @@ pub(super) struct Answered {
 #[derive(Debug)]
 pub(super) struct Commands {
     /// Commands from `floor` on; none below it lacks its answer.
-    list: VecDeque<Command>,
-    floor: u64,
+    pub(super) list: VecDeque<Command>,
+    pub(super) floor: u64,
     /// The first command that was not sent yet in the responder's session.
-    next_send: u64,
-    credits: u16,
-    mtu: u16,
-    window: Window,
-    rtt: RoundTrip,
+    pub(super) next_send: u64,
+    pub(super) credits: u16,
+    pub(super) mtu: u16,
+    pub(super) window: Window,
+    pub(super) rtt: RoundTrip,
     /// Charges of the sent commands from `floor` on: what the responder may have to keep.
-    held: usize,
+    pub(super) held: usize,
     /// Request bytes of commands that are not done.
-    queued_bytes: usize,
+    pub(super) queued_bytes: usize,
     /// Reserved bytes of incomplete replies.
-    reply_bytes: usize,
+    pub(super) reply_bytes: usize,
     /// Commands with something unsent, in order.
-    sending: VecDeque<u64>,
+    pub(super) sending: VecDeque<u64>,
     /// Commands with a probe to send, in order.
-    probing: VecDeque<u64>,
+    pub(super) probing: VecDeque<u64>,
     /// Commands sent once and not heard of, with the time of sending, in its order.
-    fresh: VecDeque<(u64, Time)>,
+    pub(super) fresh: VecDeque<(u64, Time)>,
     /// Other wake-ups.
-    wakes: BTreeSet<(Time, u64)>,
+    pub(super) wakes: BTreeSet<(Time, u64)>,
 }
 
 impl Commands {
@@ -74,13 +69,13 @@ impl Commands {
         }
     }
 
-    fn get(&mut self, id: u64) -> Option<&mut Command> {
+    pub(super) fn get(&mut self, id: u64) -> Option<&mut Command> {
         let index = id.checked_sub(self.floor)?;
         self.list.get_mut(usize::try_from(index).ok()?)
     }
 
     /// The command, where it is in flight.
-    fn flying(&mut self, id: u64) -> Option<&mut Command> {
+    pub(super) fn flying(&mut self, id: u64) -> Option<&mut Command> {
         self.get(id).filter(|c| c.phase == Phase::Flight)
     }
 
@@ -176,7 +171,7 @@ impl Commands {
     }
 
     /// Notes when the command has to be looked at.
-    fn arm(&mut self, id: u64) {
+    pub(super) fn arm(&mut self, id: u64) {
         let rtt = self.rtt;
         let Some(command) = self.flying(id) else {
             return;
@@ -291,7 +286,7 @@ impl Commands {
     }
 
     /// Queues a command with something unsent in front of those that were not sent yet.
-    fn queue_sending(&mut self, id: u64) {
+    pub(super) fn queue_sending(&mut self, id: u64) {
         if let Some(command) = self.flying(id)
             && !std::mem::replace(&mut command.sending, true)
         {
@@ -454,123 +449,6 @@ impl Commands {
         Ok(())
     }
 
-    /// Appends one frame to `out` where there is one to send: `base` has what is the same in all
-    /// frames of the connection.
-    pub(super) fn transmit(&mut self, now: Time, base: &Header, out: &mut Vec<u8>) -> bool {
-        while let Some(id) = self.probing.pop_front() {
-            if self.transmit_probe(now, id, base, out) {
-                return true;
-            }
-        }
-        loop {
-            while let Some(&id) = self.sending.front() {
-                if self.transmit_segment(now, id, base, out) {
-                    return true;
-                }
-                self.sending.pop_front();
-            }
-            if !self.admit() {
-                return false;
-            }
-        }
-    }
-
-    /// Starts to send the next command, where the window has room for it.
-    fn admit(&mut self) -> bool {
-        loop {
-            let id = self.next_send;
-            if id >= self.floor + u64::from(self.credits) {
-                return false;
-            }
-            let (held, admits) = (self.held, self.window);
-            let Some(command) = self.get(id) else {
-                return false;
-            };
-            if command.phase != Phase::Queued {
-                self.next_send += 1;
-                continue;
-            }
-            let (cost, charge) = (command.cost, command.charge);
-            if !admits.admits(cost) || (held > 0 && held + charge > MAX_HELD_BYTES) {
-                return false;
-            }
-            command.phase = Phase::Flight;
-            command.send_whole();
-            self.next_send += 1;
-            self.held += charge;
-            self.window.sent(cost);
-            self.queue_sending(id);
-            return true;
-        }
-    }
-
-    fn transmit_segment(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
-        let floor = self.floor;
-        let max = u32::from(self.mtu) - HEADER_LEN as u32;
-        let Some(command) = self.get(id) else {
-            return false;
-        };
-        let (start, end) = if std::mem::take(&mut command.unsent_empty) {
-            (0, 0)
-        } else if let Some(segment) = command.unsent.take_front(max) {
-            segment
-        } else {
-            command.sending = false;
-            return false;
-        };
-        let header = Header {
-            kind: command.kind,
-            flags: if command.retried {
-                command.flags.with(Flags::RETRY)
-            } else {
-                command.flags
-            },
-            iod: command.iod,
-            epoch: command.epoch,
-            command: CommandId(id),
-            outstanding: (id - floor) as u16,
-            segment_offset: start,
-            message_len: command.body.len() as u32,
-            ..*base
-        };
-        header.emit(&command.body[start as usize..end as usize], out);
-        if !command.has_unsent() {
-            command.sent_at = now;
-            command.sending = false;
-            self.sending.pop_front();
-            self.arm(id);
-        }
-        true
-    }
-
-    fn transmit_probe(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
-        let floor = self.floor;
-        let max = ranges_per_frame(self.mtu);
-        let Some(command) = self.flying(id) else {
-            return false;
-        };
-        let ranges = match (&command.reply, command.probe) {
-            (_, Probe::None) => return false,
-            (None, _) => Vec::new(),
-            (Some(reply), Probe::Gaps) => reply.assembly.gaps(max),
-            (Some(reply), Probe::All) => reply.assembly.missing(max),
-        };
-        let gone = command.probe == Probe::Gaps && ranges.is_empty();
-        command.probe = Probe::None;
-        if !gone {
-            command.sent_at = now;
-            let header = Header {
-                kind: Kind::Probe,
-                command: CommandId(id),
-                outstanding: (id - floor) as u16,
-                ..*base
-            };
-            header.emit_whole(&Missing { ranges }.to_body(), out);
-        }
-        self.arm(id);
-        !gone
-    }
-
     fn stop_timers(&mut self) {
         self.fresh.clear();
         self.wakes.clear();
@@ -633,9 +511,4 @@ impl Commands {
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.credits, self.mtu);
     }
-}
-
-/// How many ranges a probe or progress frame can name.
-pub(in crate::session) fn ranges_per_frame(mtu: u16) -> usize {
-    ((usize::from(mtu) - HEADER_LEN - 5) / 8).min(MAX_RANGES)
 }

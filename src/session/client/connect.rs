@@ -84,7 +84,14 @@ impl Client {
             return Ok(());
         }
         let responder = (reply.responder, reply.incarnation);
-        let resumed = reply.resumed && self.responder == Some(responder);
+        if reply.resumed && self.responder != Some(responder) {
+            // What the responder remembers under our number is not ours: its commands would be
+            // taken for ours.
+            self.raise_session();
+            self.reconnect(now, now);
+            return Ok(());
+        }
+        let resumed = reply.resumed;
         self.commands
             .set_credits(reply.credits.min(self.config.credits));
         self.commands.set_mtu(reply.mtu.min(self.config.mtu));
@@ -124,8 +131,7 @@ impl Client {
         // The session's number is taken by an earlier client of this incarnation. Nothing was
         // sent under ours, so another one is as good.
         if status == Status::UnknownConnection && self.responder.is_none() {
-            self.session = self.session.saturating_mul(2).saturating_add(1);
-            self.attempt = 0;
+            self.raise_session();
         } else if self.refused != Some(status) {
             self.refused = Some(status);
             self.events.push_back(ClientEvent::Refused(status));
@@ -134,5 +140,11 @@ impl Client {
         if let State::Connecting(connecting) = &mut self.state {
             connecting.tries = tries;
         }
+    }
+
+    /// Takes a larger number for the session: in 64 steps at most it is larger than any.
+    const fn raise_session(&mut self) {
+        self.session = self.session.saturating_mul(2).saturating_add(1);
+        self.attempt = 0;
     }
 }

@@ -3,6 +3,7 @@
 mod command;
 mod commands;
 mod connect;
+mod transmit;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,10 +18,10 @@ use crate::wire::{
     IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
 };
 use commands::Commands;
-pub(super) use commands::ranges_per_frame;
+pub(super) use transmit::ranges_per_frame;
 
 /// What a client is and whom it connects to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct ClientConfig {
     /// The initiator.
     pub local: Guid,
@@ -173,13 +174,18 @@ impl Connection {
 impl Client {
     /// A client that is not connected. `seed` makes its nonces.
     pub fn new(config: ClientConfig, seed: u64) -> Self {
-        let mix = xxhash_rust::xxh3::xxh3_64(
-            &(config.local.0 ^ u128::from(config.incarnation.0)).to_be_bytes(),
-        );
+        // Clients that share a seed still have nonces of their own.
+        let mut mix = [config.local, config.remote].to_vec();
+        mix.push(Guid(config.incarnation.0.into()));
+        mix.push(Guid((u128::from(config.session) << 64) | u128::from(seed)));
+        mix.push(Guid(
+            (u128::from(config.ioc.0) << 1) | u128::from(config.service),
+        ));
+        let mix: Vec<u8> = mix.iter().flat_map(|g| g.0.to_be_bytes()).collect();
         let credits = config.credits.clamp(1, MAX_CREDITS);
         let mtu = config.mtu.max(MIN_MTU);
         Self {
-            rng: fastrand::Rng::with_seed(seed ^ mix ^ config.session),
+            rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
             state: State::Idle,
             session: config.session,
             attempt: 0,
@@ -193,8 +199,8 @@ impl Client {
             events: VecDeque::new(),
             notifications: 0,
             config: ClientConfig {
-                credits,
                 mtu,
+                credits,
                 ..config
             },
         }

@@ -144,6 +144,7 @@ impl Server {
         session.resumed = session.known;
         session.confirmed = false;
         session.mtu = mtu;
+        session.dormant = false;
         session.opened_at = now;
         session.heard_at = now;
         self.by_connection.remove(&old);

@@ -6,8 +6,8 @@ mod session;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::limits::{
-    HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING, MAX_SERVER_BYTES,
-    MAX_SESSION_BYTES, SESSION_TTL,
+    CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
+    MAX_SERVER_BYTES, MAX_SESSION_BYTES, SESSION_TTL,
 };
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
@@ -19,7 +19,7 @@ use crate::wire::{
 use session::{Budget, Session, Taken};
 
 /// What a server is and what it grants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct ServerConfig {
     /// The responder.
     pub local: Guid,
@@ -220,6 +220,7 @@ impl Server {
         session.heard_at = session.heard_at.max(now);
         if !session.confirmed {
             session.confirmed = true;
+            session.dormant = false;
             session.known = true;
             self.events.push_back(ServerEvent::Opened {
                 connection: session.connection,
@@ -375,12 +376,12 @@ impl Server {
         self.session(connection).map(|s| &s.peer)
     }
 
-    /// The connections of sessions in use, each with its controller and peer.
+    /// The connections in use, each with its controller and peer.
     pub fn connections(&self) -> impl Iterator<Item = (ConnectionId, IocNumber, &Peer)> + '_ {
         self.by_key
             .values()
             .filter_map(|slot| self.sessions[*slot].as_deref())
-            .filter(|s| s.known)
+            .filter(|s| s.known && !s.dormant)
             .map(|s| (s.connection, s.ioc, &s.peer))
     }
 
@@ -396,8 +397,18 @@ impl Server {
             };
             session.wake = None;
             if expires_at(session) <= now {
-                self.remove(slot);
-                continue;
+                if !session.known || session.dormant {
+                    self.remove(slot);
+                    continue;
+                }
+                // What the session knows is kept: should its initiator come back, nothing that
+                // was executed is executed again.
+                session.dormant = true;
+                if std::mem::take(&mut session.confirmed) {
+                    self.events.push_back(ServerEvent::Closed {
+                        connection: session.connection,
+                    });
+                }
             }
             session.tick_notes(now);
             self.look_after(now, slot);
@@ -487,11 +498,13 @@ impl Server {
     }
 }
 
-/// When a session is forgotten if nothing more is heard.
+/// When a session is put aside, or forgotten, if nothing more is heard.
 fn expires_at(session: &Session) -> Time {
-    if session.known {
-        session.heard_at + SESSION_TTL
-    } else {
+    if !session.known {
         session.opened_at + HALF_OPEN_TTL
+    } else if !session.dormant {
+        session.heard_at + CONNECTION_TTL
+    } else {
+        session.heard_at + SESSION_TTL
     }
 }

@@ -108,6 +108,8 @@ pub(super) struct Session {
     pub(super) confirmed: bool,
     /// Whether any connection of the session has been used.
     pub(super) known: bool,
+    /// Whether its connection was given up for silence; the session can still be resumed.
+    pub(super) dormant: bool,
     pub(super) mtu: u16,
     pub(super) credits: u16,
     pub(super) opened_at: Time,
@@ -147,6 +149,7 @@ impl Session {
             resumed: false,
             confirmed: false,
             known: false,
+            dormant: false,
             mtu: 0,
             credits,
             opened_at: now,
@@ -209,8 +212,9 @@ impl Session {
         let executing = self.executing;
         let Some(entry) = self.entry(id) else {
             let charge = header.message_len as usize + reply_charge(header.kind, payload);
-            if (self.held > 0 && self.held + charge > budget.session_max)
-                || (budget.used > 0 && budget.used + charge > budget.max)
+            // One command of each session always has room, so that everyone gets on.
+            if self.held > 0
+                && (self.held + charge > budget.session_max || budget.used + charge > budget.max)
             {
                 return Err(DropReason::Full);
             }
