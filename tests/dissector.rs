@@ -597,13 +597,18 @@ fn frames_are_malformed_for_the_same_reason_as_in_rust() {
         .iter()
         .map(|(frame, service)| ethernet(UNIT, HOST, *service, frame))
         .collect();
-    let packets = Capture::new(&capture).packets();
-    assert_eq!(packets.len(), frames.len());
+    let reasons = Capture::new(&capture).tshark(&["-T", "fields", "-e", "rma.malformed"]);
+    assert_eq!(reasons.lines().count(), frames.len());
     let mut seen = BTreeSet::new();
-    for (i, ((frame, service), packet)) in frames.iter().zip(&packets).enumerate() {
+    for (i, ((frame, service), found)) in frames.iter().zip(reasons.lines()).enumerate() {
         let expected = verdict(frame, *service);
-        let found = get(packet, "rma.malformed");
-        assert_eq!(found, expected, "frame {}: {}", i + 1, hex(frame));
+        assert_eq!(
+            found,
+            expected.unwrap_or_default(),
+            "frame {}: {}",
+            i + 1,
+            hex(frame)
+        );
         seen.insert(expected);
     }
     for reason in [
