@@ -514,6 +514,61 @@ fn requests_and_replies_are_matched_across_a_reconnect() {
 }
 
 #[test]
+fn frames_without_an_identity_of_their_own_are_told_apart() {
+    let (ask, answer) = exchange(Kind::KeepAlive, 9, 0);
+    let (probe, _) = exchange(Kind::Probe, 9, 4);
+    let progress = Header {
+        kind: Kind::Progress,
+        ..probe
+    };
+    let report = ProgressReport {
+        progress: Progress::Executing,
+        missing: Missing::default(),
+    };
+    let discover = Discover {
+        asker: Guid(1),
+        role: Role::Host,
+    };
+    let here = Here {
+        fabric: Guid(2),
+        incarnation: Incarnation(3),
+    };
+    let whole = |header: &Header, body: &[u8]| segment(header, false, body, 0, body.len());
+    let none = Missing::default().to_body();
+    let frames = [
+        whole(&ask, &[]),
+        whole(&answer, &[]),
+        whole(&ask, &[]),
+        whole(&ask, &[]),
+        whole(&answer, &[]),
+        whole(&probe, &none),
+        whole(&probe, &none),
+        whole(&progress, &report.to_body()),
+        whole(&Header::new(Kind::Discover), &discover.to_body()),
+        whole(&Header::new(Kind::Discover), &discover.to_body()),
+        whole(&Header::new(Kind::Here), &here.to_body()),
+        whole(&exchange(Kind::Disconnect, 9, 0).0, &[]),
+    ];
+    let packets = Capture::new(&frames).packets();
+    let all = |name: &str| -> Vec<Option<String>> {
+        let values = packets.iter().map(|p| get(p, name).map(ToOwned::to_owned));
+        values.collect()
+    };
+    let expected = |places: &[(usize, &str)]| {
+        let mut values = vec![None; packets.len()];
+        for (at, value) in places {
+            values[at - 1] = Some((*value).to_owned());
+        }
+        values
+    };
+    let to = [(2, "1"), (5, "3"), (8, "7"), (11, "10")];
+    assert_eq!(all("rma.response_to"), expected(&to));
+    assert_eq!(all("rma.retransmission_of"), expected(&[(4, "3")]));
+    assert_eq!(all("rma.unanswered"), expected(&[]));
+    assert_eq!(all("rma.unmatched"), expected(&[]));
+}
+
+#[test]
 fn vlan_tags_and_padding_do_not_matter() {
     let samples = samples();
     let sample = &samples[find(&samples, "flush-request")];

@@ -120,7 +120,7 @@ impl<'a> Body<'a> {
             (Kind::Discover, ..) => body!(Discover),
             (Kind::Here, ..) => body!(Here),
             (Kind::Register, false, _) => body!(Register),
-            (Kind::Register, true, Status::Ok | Status::Pending) => body!(Registered),
+            (Kind::Register, true, Status::Ok) => body!(Registered),
             (Kind::Membership, false, _) => body!(MembershipRequest),
             (Kind::Membership, true, Status::Ok) => body!(MembershipReply),
             (Kind::UnitOwnership, false, _) => body!(UnitOwnership),

@@ -74,7 +74,11 @@ pub fn ethernet(dst: Mac, src: Mac, service: bool, frame: &[u8]) -> Vec<u8> {
 
 /// From the host to the unit, replies (and what responders say) the other way.
 pub fn directed(header: &Header, service: bool, frame: &[u8]) -> Vec<u8> {
-    let back = header.is_reply() || matches!(header.kind, Kind::Here | Kind::Notify);
+    let back = header.is_reply()
+        || matches!(
+            header.kind,
+            Kind::Here | Kind::Notify | Kind::Progress | Kind::Refused
+        );
     let (dst, src) = if back { (HOST, UNIT) } else { (UNIT, HOST) };
     ethernet(dst, src, service, frame)
 }

@@ -186,6 +186,14 @@ fn reply(kind: Kind) -> Header {
     }
 }
 
+/// The header of what a responder says by itself.
+fn told(kind: Kind) -> Header {
+    Header {
+        flags: Flags::NONE,
+        ..reply(kind)
+    }
+}
+
 /// The same for a device of a controller.
 fn at_device(header: Header) -> Header {
     Header {
@@ -279,7 +287,7 @@ fn sessions(m: &mut Maker) {
         "progress",
         Header {
             command: CommandId(big(Kind::Probe.code())),
-            ..reply(Kind::Progress)
+            ..told(Kind::Progress)
         },
         Body::ProgressReport(ProgressReport {
             progress: Progress::Incomplete,
@@ -297,19 +305,19 @@ fn sessions(m: &mut Maker) {
         ioc: IocNumber(0x3233),
         stamp: observed(0x34),
     });
-    m.add("notify", request(Kind::Notify), notification.clone());
+    m.add("notify", told(Kind::Notify), notification.clone());
     m.add("notify-ack", request(Kind::NotifyAck), notification);
     m.add(
         "refused",
         Header {
             status: Status::UnknownConnection,
             connection: ConnectionId(big(0xcf)),
-            ..reply(Kind::Refused)
+            credits: 0,
+            ..told(Kind::Refused)
         },
         Body::Empty,
     );
-    m.add("disconnect-request", request(Kind::Disconnect), Body::Empty);
-    m.add("disconnect-reply", reply(Kind::Disconnect), Body::Empty);
+    m.add("disconnect", request(Kind::Disconnect), Body::Empty);
 }
 
 fn fabric(m: &mut Maker) {
@@ -326,10 +334,7 @@ fn fabric(m: &mut Maker) {
     );
     m.add(
         "here",
-        Header {
-            command: CommandId(big(0x10)),
-            ..Header::new(Kind::Here)
-        },
+        Header::new(Kind::Here),
         Body::Here(Here {
             fabric: guid(0x12),
             incarnation: Incarnation(big(0x13)),

@@ -28,7 +28,7 @@ local function code_of(names, wanted)
 end
 local K = {}
 for code, name in pairs(T.kind) do K[name] = code end
-local STATUS_OK, STATUS_PENDING = code_of(T.status, "ok"), code_of(T.status, "pending assignment")
+local STATUS_OK = code_of(T.status, "ok")
 
 ------------------------------------------------------------------------------------------------
 -- Fields
@@ -743,7 +743,6 @@ local function body_reader(h)
             return word .. " is in the way"
         end
     end
-    if h.kind == K["register"] and h.status == STATUS_PENDING then return reply[h.kind] end
     -- The session's own kinds have the same body whatever the status.
     if h.kind == K["probe"] or h.kind == K["progress"] or h.kind == K["notify"]
         or h.kind == K["notify-ack"] or h.kind == K["discover"] or h.kind == K["here"] then
@@ -829,42 +828,52 @@ local function whole_message(side, h)
     return at == h.message_length and table.concat(parts) or nil
 end
 
--- Which exchange a frame belongs to, on which side, and whether a reply must have its request.
+-- What a frame is in its exchange: a request and its reply need each other; a message need not be
+-- answered by a frame of its own, a report answers one.
+local REQUEST, REPLY, MESSAGE, REPORT = 1, 2, 3, 4
+
+-- Which exchange a frame belongs to, and as what.
 local function exchange_of(h, pinfo, payload)
     local connection = h.connection
-    local conversation = sessions[connection] or connection
+    local role = h.reply and REPLY or REQUEST
     if h.kind == K["connect"] then
         local initiator = tostring(h.reply and pinfo.dl_dst or pinfo.dl_src)
-        return "connect" .. initiator .. h.ioc .. h.command, h.reply, true
+        return "connect" .. initiator .. h.ioc .. h.command, role
+    elseif h.kind == K["disconnect"] then
+        return "disconnect" .. connection .. h.command, MESSAGE
     elseif h.kind == K["probe"] then
-        return "probe" .. connection .. h.command, false, false
+        return "probe" .. connection .. h.command, MESSAGE
     elseif h.kind == K["progress"] then
-        return "probe" .. connection .. h.command, true, false
+        return "probe" .. connection .. h.command, REPORT
     elseif h.kind == K["notify"] or h.kind == K["notify-ack"] then
-        return "notify" .. connection .. payload:sub(1, 8), h.kind == K["notify-ack"], false
-    elseif h.kind == K["discover"] or h.kind == K["here"] then
-        return "discover" .. h.command, h.kind == K["here"], false
+        local is_ack = h.kind == K["notify-ack"]
+        return "notify" .. connection .. payload:sub(1, 8), is_ack and REPORT or MESSAGE
+    elseif h.kind == K["discover"] then
+        return "discover" .. tostring(pinfo.dl_src), MESSAGE
+    elseif h.kind == K["here"] then
+        return "discover" .. tostring(pinfo.dl_dst), REPORT
     end
-    return conversation .. string.char(h.kind) .. h.command, h.reply, true
+    return (sessions[connection] or connection) .. string.char(h.kind) .. h.command, role
 end
 
 local function learn_session(h, pinfo, payload)
     if h.kind ~= K["connect"] then return end
     local nonce = tostring(h.reply and pinfo.dl_dst or pinfo.dl_src) .. h.ioc .. h.command
     if not h.reply and #payload >= 32 then
-        -- Initiator, incarnation and session, and the controller.
-        connects[nonce] = "session" .. payload:sub(1, 32) .. h.ioc
-    elseif h.reply and h.status == STATUS_OK and connects[nonce] then
-        sessions[h.connection] = connects[nonce]
+        -- Initiator, incarnation and session lead the body.
+        connects[nonce] = payload:sub(1, 32)
+    elseif h.reply and h.status == STATUS_OK and connects[nonce] and #payload >= 16 then
+        -- The responder's GUID leads the reply.
+        sessions[h.connection] = "session" .. connects[nonce] .. payload:sub(1, 16) .. h.ioc
     end
 end
 
 -- First pass: puts the frame where it belongs.
 local function relate(h, pinfo, payload)
     local number = pinfo.number
-    local key, is_reply, must_match = exchange_of(h, pinfo, payload)
+    local key, role = exchange_of(h, pinfo, payload)
     learn_session(h, pinfo, payload)
-    local info = { is_reply = is_reply }
+    local info = { is_reply = role == REPLY or role == REPORT, role = role }
     if h.kind == K["refused"] then
         -- It answers a frame of whatever kind; the kind is not in it.
         local refused = latest[h.connection .. h.command]
@@ -875,13 +884,19 @@ local function relate(h, pinfo, payload)
         return info
     end
     local exchange = exchanges[key]
-    if not exchange then
+    local begins = not exchange
+    if h.kind == K["probe"] or h.kind == K["discover"] then
+        begins = true -- these have no identity of their own
+    elseif h.kind == K["keep-alive"] and exchange and not info.is_reply then
+        begins = exchange.reply.first ~= nil
+    end
+    if begins then
         exchange = { request = {}, reply = {} }
         exchanges[key] = exchange
     end
     info.exchange = exchange
     if info.is_reply then
-        info.unmatched = must_match and not exchange.request.first
+        info.unmatched = role == REPLY and not exchange.request.first
         if take_segment(exchange.reply, h, number, payload) and exchange.reply.done == number then
             info.message = whole_message(exchange.reply, h)
         end
@@ -893,7 +908,7 @@ local function relate(h, pinfo, payload)
             if exchange.request.done == number then
                 info.message = whole_message(exchange.request, h)
             end
-        elseif repeated and h.kind ~= K["discover"] then
+        elseif repeated then
             info.retransmission_of = repeated
         end
     end
@@ -1024,7 +1039,7 @@ local function show_relations(h, info, tree, pinfo)
         local answer = exchange.reply.done or exchange.reply.first or exchange.refused
         if answer then
             generated("response_in", answer)
-        elseif pinfo.visited and h.kind ~= K["notify-ack"] and h.kind ~= K["progress"] then
+        elseif pinfo.visited and info.role == REQUEST then
             generated("unanswered", true)
             tree:add_proto_expert_info(X.unanswered)
         end

@@ -30,11 +30,13 @@ impl<K: Ord + Clone, V> Recent<K, V> {
         }
     }
 
-    /// Adds an entry; gives back what was forgotten for it.
+    /// Adds an entry; gives back the one that was forgotten or replaced for it.
     fn insert(&mut self, key: K, value: V) -> Option<V> {
-        if self.map.insert(key.clone(), value).is_none() {
-            self.order.push_back(key);
+        let replaced = self.map.insert(key.clone(), value);
+        if replaced.is_some() {
+            return replaced;
         }
+        self.order.push_back(key);
         if self.map.len() > self.limit {
             return self.map.remove(&self.order.pop_front()?);
         }
@@ -46,9 +48,19 @@ impl<K: Ord + Clone, V> Recent<K, V> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
     Connection(u64),
-    Session([u8; 32], u16),
+    Session(Identity),
     /// Before there is a connection: the initiator and the controller.
     Initiator(Mac, u16),
+}
+
+/// What a session is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Identity {
+    /// Initiator, incarnation and session number, as they lead a connect.
+    initiator: [u8; 32],
+    /// Its GUID leads the reply.
+    responder: [u8; 16],
+    ioc: u16,
 }
 
 /// (where, what, which).
@@ -71,6 +83,26 @@ struct Exchange {
     reply: Side,
 }
 
+/// What a frame is in its exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Is answered.
+    Request,
+    /// Answers a request.
+    Reply,
+    /// Need not be answered by a frame of its own.
+    Message,
+    /// Answers a message.
+    Report,
+}
+
+impl Role {
+    /// Whether a request belongs to each reply and a reply to each request.
+    const fn matches(self) -> bool {
+        matches!(self, Self::Request | Self::Reply)
+    }
+}
+
 /// What is known of a frame's place.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
@@ -89,7 +121,7 @@ pub(super) struct Place {
 pub(super) struct Exchanges {
     recent: Recent<Key, Exchange>,
     sessions: Recent<u64, Scope>,
-    connects: Recent<(Mac, u16, u64), Scope>,
+    connects: Recent<(Mac, u16, u64), [u8; 32]>,
     held_bytes: usize,
     forgotten_unanswered: u64,
 }
@@ -123,22 +155,23 @@ impl Exchanges {
         let initiator = if header.is_reply() { dst } else { src };
         self.learn_session(initiator, header, payload);
         if header.kind == Kind::Refused {
-            return self.refused(header, time);
+            return self.refused(dst, header, time);
         }
-        let Some((key, is_reply, must_match)) = self.key(initiator, header, payload) else {
+        let Some((key, role)) = self.key((src, dst), header, payload) else {
             return Place::default();
         };
-        if !self.recent.map.contains_key(&key) {
-            let new = Exchange {
-                asked: None,
-                answered: false,
-                request: Side::default(),
-                reply: Side::default(),
-            };
-            if let Some(old) = self.recent.insert(key, new) {
-                self.held_bytes -= old.request.bytes.len() + old.reply.bytes.len();
-                self.forgotten_unanswered += u64::from(old.asked.is_some() && !old.answered);
-            }
+        let (is_reply, must_match) = (role == Role::Reply || role == Role::Report, role.matches());
+        let begins = match self.recent.map.get(&key) {
+            None => true,
+            // These have no identity of their own.
+            Some(before) => match header.kind {
+                Kind::Probe | Kind::Discover => true,
+                Kind::KeepAlive => !is_reply && before.answered,
+                _ => false,
+            },
+        };
+        if begins {
+            self.begin(key);
         }
         let Some(exchange) = self.recent.map.get_mut(&key) else {
             return Place::default();
@@ -154,7 +187,7 @@ impl Exchanges {
             exchange.answered = true;
             &mut exchange.reply
         } else {
-            // What needs no answer is not waited for.
+            // What need not be answered is not waited for.
             exchange.answered |= !must_match;
             exchange.asked.get_or_insert((number, time));
             &mut exchange.request
@@ -167,9 +200,25 @@ impl Exchanges {
         place
     }
 
-    /// A refusal answers whatever frame carried its connection and command.
-    fn refused(&mut self, header: &Header, time: Duration) -> Place {
-        let scope = self.scope(header);
+    fn begin(&mut self, key: Key) {
+        let new = Exchange {
+            asked: None,
+            answered: false,
+            request: Side::default(),
+            reply: Side::default(),
+        };
+        if let Some(old) = self.recent.insert(key, new) {
+            self.held_bytes -= old.request.bytes.len() + old.reply.bytes.len();
+            self.forgotten_unanswered += u64::from(old.asked.is_some() && !old.answered);
+        }
+    }
+
+    /// A refusal to `dst` answers whatever frame carried its connection and command.
+    fn refused(&mut self, dst: Mac, header: &Header, time: Duration) -> Place {
+        let scope = match header.connection.0 {
+            0 => Scope::Initiator(dst, header.ioc.0),
+            _ => self.scope(header),
+        };
         let asked = Kind::ALL.iter().find_map(|kind| {
             let key = (scope, *kind, header.command.0);
             let exchange = self.recent.map.get_mut(&key)?;
@@ -191,31 +240,39 @@ impl Exchanges {
             .unwrap_or(Scope::Connection(connection))
     }
 
-    /// Which exchange, whether the frame is its answer, and whether an answer must have a request.
-    fn key(&self, initiator: Mac, header: &Header, payload: &[u8]) -> Option<(Key, bool, bool)> {
+    /// Which exchange a frame from `src` to `dst` belongs to, and as what.
+    fn key(&self, (src, dst): (Mac, Mac), header: &Header, payload: &[u8]) -> Option<(Key, Role)> {
         let command = header.command.0;
         let connection = Scope::Connection(header.connection.0);
+        let (role, initiator) = match header.is_reply() {
+            true => (Role::Reply, dst),
+            false => (Role::Request, src),
+        };
         Some(match header.kind {
             Kind::Connect => {
                 let scope = Scope::Initiator(initiator, header.ioc.0);
-                ((scope, Kind::Connect, command), header.is_reply(), true)
+                ((scope, Kind::Connect, command), role)
             }
-            Kind::Probe => ((connection, Kind::Probe, command), false, false),
-            Kind::Progress => ((connection, Kind::Probe, command), true, false),
+            Kind::Disconnect => ((connection, Kind::Disconnect, command), Role::Message),
+            Kind::Probe => ((connection, Kind::Probe, command), Role::Message),
+            Kind::Progress => ((connection, Kind::Probe, command), Role::Report),
             Kind::Notify | Kind::NotifyAck => {
-                let number = u64::from_be_bytes(payload.get(..8)?.try_into().ok()?);
-                let is_ack = header.kind == Kind::NotifyAck;
-                ((connection, Kind::Notify, number), is_ack, false)
+                let number = u64::from_be_bytes(*payload.first_chunk()?);
+                let role = match header.kind {
+                    Kind::Notify => Role::Message,
+                    _ => Role::Report,
+                };
+                ((connection, Kind::Notify, number), role)
             }
-            Kind::Discover | Kind::Here => {
-                let is_here = header.kind == Kind::Here;
-                let nowhere = Scope::Connection(0);
-                ((nowhere, Kind::Discover, command), is_here, false)
+            Kind::Discover => {
+                let asker = Scope::Initiator(src, 0);
+                ((asker, Kind::Discover, 0), Role::Message)
             }
-            kind => {
-                let key = (self.scope(header), kind, command);
-                (key, header.is_reply(), true)
+            Kind::Here => {
+                let asker = Scope::Initiator(dst, 0);
+                ((asker, Kind::Discover, 0), Role::Report)
             }
+            kind => ((self.scope(header), kind, command), role),
         })
     }
 
@@ -224,15 +281,23 @@ impl Exchanges {
         if header.kind != Kind::Connect {
             return;
         }
-        let nonce = (initiator, header.ioc.0, header.command.0);
-        if header.is_reply() {
-            if let (Status::Ok, Some(scope)) = (header.status, self.connects.map.get(&nonce)) {
-                self.sessions.insert(header.connection.0, *scope);
+        let ioc = header.ioc.0;
+        let nonce = (initiator, ioc, header.command.0);
+        if !header.is_reply() {
+            if let Some(identity) = payload.first_chunk::<32>() {
+                self.connects.insert(nonce, *identity);
             }
-        } else if let Some(identity) = payload.first_chunk::<32>() {
-            // Initiator, incarnation and session lead the body.
-            let scope = Scope::Session(*identity, header.ioc.0);
-            self.connects.insert(nonce, scope);
+        } else if let (Status::Ok, Some(initiator), Some(responder)) = (
+            header.status,
+            self.connects.map.get(&nonce),
+            payload.first_chunk::<16>(),
+        ) {
+            let session = Scope::Session(Identity {
+                initiator: *initiator,
+                responder: *responder,
+                ioc,
+            });
+            self.sessions.insert(header.connection.0, session);
         }
     }
 }

@@ -125,10 +125,11 @@ impl Wire for Register {
     }
 }
 
-/// Answers a register. Status pending: no cluster is assigned yet, ask again.
+/// Answers a register. With status pending there is no body: no cluster is assigned yet, ask
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Registered {
-    /// The assigned cluster, none while pending.
+    /// The assigned cluster.
     pub cluster: ClusterName,
     /// The catalog's version.
     pub version: u64,
