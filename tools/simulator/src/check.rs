@@ -1,0 +1,270 @@
+//! What was promised and what must always hold, kept outside of the system under test.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rma::crt::{Table, rules};
+use rma::rma::request::AllocationInfo;
+use rma::wire::{Epoch, Guid, Ownership};
+
+use crate::node::{Host, Machine, Storage};
+use crate::world::World;
+
+/// The most broken promises that are written down.
+const MAX_VIOLATIONS: usize = 64;
+
+/// What administrators were told, and what went wrong.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// The newest acknowledged change of each row.
+    pub promised: BTreeMap<Guid, (Epoch, Ownership)>,
+    /// Rows that were taken out of their units at least once.
+    pub removed: BTreeSet<Guid>,
+    /// Acknowledged allocations that were lost (I1).
+    pub lost_acknowledged: u64,
+    /// Broken invariants, in words.
+    pub violations: Vec<String>,
+    /// How many allocations were acknowledged as changes.
+    pub acknowledged: u64,
+}
+
+impl Model {
+    /// Writes a broken invariant down.
+    pub fn violated(&mut self, what: String) {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.violations.push(what);
+        }
+    }
+
+    fn lost(&mut self, what: String) {
+        self.lost_acknowledged += 1;
+        self.violated(what);
+    }
+
+    /// An administrator was told that an allocation holds.
+    pub(crate) fn acknowledged(&mut self, info: &AllocationInfo, host: &Host) {
+        if info.changed {
+            self.acknowledged += 1;
+        }
+        for change in &info.changes {
+            let guid: Guid = change.row.guid.parse().unwrap_or(Guid::NIL);
+            let owners: Vec<Guid> = change
+                .after
+                .owners
+                .iter()
+                .filter_map(|o| o.guid.parse().ok())
+                .collect();
+            let ownership = match (change.after.ownership.as_str(), &owners[..]) {
+                ("dedicated", [one]) => Ownership::Dedicated(*one),
+                ("shared", _) => Ownership::shared(owners).unwrap_or_default(),
+                _ => Ownership::Unallocated,
+            };
+            let epoch = Epoch(change.epoch);
+            let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
+            if epoch >= newest {
+                self.promised.insert(guid, (epoch, ownership.clone()));
+            }
+            // It is on the disk of the host that acknowledged it.
+            let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
+            if stored.is_none_or(|owned| owned.epoch < epoch) {
+                self.lost(format!(
+                    "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
+                    host.name
+                ));
+            }
+        }
+    }
+
+    /// The registers on a unit's disk obey the hierarchy and hold what was promised.
+    pub(crate) fn check_unit_disk(&mut self, machine: &Machine) {
+        let Machine::Unit(storage) = machine else {
+            return;
+        };
+        let Some(stored) = &storage.stored else {
+            return;
+        };
+        let registers: BTreeMap<Guid, (Epoch, &Ownership)> = stored
+            .registers
+            .iter()
+            .map(|r| (r.row, (r.owned.epoch, &r.ownership)))
+            .collect();
+        let mut broken = Vec::new();
+        for guid in rows_of(storage) {
+            let nobody = (Epoch(0), &Ownership::Unallocated);
+            let found = *registers.get(&guid).unwrap_or(&nobody);
+            let Some((epoch, ownership)) = self.promised.get(&guid) else {
+                continue;
+            };
+            if found.0 < *epoch || (found.0 == *epoch && found.1 != ownership) {
+                broken.push(format!(
+                    "I1: {guid} was promised as {ownership:?} at epoch {epoch}, its register says {:?} at epoch {}",
+                    found.1, found.0
+                ));
+            }
+        }
+        for what in broken {
+            self.lost(what);
+        }
+        self.check_registers(storage, &registers);
+    }
+
+    fn check_registers(
+        &mut self,
+        storage: &Storage,
+        registers: &BTreeMap<Guid, (Epoch, &Ownership)>,
+    ) {
+        // A row that came back is reset by the running unit; before that it does not count.
+        let Some(unit) = &storage.unit else { return };
+        let owned = |guid: &Guid| {
+            registers
+                .get(guid)
+                .map_or(&Ownership::Unallocated, |(_, o)| *o)
+        };
+        let mut broken = Vec::new();
+        let mut check = |parent: &Guid, child: &Guid| {
+            let held = unit.register(*child).map(|r| r.ownership);
+            // What is not installed yet is not in force.
+            let in_force = held.as_ref() == Some(owned(child));
+            if in_force && !rules::permits(owned(parent), owned(child)) {
+                broken.push(format!(
+                    "I5: register {child} is {:?} under {parent}, which is {:?}",
+                    owned(child),
+                    owned(parent)
+                ));
+            }
+        };
+        for controller in storage.contents.controllers.values() {
+            check(&storage.facts.guid, &controller.guid);
+        }
+        for ((ioc, _), device) in &storage.contents.devices {
+            if let Some(controller) = storage.contents.controllers.get(ioc) {
+                check(&controller.guid, &device.guid);
+            }
+        }
+        for what in broken {
+            self.violated(what);
+        }
+    }
+
+    /// A table that is about to be stored obeys the hierarchy.
+    pub(crate) fn check_table(&mut self, table: &Table) {
+        let broken: Vec<String> = rules::violations(table)
+            .map(|violation| format!("I5: {violation}"))
+            .collect();
+        for what in broken {
+            self.violated(what);
+        }
+    }
+
+    /// Only what was taken out of its unit is marked invalid (I6).
+    pub(crate) fn check_silence(&mut self, host: &Host) {
+        let silent: Vec<String> = host
+            .stored
+            .rows
+            .values()
+            .filter(|row| !row.is_valid() && !self.removed.contains(&row.guid))
+            .map(|row| {
+                format!(
+                    "I6: {} is invalid at host {}, but was never taken out",
+                    row.name, host.name
+                )
+            })
+            .collect();
+        for what in silent {
+            self.violated(what);
+        }
+    }
+}
+
+fn rows_of(storage: &Storage) -> Vec<Guid> {
+    std::iter::once(storage.facts.guid)
+        .chain(storage.contents.controllers.values().map(|c| c.guid))
+        .chain(storage.contents.devices.values().map(|d| d.guid))
+        .collect()
+}
+
+/// Why the running hosts' tables are not what they must become, or `None` where they are: equal
+/// on every host, stored, with every present row valid and every row owned as its register says.
+pub fn unconverged(world: &World) -> Option<String> {
+    let mut first: Option<(&str, u128)> = None;
+    let present = world.present();
+    for (_, host) in world.hosts() {
+        let Some(agent) = &host.agent else { continue };
+        let name = host.name.as_str();
+        if !agent.is_steady() {
+            return Some(format!("host {name} is still in Fig. 5"));
+        }
+        let table = agent.table();
+        let stored = host.stored.table();
+        if stored.digest() != table.digest() {
+            return Some(format!("host {name} has not stored its table"));
+        }
+        match first {
+            None => first = Some((name, table.digest())),
+            Some((other, digest)) if digest != table.digest() => {
+                return Some(format!(
+                    "hosts {other} and {name} differ: {}",
+                    difference(world, other, name)
+                ));
+            }
+            Some(_) => {}
+        }
+        for guid in &present {
+            if table.get(*guid).is_none_or(|row| !row.is_valid()) {
+                return Some(format!("host {name} lacks {guid}"));
+            }
+        }
+        for row in table.rows() {
+            let below_unit = table.unit_of(row.guid).is_some();
+            if below_unit && row.is_valid() && !present.contains(&row.guid) {
+                return Some(format!("host {name} still has {} ({})", row.name, row.guid));
+            }
+        }
+        for (_, storage) in world.units() {
+            let Some(stored) = &storage.stored else {
+                continue;
+            };
+            for register in &stored.registers {
+                if !present.contains(&register.row) {
+                    continue;
+                }
+                let row = table.get(register.row);
+                if row
+                    .is_none_or(|r| r.owned != register.owned || r.ownership != register.ownership)
+                {
+                    return Some(format!(
+                        "host {name} says {:?} of {}, its register says {:?} at {:?}",
+                        row.map(|r| (&r.ownership, r.owned)),
+                        register.row,
+                        register.ownership,
+                        register.owned
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn difference(world: &World, a: &str, b: &str) -> String {
+    let table = |name: &str| {
+        world
+            .hosts()
+            .find(|(_, host)| host.name == name)
+            .and_then(|(_, host)| host.agent.as_ref())
+            .map(rma::rma::Agent::table)
+    };
+    let (Some(a), Some(b)) = (table(a), table(b)) else {
+        return String::new();
+    };
+    for row in a.rows() {
+        if b.get(row.guid) != Some(row) {
+            return format!("{row:?} and {:?}", b.get(row.guid));
+        }
+    }
+    for row in b.rows() {
+        if a.get(row.guid).is_none() {
+            return format!("only the second has {row:?}");
+        }
+    }
+    format!("{:?} and {:?}", a.settings(), b.settings())
+}

@@ -1,0 +1,349 @@
+//! Machines: a host with its agent, a unit, fabric services; each with what survives its crashes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rma::crt::Table;
+use rma::fabric::{Fabric, FabricConfig, MemoryCatalog, Policy};
+use rma::rma::request::{AdminReply, WatchEvent};
+use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
+use rma::unit::{
+    ControllerSpec, DeviceSpec, DiskInfo, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts,
+};
+use rma::wire::message::OwnershipRegister;
+use rma::wire::{
+    ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Row, Settings, TableStamp, Time,
+};
+
+use crate::service::{Heard, Service};
+
+/// Bytes behind the Ethernet header that every simulated NIC takes.
+pub const MTU: u16 = 1500;
+
+/// How the simulated disks behave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DiskFaults {
+    /// How long a sync takes at most.
+    pub sync: Duration,
+    /// Chance that a commit fails (and changes nothing).
+    pub failure: f64,
+}
+
+impl DiskFaults {
+    /// A disk that does everything right, and at once.
+    pub const NONE: Self = Self {
+        sync: Duration::ZERO,
+        failure: 0.0,
+    };
+}
+
+/// A table file as it is on the disk.
+#[derive(Debug, Clone)]
+pub struct StoredTable {
+    /// The rows.
+    pub rows: BTreeMap<Guid, Row>,
+    /// The settings.
+    pub settings: Settings,
+    /// The stamp.
+    pub stamp: TableStamp,
+    highest: TableStamp,
+    cluster: ClusterName,
+}
+
+impl Default for StoredTable {
+    fn default() -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            settings: Settings::default(),
+            stamp: TableStamp::default(),
+            highest: TableStamp::default(),
+            cluster: ClusterName::NONE,
+        }
+    }
+}
+
+impl StoredTable {
+    pub(crate) const fn cluster(&self) -> ClusterName {
+        self.cluster
+    }
+
+    pub(crate) const fn keep_cluster(&mut self, cluster: ClusterName) {
+        self.cluster = cluster;
+    }
+
+    /// The table as an agent starts with it.
+    pub fn table(&self) -> Table {
+        Table::restore(
+            self.settings,
+            self.stamp,
+            self.highest,
+            self.rows.values().cloned().map(Box::new),
+        )
+    }
+}
+
+/// A write that the disk has not finished.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Commit(CommitToken, Box<StoredTable>),
+    Registers(u64, Vec<OwnershipRegister>, u64),
+}
+
+/// A host.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) guid: Guid,
+    pub(crate) name: String,
+    pub(crate) cluster: ClusterName,
+    pub(crate) mac: Mac,
+    pub(crate) incarnation: u64,
+    /// How often its agent polls and waits.
+    pub intervals: Intervals,
+    /// What is on its disk.
+    pub stored: StoredTable,
+    /// Its agent, while it runs.
+    pub agent: Option<Agent>,
+    pub(crate) service: Option<Service>,
+    /// What administrators were answered, by token.
+    pub replies: BTreeMap<u64, AdminReply>,
+    /// What those who watch were told since the last start.
+    pub events: Vec<WatchEvent>,
+    /// The blocks of Fig. 5 since the last start.
+    pub blocks: Vec<(u16, String)>,
+    /// The devices that it exports.
+    pub exports: Option<Vec<OwnedDevice>>,
+    /// Where the agent said that it belongs now.
+    pub moved: Option<ClusterName>,
+}
+
+impl Host {
+    pub(crate) fn boot(&mut self, seed: u64) {
+        self.incarnation += 1;
+        self.events.clear();
+        self.blocks.clear();
+        self.exports = None;
+        let config = AgentConfig {
+            guid: self.guid,
+            incarnation: Incarnation(self.incarnation),
+            name: self.name.clone(),
+            macs: vec![self.mac],
+            cluster: self.cluster,
+            known_cluster: self.stored.cluster,
+            fabric_mac: None,
+            mtu: MTU,
+            intervals: self.intervals,
+        };
+        let cluster = config.known_cluster;
+        self.service = Some(Service::new(
+            self.guid,
+            config.incarnation,
+            cluster,
+            self.mac,
+            MTU,
+            seed ^ 2,
+        ));
+        self.agent = Some(Agent::new(config, self.stored.table(), seed));
+    }
+
+    /// Carries out what the agent wants; gives back what the disk has to do.
+    pub(crate) fn act(&mut self, now: Time) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        let (Some(agent), Some(service)) = (&mut self.agent, &mut self.service) else {
+            return pending;
+        };
+        loop {
+            if let Some(heard) = service.poll() {
+                match heard {
+                    Heard::Devices(unit, ioc, result) => {
+                        agent.devices_listed(now, unit, ioc, result);
+                    }
+                    Heard::Notified(unit, ioc, notification) => {
+                        agent.service_notified(now, unit, ioc, notification);
+                    }
+                }
+                continue;
+            }
+            let Some(action) = agent.poll_action() else {
+                return pending;
+            };
+            match action {
+                AgentAction::Commit { token, changed } => {
+                    let mut stored = self.stored.clone();
+                    let table = agent.table();
+                    for guid in changed {
+                        match table.get(guid) {
+                            Some(row) => stored.rows.insert(guid, row.clone()),
+                            None => stored.rows.remove(&guid),
+                        };
+                    }
+                    stored.settings = *table.settings();
+                    stored.stamp = table.stamp();
+                    stored.highest = table.highest_stamp();
+                    pending.push(Pending::Commit(token, Box::new(stored)));
+                }
+                AgentAction::AddController { unit, ioc, mac } => {
+                    service.add_controller(now, unit, ioc, mac);
+                }
+                AgentAction::RemoveController { unit, ioc } => {
+                    service.remove_controller(unit, ioc);
+                }
+                AgentAction::ListDevices { unit, ioc } => service.list_devices(now, unit, ioc),
+                AgentAction::Export(devices) => self.exports = Some(devices),
+                AgentAction::AdminReply { token, reply } => {
+                    self.replies.insert(token, *reply);
+                }
+                AgentAction::Event(event) => self.events.push(event),
+                AgentAction::Joined(cluster) => {
+                    // A label in the file: written with the next commit at the latest.
+                    self.stored.cluster = cluster;
+                    service.cluster = cluster;
+                }
+                AgentAction::Moved { to, .. } => self.moved = Some(to),
+                AgentAction::Block(number, text) => self.blocks.push((number, text)),
+            }
+        }
+    }
+}
+
+/// What a unit consists of, whatever becomes of the program that serves it.
+#[derive(Debug, Clone)]
+pub struct UnitContents {
+    /// The controllers by number.
+    pub controllers: BTreeMap<IocNumber, ControllerSpec>,
+    /// The devices by controller and number.
+    pub devices: BTreeMap<(IocNumber, IodNumber), DeviceSpec>,
+}
+
+/// A unit.
+#[derive(Debug)]
+pub struct Storage {
+    pub(crate) facts: UnitFacts,
+    pub(crate) cluster_wanted: ClusterName,
+    pub(crate) cluster: ClusterName,
+    pub(crate) incarnation: u64,
+    /// What it consists of.
+    pub contents: UnitContents,
+    /// What is on its disk; `None`: lost.
+    pub stored: Option<StoredRegisters>,
+    /// Its state machine, while it runs.
+    pub unit: Option<Unit>,
+}
+
+impl Storage {
+    pub(crate) fn boot(&mut self, now: Time, seed: u64) {
+        self.incarnation += 1;
+        let config = UnitConfig {
+            facts: self.facts.clone(),
+            incarnation: Incarnation(self.incarnation),
+            cluster_wanted: self.cluster_wanted,
+            cluster: self.cluster,
+            fabric_mac: None,
+            mtu: MTU,
+            credits: 32,
+            max_connections: 4096,
+        };
+        let mut unit = Unit::new(config, self.stored.clone(), seed);
+        for spec in self.contents.controllers.values() {
+            unit.add_controller(now, spec.clone())
+                .expect("the unit's contents are possible");
+        }
+        for ((ioc, _), spec) in &self.contents.devices {
+            unit.add_device(now, *ioc, spec.clone())
+                .expect("the unit's contents are possible");
+        }
+        self.unit = Some(unit);
+    }
+
+    /// Carries out what the unit wants; gives back what the disk has to do.
+    pub(crate) fn act(&mut self, now: Time) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        let Some(unit) = &mut self.unit else {
+            return pending;
+        };
+        while let Some(action) = unit.poll_action() {
+            match action {
+                UnitAction::PersistRegisters {
+                    token,
+                    registers,
+                    term,
+                } => pending.push(Pending::Registers(token, registers, term)),
+                UnitAction::Disk { token, .. } => unit.disk_done(now, token, Ok(Vec::new())),
+                UnitAction::Joined(cluster) => self.cluster = cluster,
+                _ => {}
+            }
+        }
+        pending
+    }
+
+    /// Writes registers to the disk.
+    pub(crate) fn write(&mut self, registers: &[OwnershipRegister], term: u64) {
+        let stored = self.stored.get_or_insert_default();
+        let mut rows: BTreeMap<Guid, OwnershipRegister> = std::mem::take(&mut stored.registers)
+            .into_iter()
+            .map(|r| (r.row, r))
+            .collect();
+        rows.extend(registers.iter().map(|r| (r.row, r.clone())));
+        stored.registers = rows.into_values().collect();
+        stored.term = stored.term.max(term);
+    }
+}
+
+/// Fabric services.
+#[derive(Debug)]
+pub struct Services {
+    pub(crate) guid: Guid,
+    pub(crate) incarnation: u64,
+    pub(crate) policy: Policy,
+    /// What is on their disk.
+    pub catalog: MemoryCatalog,
+    /// Their state machine, while it runs.
+    pub fabric: Option<Fabric<MemoryCatalog>>,
+}
+
+impl Services {
+    pub(crate) fn boot(&mut self, seed: u64) {
+        self.incarnation += 1;
+        let config = FabricConfig {
+            guid: self.guid,
+            incarnation: Incarnation(self.incarnation),
+            policy: self.policy,
+            mtu: MTU,
+        };
+        let fabric = Fabric::new(config, self.catalog.clone(), seed);
+        self.fabric = Some(fabric.expect("a catalog in memory can be read"));
+    }
+
+    pub(crate) fn crash(&mut self) {
+        if let Some(mut fabric) = self.fabric.take() {
+            self.catalog = fabric.catalog_mut().clone();
+        }
+    }
+}
+
+/// What a machine is.
+#[derive(Debug)]
+pub enum Machine {
+    /// A host with an RMA.
+    Host(Box<Host>),
+    /// A storage box with a unit.
+    Unit(Box<Storage>),
+    /// A box with fabric services.
+    Fabric(Box<Services>),
+}
+
+/// A device's spec by number and name, one MiB in blocks of 512.
+pub fn device_spec(guid: Guid, iod: u16, name: &str) -> DeviceSpec {
+    DeviceSpec {
+        guid,
+        iod: IodNumber(iod),
+        name: name.to_owned(),
+        vendor: "rma".to_owned(),
+        model: "simulated".to_owned(),
+        serial: format!("{:x}", guid.0),
+        info: DiskInfo {
+            size_bytes: 1 << 20,
+            block_size: 512,
+            features: 0,
+        },
+    }
+}

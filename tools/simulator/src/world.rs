@@ -1,0 +1,803 @@
+//! The world: machines on a wire, one clock, one seed. Nothing in it happens by chance twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rma::fabric::{Fabric, MemoryCatalog, Policy};
+use rma::rma::Intervals;
+use rma::rma::request::{AdminReply, AdminRequest};
+use rma::unit::{ControllerSpec, DeviceSpec, StoredRegisters, Unit, UnitFacts};
+use rma::wire::{ClusterName, Guid, Header, IocNumber, IodNumber, Mac, Time};
+
+use crate::check::Model;
+use crate::network::Network;
+use crate::node::{
+    DiskFaults, Host, Machine, Pending, Services, Storage, StoredTable, UnitContents, device_spec,
+};
+
+/// The most frames that one machine sends at one moment before the world calls it a storm.
+const MAX_BURST: usize = 1_000_000;
+
+/// Names a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) usize);
+
+#[derive(Debug)]
+struct Node {
+    mac: Mac,
+    machine: Machine,
+    /// Counts crashes: what was meant for an earlier life does not arrive.
+    life: u64,
+    /// Whether its cable is plugged in.
+    linked: bool,
+    wake: Option<Time>,
+    /// When its disk has done what it was told.
+    disk_until: Time,
+}
+
+#[derive(Debug)]
+enum Event {
+    Frame {
+        to: usize,
+        service: bool,
+        src: Mac,
+        bytes: Rc<Vec<u8>>,
+    },
+    Wake {
+        node: usize,
+    },
+    Disk {
+        node: usize,
+        life: u64,
+        pending: Pending,
+    },
+}
+
+/// A frame as the wire saw it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// When it was sent.
+    pub at: Time,
+    /// On which EtherType.
+    pub service: bool,
+    /// The sender.
+    pub src: Mac,
+    /// The receiver.
+    pub dst: Mac,
+    /// Header and payload, without the Ethernet header.
+    pub bytes: Rc<Vec<u8>>,
+}
+
+/// The world.
+#[derive(Debug)]
+pub struct World {
+    now: Time,
+    nodes: Vec<Node>,
+    events: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
+    rng: fastrand::Rng,
+    /// The wire.
+    pub network: Network,
+    /// The disks of hosts and units.
+    pub disks: DiskFaults,
+    /// What was promised to administrators, and what was broken.
+    pub model: Model,
+    next_token: u64,
+    asked: BTreeMap<(usize, u64), ()>,
+    /// Every frame sent, where it is wanted.
+    pub capture: Option<Vec<Seen>>,
+    /// Frames sent by kind (management) since the start.
+    pub kinds: BTreeMap<&'static str, u64>,
+}
+
+fn mac(n: usize) -> Mac {
+    let n = n as u32 + 1;
+    let [_, a, b, c] = n.to_be_bytes();
+    Mac([2, 0, 0, a, b, c])
+}
+
+impl World {
+    /// An empty world.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        Self {
+            now: Time::ZERO + Duration::from_secs(1),
+            nodes: Vec::new(),
+            events: BTreeMap::new(),
+            sequence: 0,
+            network: Network::new(rng.u64(..)),
+            disks: DiskFaults::NONE,
+            model: Model::default(),
+            next_token: 1,
+            asked: BTreeMap::new(),
+            capture: None,
+            kinds: BTreeMap::new(),
+            rng,
+        }
+    }
+
+    /// The clock.
+    pub const fn now(&self) -> Time {
+        self.now
+    }
+
+    fn add(&mut self, machine: Machine) -> NodeId {
+        let id = self.nodes.len();
+        self.nodes.push(Node {
+            mac: mac(id),
+            machine,
+            life: 0,
+            linked: true,
+            wake: None,
+            disk_until: Time::ZERO,
+        });
+        NodeId(id)
+    }
+
+    /// Puts fabric services on the wire, running.
+    pub fn add_fabric(&mut self, policy: Policy) -> NodeId {
+        let id = self.nodes.len();
+        let id = self.add(Machine::Fabric(Box::new(Services {
+            guid: Guid(0xfab0_0000 + id as u128),
+            incarnation: 0,
+            policy,
+            catalog: MemoryCatalog::new(),
+            fabric: None,
+        })));
+        self.start(id);
+        id
+    }
+
+    /// Puts a host on the wire, not started. Its configuration asks for `cluster`.
+    pub fn add_host(&mut self, name: &str, cluster: &str) -> NodeId {
+        let id = self.nodes.len();
+        self.add(Machine::Host(Box::new(Host {
+            guid: Guid(0x0105_0000_0000_0000_0000_0000_0000_0000 + id as u128),
+            name: name.to_owned(),
+            cluster: cluster.parse().expect("a cluster name"),
+            mac: mac(id),
+            incarnation: 0,
+            intervals: Intervals::default(),
+            stored: StoredTable::default(),
+            agent: None,
+            service: None,
+            replies: BTreeMap::new(),
+            events: Vec::new(),
+            blocks: Vec::new(),
+            exports: None,
+            moved: None,
+        })))
+    }
+
+    /// Puts a unit on the wire, not started, with controllers 1, 2, … and their devices 1, 2, …
+    pub fn add_unit(
+        &mut self,
+        name: &str,
+        cluster: &str,
+        controllers: &[(&str, &[&str])],
+    ) -> NodeId {
+        let id = self.nodes.len();
+        let cluster = cluster.parse().expect("a cluster name");
+        let base = 0x0300_0000_0000_0000_0000_0000_0000_0000 + ((id as u128) << 64);
+        let mut contents = UnitContents {
+            controllers: BTreeMap::new(),
+            devices: BTreeMap::new(),
+        };
+        for (c, (name, devices)) in controllers.iter().enumerate() {
+            let ioc = IocNumber(c as u16 + 1);
+            let guid = Guid(base + ((c as u128 + 1) << 32));
+            let spec = ControllerSpec {
+                guid,
+                ioc,
+                name: (*name).to_owned(),
+                model: String::new(),
+            };
+            contents.controllers.insert(ioc, spec);
+            for (d, name) in devices.iter().enumerate() {
+                let iod = d as u16 + 1;
+                let spec = device_spec(Guid(guid.0 + u128::from(iod)), iod, name);
+                contents.devices.insert((ioc, IodNumber(iod)), spec);
+            }
+        }
+        self.add(Machine::Unit(Box::new(Storage {
+            facts: UnitFacts {
+                guid: Guid(base),
+                name: name.to_owned(),
+                vendor: "rma".to_owned(),
+                model: String::new(),
+                serial: String::new(),
+                macs: vec![mac(id)],
+            },
+            cluster_wanted: cluster,
+            cluster: ClusterName::NONE,
+            incarnation: 0,
+            contents,
+            stored: Some(StoredRegisters::default()),
+            unit: None,
+        })))
+    }
+
+    /// Where a machine is.
+    pub fn mac(&self, id: NodeId) -> Mac {
+        self.nodes[id.0].mac
+    }
+
+    /// Every host.
+    pub fn hosts(&self) -> impl Iterator<Item = (NodeId, &Host)> {
+        self.nodes.iter().enumerate().filter_map(|(id, node)| {
+            let Machine::Host(host) = &node.machine else {
+                return None;
+            };
+            Some((NodeId(id), &**host))
+        })
+    }
+
+    /// Every unit.
+    pub fn units(&self) -> impl Iterator<Item = (NodeId, &Storage)> {
+        self.nodes.iter().enumerate().filter_map(|(id, node)| {
+            let Machine::Unit(unit) = &node.machine else {
+                return None;
+            };
+            Some((NodeId(id), &**unit))
+        })
+    }
+
+    /// A host.
+    ///
+    /// # Panics
+    /// When the machine is something else; so do the others of this kind.
+    pub fn host(&self, id: NodeId) -> &Host {
+        match &self.nodes[id.0].machine {
+            Machine::Host(host) => host,
+            _ => panic!("no host"),
+        }
+    }
+
+    /// A host, to change its settings before it starts.
+    pub fn host_mut(&mut self, id: NodeId) -> &mut Host {
+        match &mut self.nodes[id.0].machine {
+            Machine::Host(host) => host,
+            _ => panic!("no host"),
+        }
+    }
+
+    /// A unit.
+    pub fn unit(&self, id: NodeId) -> &Storage {
+        match &self.nodes[id.0].machine {
+            Machine::Unit(unit) => unit,
+            _ => panic!("no unit"),
+        }
+    }
+
+    fn unit_mut(&mut self, id: NodeId) -> &mut Storage {
+        match &mut self.nodes[id.0].machine {
+            Machine::Unit(unit) => unit,
+            _ => panic!("no unit"),
+        }
+    }
+
+    /// Fabric services.
+    pub fn fabric_mut(&mut self, id: NodeId) -> &mut Services {
+        match &mut self.nodes[id.0].machine {
+            Machine::Fabric(services) => services,
+            _ => panic!("no fabric services"),
+        }
+    }
+
+    /// Lets an administrator of fabric services do something.
+    pub fn with_fabric<R>(
+        &mut self,
+        id: NodeId,
+        act: impl FnOnce(&mut Fabric<MemoryCatalog>, Time) -> R,
+    ) -> Option<R> {
+        let now = self.now;
+        let done = self.fabric_mut(id).fabric.as_mut().map(|f| act(f, now));
+        self.settle(id.0);
+        done
+    }
+
+    /// Whether a machine runs.
+    pub fn is_running(&self, id: NodeId) -> bool {
+        match &self.nodes[id.0].machine {
+            Machine::Host(host) => host.agent.is_some(),
+            Machine::Unit(unit) => unit.unit.is_some(),
+            Machine::Fabric(services) => services.fabric.is_some(),
+        }
+    }
+
+    /// Starts a machine from what is on its disk.
+    pub fn start(&mut self, id: NodeId) {
+        let (seed, now) = (self.rng.u64(..), self.now);
+        match &mut self.nodes[id.0].machine {
+            Machine::Host(host) => host.boot(seed),
+            Machine::Unit(unit) => unit.boot(now, seed),
+            Machine::Fabric(services) => services.boot(seed),
+        }
+        self.tick(id.0);
+    }
+
+    /// Starts every machine that does not run.
+    pub fn start_all(&mut self) {
+        for id in 0..self.nodes.len() {
+            if !self.is_running(NodeId(id)) {
+                self.start(NodeId(id));
+            }
+        }
+    }
+
+    /// Takes a machine's power away. Each write that its disk has not finished is there or not.
+    pub fn crash(&mut self, id: NodeId) {
+        let life = self.nodes[id.0].life;
+        let unfinished: Vec<(Time, u64)> = self
+            .events
+            .iter()
+            .filter(|(_, event)| {
+                matches!(event, Event::Disk { node, life: of, .. } if *node == id.0 && *of == life)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        let mut torn = false;
+        for key in unfinished {
+            // In order: what comes after a write that is lost is lost as well.
+            torn |= self.rng.bool();
+            if let Some(Event::Disk { pending, .. }) = self.events.remove(&key)
+                && !torn
+            {
+                self.write(id.0, &pending);
+            }
+        }
+        let node = &mut self.nodes[id.0];
+        node.life += 1;
+        node.wake = None;
+        match &mut node.machine {
+            Machine::Host(host) => {
+                host.agent = None;
+                host.service = None;
+            }
+            Machine::Unit(unit) => unit.unit = None,
+            Machine::Fabric(services) => services.crash(),
+        }
+        self.model.check_unit_disk(&self.nodes[id.0].machine);
+    }
+
+    /// Plugs a machine's cable in or out.
+    pub fn link(&mut self, id: NodeId, linked: bool) {
+        self.nodes[id.0].linked = linked;
+    }
+
+    /// Cuts two machines off from each other.
+    pub fn part(&mut self, a: NodeId, b: NodeId) {
+        let (a, b) = (self.mac(a), self.mac(b));
+        self.network.cut(a, b);
+        self.network.cut(b, a);
+    }
+
+    /// Changes a unit while it runs (or not): both its state machine and what it consists of.
+    pub fn alter_unit(
+        &mut self,
+        id: NodeId,
+        contents: impl FnOnce(&mut UnitContents),
+        live: impl FnOnce(&mut Unit, Time),
+    ) {
+        let now = self.now;
+        let storage = self.unit_mut(id);
+        contents(&mut storage.contents);
+        if let Some(unit) = &mut storage.unit {
+            live(unit, now);
+        }
+        self.settle(id.0);
+    }
+
+    /// Puts a device into a controller.
+    pub fn add_device(&mut self, id: NodeId, ioc: u16, spec: DeviceSpec) {
+        let ioc = IocNumber(ioc);
+        let also = spec.clone();
+        self.alter_unit(
+            id,
+            |contents| {
+                contents.devices.insert((ioc, spec.iod), spec);
+            },
+            |unit, now| {
+                unit.add_device(now, ioc, also)
+                    .expect("the device is possible");
+            },
+        );
+    }
+
+    /// Takes a device out of a controller, and gives it back.
+    pub fn remove_device(&mut self, id: NodeId, ioc: u16, iod: u16) -> Option<DeviceSpec> {
+        let (ioc, iod) = (IocNumber(ioc), IodNumber(iod));
+        let spec = self.unit(id).contents.devices.get(&(ioc, iod)).cloned()?;
+        self.model.removed.insert(spec.guid);
+        self.alter_unit(
+            id,
+            |contents| {
+                contents.devices.remove(&(ioc, iod));
+            },
+            |unit, now| {
+                unit.remove_device(now, ioc, iod)
+                    .expect("the device is there");
+            },
+        );
+        Some(spec)
+    }
+
+    /// Asks a host's agent; the answer comes into [`Host::replies`] under the token.
+    pub fn ask(&mut self, id: NodeId, request: AdminRequest) -> u64 {
+        let (now, token) = (self.now, self.next_token);
+        self.next_token += 1;
+        self.asked.insert((id.0, token), ());
+        if let Machine::Host(host) = &mut self.nodes[id.0].machine
+            && let Some(agent) = &mut host.agent
+        {
+            agent.admin(now, token, request);
+        }
+        self.settle(id.0);
+        token
+    }
+
+    /// Asks a host's agent and waits for the answer.
+    ///
+    /// # Panics
+    /// When there is none within a minute.
+    pub fn admin(&mut self, id: NodeId, request: AdminRequest) -> AdminReply {
+        let token = self.ask(id, request);
+        let came = self.run_until(Duration::from_secs(60), |world| {
+            world.host(id).replies.contains_key(&token)
+        });
+        assert!(came, "the administrator waits for ever");
+        self.host(id).replies[&token].clone()
+    }
+
+    /// Allocates and waits for the answer.
+    pub fn allocate(&mut self, id: NodeId, target: &str, hosts: &[&str]) -> AdminReply {
+        self.admin(
+            id,
+            AdminRequest::Allocate {
+                target: target.to_owned(),
+                hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+                shared: false,
+                recursive: false,
+            },
+        )
+    }
+
+    /// Releases and waits for the answer.
+    pub fn release(&mut self, id: NodeId, target: &str, recursive: bool) -> AdminReply {
+        let target = target.to_owned();
+        self.admin(id, AdminRequest::Release { target, recursive })
+    }
+
+    /// Sends a frame of nobody's making to a machine.
+    pub fn inject(&mut self, to: NodeId, service: bool, src: Mac, frame: Vec<u8>) {
+        let event = Event::Frame {
+            to: to.0,
+            service,
+            src,
+            bytes: Rc::new(frame),
+        };
+        self.schedule(self.now, event);
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.step(end) {}
+        self.now = end;
+    }
+
+    /// Lets time pass until something is so, at most for `patience`; whether it became so.
+    pub fn run_until(&mut self, patience: Duration, mut is_so: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now + patience;
+        loop {
+            if is_so(self) {
+                return true;
+            }
+            if !self.step(end) {
+                self.now = end;
+                return is_so(self);
+            }
+        }
+    }
+
+    /// Does the next thing, if it is due by `end`.
+    fn step(&mut self, end: Time) -> bool {
+        let due = self.events.first_key_value().map(|(key, _)| *key);
+        let Some(key) = due.filter(|(at, _)| *at <= end) else {
+            return false;
+        };
+        let Some(event) = self.events.remove(&key) else {
+            return false;
+        };
+        self.now = self.now.max(key.0);
+        match event {
+            Event::Frame {
+                to,
+                service,
+                src,
+                bytes,
+            } => self.deliver(to, service, src, &bytes),
+            Event::Wake { node } => {
+                if self.nodes[node].wake == Some(key.0) {
+                    self.nodes[node].wake = None;
+                    self.tick(node);
+                }
+            }
+            Event::Disk {
+                node,
+                life,
+                pending,
+            } => {
+                if self.nodes[node].life == life {
+                    self.disk_done(node, pending);
+                }
+            }
+        }
+        true
+    }
+
+    fn schedule(&mut self, at: Time, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at, self.sequence), event);
+    }
+
+    fn deliver(&mut self, to: usize, service: bool, src: Mac, bytes: &[u8]) {
+        let now = self.now;
+        let node = &mut self.nodes[to];
+        if !node.linked {
+            self.network.lost += 1;
+            return;
+        }
+        // What is wrong with a frame is counted by the receiver.
+        let _dropped = match &mut node.machine {
+            Machine::Host(host) => match (&mut host.agent, &mut host.service) {
+                (Some(agent), _) if !service => agent.handle(now, src, bytes),
+                (_, Some(connections)) if service => connections.handle(now, src, bytes),
+                _ => Ok(()),
+            },
+            Machine::Unit(storage) => match &mut storage.unit {
+                Some(unit) => unit.handle(now, service, src, bytes),
+                None => Ok(()),
+            },
+            Machine::Fabric(services) => match &mut services.fabric {
+                Some(fabric) if !service => fabric.handle(now, src, bytes),
+                _ => Ok(()),
+            },
+        };
+        self.settle(to);
+    }
+
+    fn tick(&mut self, id: usize) {
+        let now = self.now;
+        match &mut self.nodes[id].machine {
+            Machine::Host(host) => {
+                if let (Some(agent), Some(service)) = (&mut host.agent, &mut host.service) {
+                    agent.tick(now);
+                    service.tick(now);
+                }
+            }
+            Machine::Unit(storage) => {
+                if let Some(unit) = &mut storage.unit {
+                    unit.tick(now);
+                }
+            }
+            Machine::Fabric(services) => {
+                if let Some(fabric) = &mut services.fabric {
+                    fabric.tick(now);
+                }
+            }
+        }
+        self.settle(id);
+    }
+
+    /// Carries out what a machine wants after something has happened to it.
+    fn settle(&mut self, id: usize) {
+        let now = self.now;
+        let before = self.promises(id);
+        let pending = match &mut self.nodes[id].machine {
+            Machine::Host(host) => host.act(now),
+            Machine::Unit(unit) => unit.act(now),
+            Machine::Fabric(_) => Vec::new(),
+        };
+        for item in pending {
+            if let Pending::Commit(_, table) = &item {
+                self.model.check_table(&table.table());
+            }
+            let life = self.nodes[id].life;
+            let sync = self.disks.sync.as_nanos() as u64;
+            let mut at =
+                now + Duration::from_nanos(if sync > 0 { self.rng.u64(0..=sync) } else { 0 });
+            // One disk does one thing after the other.
+            at = at.max(self.nodes[id].disk_until);
+            self.nodes[id].disk_until = at;
+            let event = Event::Disk {
+                node: id,
+                life,
+                pending: item,
+            };
+            self.schedule(at, event);
+        }
+        self.note_promises(id, before);
+        self.transmit(id);
+        self.rewake(id);
+    }
+
+    fn promises(&self, id: usize) -> usize {
+        match &self.nodes[id].machine {
+            Machine::Host(host) => host.replies.len(),
+            _ => 0,
+        }
+    }
+
+    /// Tells the model what was acknowledged just now.
+    fn note_promises(&mut self, id: usize, before: usize) {
+        let Machine::Host(host) = &self.nodes[id].machine else {
+            return;
+        };
+        if host.replies.len() == before {
+            return;
+        }
+        let answered: Vec<u64> = host
+            .replies
+            .keys()
+            .copied()
+            .filter(|token| self.asked.contains_key(&(id, *token)))
+            .collect();
+        for token in answered {
+            self.asked.remove(&(id, token));
+            if let Machine::Host(host) = &self.nodes[id].machine
+                && let AdminReply::Allocated(info) = &host.replies[&token]
+            {
+                self.model.acknowledged(info, host);
+            }
+        }
+        let units: Vec<usize> = self.units().map(|(id, _)| id.0).collect();
+        for unit in units {
+            self.model.check_unit_disk(&self.nodes[unit].machine);
+        }
+    }
+
+    fn transmit(&mut self, id: usize) {
+        let now = self.now;
+        for _ in 0..MAX_BURST {
+            let mut bytes = Vec::new();
+            let node = &mut self.nodes[id];
+            let sent = match &mut node.machine {
+                Machine::Host(host) => match (&mut host.agent, &mut host.service) {
+                    (Some(agent), Some(service)) => agent
+                        .poll_transmit(now, &mut bytes)
+                        .map(|mac| (false, mac))
+                        .or_else(|| Some((true, service.poll_transmit(now, &mut bytes)?))),
+                    _ => None,
+                },
+                Machine::Unit(storage) => storage
+                    .unit
+                    .as_mut()
+                    .and_then(|unit| unit.poll_transmit(now, &mut bytes)),
+                Machine::Fabric(services) => services
+                    .fabric
+                    .as_mut()
+                    .and_then(|f| Some((false, f.poll_transmit(now, &mut bytes)?))),
+            };
+            let Some((service, dst)) = sent else { return };
+            self.send(id, service, dst, bytes);
+        }
+        panic!("machine {id} sends for ever at {now:?}");
+    }
+
+    fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Vec<u8>) {
+        let src = self.nodes[from].mac;
+        self.network.sent += 1;
+        if let Ok((header, _)) = Header::parse(&bytes, service) {
+            *self.kinds.entry(header.kind.name()).or_default() += 1;
+        }
+        let bytes = Rc::new(bytes);
+        if let Some(capture) = &mut self.capture {
+            capture.push(Seen {
+                at: self.now,
+                service,
+                src,
+                dst,
+                bytes: Rc::clone(&bytes),
+            });
+        }
+        if !self.nodes[from].linked {
+            self.network.lost += 1;
+            return;
+        }
+        let receivers: Vec<usize> = if dst.is_multicast() {
+            (0..self.nodes.len()).filter(|id| *id != from).collect()
+        } else {
+            let found = self.nodes.iter().position(|node| node.mac == dst);
+            found.into_iter().collect()
+        };
+        for to in receivers {
+            let receiver = self.nodes[to].mac;
+            for (delay, copy) in self.network.carry(src, receiver, &bytes) {
+                let bytes = if copy == *bytes {
+                    Rc::clone(&bytes)
+                } else {
+                    Rc::new(copy)
+                };
+                let event = Event::Frame {
+                    to,
+                    service,
+                    src,
+                    bytes,
+                };
+                self.schedule(self.now + delay, event);
+            }
+        }
+    }
+
+    fn rewake(&mut self, id: usize) {
+        let deadline = match &self.nodes[id].machine {
+            Machine::Host(host) => match (&host.agent, &host.service) {
+                (Some(agent), Some(service)) => [agent.deadline(), service.deadline()]
+                    .into_iter()
+                    .flatten()
+                    .min(),
+                _ => None,
+            },
+            Machine::Unit(storage) => storage.unit.as_ref().and_then(Unit::deadline),
+            Machine::Fabric(services) => services.fabric.as_ref().and_then(|f| f.deadline()),
+        };
+        let Some(at) = deadline else { return };
+        let at = at.max(self.now);
+        let node = &mut self.nodes[id];
+        if node.wake.is_none_or(|set| at < set || set < self.now) {
+            node.wake = Some(at);
+            self.schedule(at, Event::Wake { node: id });
+        }
+    }
+
+    fn disk_done(&mut self, id: usize, pending: Pending) {
+        let failed = self.disks.failure > 0.0 && self.rng.f64() < self.disks.failure;
+        if !failed {
+            self.write(id, &pending);
+        }
+        let now = self.now;
+        match (&mut self.nodes[id].machine, pending) {
+            (Machine::Host(host), Pending::Commit(token, _)) => {
+                if let Some(agent) = &mut host.agent {
+                    agent.committed(now, token, !failed);
+                }
+            }
+            (Machine::Unit(storage), Pending::Registers(token, ..)) => {
+                if let Some(unit) = &mut storage.unit {
+                    unit.registers_persisted(now, token, !failed);
+                }
+            }
+            _ => {}
+        }
+        self.settle(id);
+    }
+
+    fn write(&mut self, id: usize, pending: &Pending) {
+        match (&mut self.nodes[id].machine, pending) {
+            (Machine::Host(host), Pending::Commit(_, stored)) => {
+                let cluster = host.stored.cluster();
+                host.stored = (**stored).clone();
+                host.stored.keep_cluster(cluster);
+                self.model.check_silence(host);
+            }
+            (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
+                storage.write(registers, *term);
+                self.model.check_unit_disk(&self.nodes[id].machine);
+            }
+            _ => {}
+        }
+    }
+
+    /// The units' GUIDs with their present controllers and devices.
+    pub fn present(&self) -> BTreeSet<Guid> {
+        let mut present = BTreeSet::new();
+        for (_, storage) in self.units() {
+            present.insert(storage.facts.guid);
+            present.extend(storage.contents.controllers.values().map(|c| c.guid));
+            present.extend(storage.contents.devices.values().map(|d| d.guid));
+        }
+        present
+    }
+}
