@@ -385,7 +385,8 @@ impl Agent {
     /// its time at block 525, except where somebody waits for it.
     fn seal(&mut self, now: Time) {
         let journal = &self.journal;
-        let held = self.boot.holds_commits() && journal.waiters.is_empty();
+        let wanted = !journal.waiters.is_empty() || !self.deferred.is_empty();
+        let held = self.boot.holds_commits() && !wanted;
         if journal.commit.is_some() || held || self.timers.is_set(Timer::Commit) {
             return;
         }
@@ -535,7 +536,7 @@ impl Agent {
 
     /// Brings the owned devices up to date after these rows have changed, and tells the shell.
     pub(super) fn refresh_exports(&mut self, rows: &BTreeSet<Guid>) {
-        if self.boot.holds_commits() {
+        if !self.boot.has_stored() {
             return;
         }
         let mut changed = !self.exported;

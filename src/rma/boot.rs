@@ -5,6 +5,7 @@ use super::journal::Waiter;
 use super::peers::Pulled;
 use super::report::summary_text;
 use super::timers::Timer;
+use crate::wire::message::TableSummary;
 use crate::wire::{EntityType, Guid, Row, Time};
 
 /// Where the agent is in Fig. 5.
@@ -86,9 +87,15 @@ impl Boot {
         self.block = Block::Stopped;
     }
 
-    /// Whether changes are gathered for block 525 rather than stored at once.
+    /// Whether changes are gathered for block 525 rather than stored at once. (The members of
+    /// block 505 are stored before others hear our stamp.)
     pub(super) fn holds_commits(&self) -> bool {
-        self.block < Block::Store
+        self.block < Block::Store && self.block != Block::Stamps
+    }
+
+    /// Whether the table is what the operating system may rely on.
+    pub(super) fn has_stored(&self) -> bool {
+        (Block::Store..=Block::Steady).contains(&self.block)
     }
 
     /// Whether peers are connected to.
@@ -108,7 +115,10 @@ impl Agent {
         let stored = if self.table.is_empty() {
             "no stored table, an empty one is created".to_owned()
         } else {
-            format!("stored table: {}", summary_text(&self.table.summary()))
+            format!(
+                "stored table: {}",
+                summary_text(&self.table, &self.table.summary())
+            )
         };
         self.serve_cluster();
         self.enter(now, Block::Members);
@@ -220,6 +230,10 @@ impl Agent {
         for guid in silent {
             self.give_up_waiting(now, guid);
         }
+        for peer in self.peers.values_mut() {
+            // What was told while others were coming up as well may be old by now.
+            peer.fresh = false;
+        }
         self.enter(now, Block::Adopt);
     }
 
@@ -238,16 +252,26 @@ impl Agent {
             self.enter(now, Block::Adopt);
         }
         let digest = self.table.digest();
-        let best = self
+        let differing: Vec<(Guid, TableSummary, bool)> = self
             .peers
             .iter()
             .filter(|(_, p)| p.boot_pull == Pulled::No && p.station.is_up())
-            .filter_map(|(guid, p)| Some((p.summary?, *guid)))
-            .filter(|(theirs, _)| theirs.digest != digest)
-            .max_by_key(|(theirs, guid)| (theirs.stamp, *guid));
-        if let Some((theirs, guid)) = best {
+            .filter_map(|(guid, p)| Some((*guid, p.summary?, p.fresh)))
+            .filter(|(_, theirs, _)| theirs.digest != digest && theirs.row_count > 0)
+            .collect();
+        if !self.boot.impatient && differing.iter().any(|(_, _, fresh)| !fresh) {
+            // Perhaps they have become what ours is now.
+            for (guid, ..) in differing.iter().filter(|(_, _, fresh)| !fresh) {
+                self.ask_stamp(now, *guid);
+            }
+            return;
+        }
+        let best = differing
+            .into_iter()
+            .max_by_key(|(guid, theirs, _)| (theirs.stamp, *guid));
+        if let Some((guid, theirs, _)) = best {
             let name = self.name_list(&[guid]);
-            let theirs = summary_text(&theirs);
+            let theirs = summary_text(&self.table, &theirs);
             self.block(515, format!("getting the table of {name}: {theirs}"));
             self.enter(now, Block::Adopt);
             self.start_pull(now, guid);
@@ -263,7 +287,7 @@ impl Agent {
         } else {
             format!("{adopted} tables taken in")
         };
-        let summary = summary_text(&self.table.summary());
+        let summary = summary_text(&self.table, &self.table.summary());
         self.block(515, format!("{text}: {summary}"));
         self.boot.rows_before = self.table.len();
         self.enter(now, Block::Devices);
@@ -334,7 +358,7 @@ impl Agent {
                 equal += 1;
             }
         }
-        let summary = summary_text(&self.journal.durable);
+        let summary = summary_text(&self.table, &self.journal.durable);
         self.block(
             530,
             format!("{summary}: offered to {offered} RMAs, {equal} have an equal table"),

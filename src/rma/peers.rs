@@ -56,6 +56,8 @@ pub(super) struct Peer {
     pub(super) station: Station,
     /// Its table as it last told.
     pub(super) summary: Option<TableSummary>,
+    /// Whether it told so after the last table was taken in in block 515.
+    pub(super) fresh: bool,
     /// When its table was equal to ours: the position in our log, and the digest.
     synced: Option<(u64, u128)>,
     ask: Option<(CommandId, Ask)>,
@@ -74,6 +76,7 @@ impl Peer {
         Self {
             station,
             summary: None,
+            fresh: false,
             synced: None,
             ask: None,
             offer: false,
@@ -111,6 +114,11 @@ impl Agent {
     pub(super) fn peer_due(&mut self, now: Time, guid: Guid) {
         let interval = self.spread(self.config.intervals.peer_poll);
         self.timers.set(Timer::Peer(guid), now + interval);
+        self.ask_stamp(now, guid);
+    }
+
+    /// Asks a peer for its stamp, unless it is being asked for something.
+    pub(super) fn ask_stamp(&mut self, now: Time, guid: Guid) {
         let idle = |p: &Peer| p.ask.is_none() && p.station.is_up();
         if self.peers.get(&guid).is_some_and(idle) {
             self.ask(now, guid, Ask::Stamp, Kind::TableStamp, Vec::new(), 128);
@@ -311,7 +319,8 @@ impl Agent {
         let Some(peer) = self.peers.get_mut(&guid) else {
             return;
         };
-        peer.summary = Some(theirs);
+        let first = peer.summary.replace(theirs).is_none();
+        peer.fresh = true;
         if equal {
             peer.synced = Some((position, digest));
             peer.differs_since = None;
@@ -333,7 +342,9 @@ impl Agent {
                 }
             }
         }
-        self.extend_patience_for_stamps(now);
+        if first {
+            self.extend_patience_for_peers(now);
+        }
         self.drive_peer(now, guid);
     }
 
@@ -357,7 +368,7 @@ impl Agent {
     }
 
     fn on_page(&mut self, now: Time, guid: Guid, page: TableRowsReply) {
-        self.extend_patience_for_stamps(now);
+        self.extend_patience_for_peers(now);
         let Some(peer) = self.peers.get_mut(&guid) else {
             return;
         };
@@ -382,6 +393,9 @@ impl Agent {
         let Some(pull) = peer.pull.take() else { return };
         peer.boot_pull = Pulled::Yes;
         peer.summary = Some(page.summary);
+        for peer in self.peers.values_mut() {
+            peer.fresh = false;
+        }
         self.take_in(guid, &page.summary, &page.settings, pull.rows, true);
         self.after_pull(now, guid, &page.summary);
     }
@@ -521,7 +535,7 @@ impl Agent {
         }
     }
 
-    fn extend_patience_for_stamps(&mut self, now: Time) {
+    fn extend_patience_for_peers(&mut self, now: Time) {
         if !self.boot.has_units() {
             self.extend_patience(now);
         }

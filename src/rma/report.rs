@@ -180,13 +180,17 @@ pub fn owned_by(table: &Table, ownership: &Ownership) -> String {
 }
 
 /// A summary as one line says it.
-pub fn summary_text(summary: &TableSummary) -> String {
+pub fn summary_text(table: &Table, summary: &TableSummary) -> String {
     let stamp = summary.stamp;
+    let writer = if stamp.writer.is_nil() {
+        "nobody".to_owned()
+    } else {
+        names(table, &[stamp.writer])
+    };
     format!(
-        "version {}.{} of {}, {} rows, digest {:016x}",
+        "version {}.{} by {writer}, {} rows, digest {:016x}",
         stamp.term,
         stamp.counter,
-        stamp.writer,
         summary.row_count,
         summary.digest >> 64
     )

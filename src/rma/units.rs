@@ -214,7 +214,6 @@ impl Agent {
     }
 
     fn on_controllers(&mut self, now: Time, guid: Guid, mut reply: ControllersReply) {
-        self.extend_patience(now);
         if reply.unit != guid {
             let name = label(&self.table, guid);
             self.warn(format!("{name} lists controllers as {}", reply.unit));
@@ -248,7 +247,7 @@ impl Agent {
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
-        unit.controllers_known = true;
+        let first = !std::mem::replace(&mut unit.controllers_known, true);
         if unit.seen.replace(print) != Some(print) {
             let candidates: Vec<Guid> = std::iter::once(guid)
                 .chain(self.table.children(guid).map(|row| row.guid))
@@ -256,6 +255,9 @@ impl Agent {
                 .collect();
             self.mutate(candidates, |table| table.observe_controllers(&reply));
             self.apply_registers(guid);
+        }
+        if first {
+            self.extend_patience(now);
         }
         self.sync_controllers(now, guid, &listed);
         self.sync_stations(now);
@@ -450,11 +452,13 @@ impl Agent {
             return;
         };
         controller.asked = None;
-        controller.answered = true;
+        let first = !std::mem::replace(&mut controller.answered, true);
         let again = std::mem::take(&mut controller.again);
         match result {
             Ok(reply) if reply.controller == controller.guid => {
-                self.extend_patience(now);
+                if first {
+                    self.extend_patience(now);
+                }
                 self.on_devices(now, unit, ioc, reply);
             }
             // Another controller has taken the number: the unit knows.
@@ -532,9 +536,11 @@ impl Agent {
             return;
         }
         unit.registers = std::mem::take(&mut unit.pages);
-        unit.registers_known = true;
+        let first = !std::mem::replace(&mut unit.registers_known, true);
         let again = std::mem::take(&mut unit.registers_again);
-        self.extend_patience(now);
+        if first {
+            self.extend_patience(now);
+        }
         if !self.apply_registers(guid) {
             // Pages of two moments: read them again.
             self.ask_again_soon(now, guid);

@@ -217,10 +217,15 @@ impl Story {
     }
 
     fn allocate(&mut self) {
-        let (Some(host), Some(target)) = (self.running_host(), self.target()) else {
+        let (Some(host), Some(mut target)) = (self.running_host(), self.target()) else {
             return;
         };
-        let count = self.rng.usize(1..=self.hosts.len().min(3));
+        let mut count = self.rng.usize(1..=self.hosts.len().min(3));
+        if self.rng.u8(0..3) == 0 {
+            // Opens a unit or controller to everybody, so that what is below can be allocated.
+            target = self.opener().unwrap_or(target);
+            count = self.hosts.len().min(16);
+        }
         let mut hosts: Vec<String> = (0..self.hosts.len()).map(|n| format!("h{n}")).collect();
         self.rng.shuffle(&mut hosts);
         hosts.truncate(count);
@@ -239,6 +244,14 @@ impl Story {
                 recursive,
             },
         );
+    }
+
+    fn opener(&mut self) -> Option<String> {
+        let n = self.rng.usize(0..self.units.len().max(1));
+        let contents = &self.world.unit(*self.units.get(n)?).contents;
+        let mut names = vec![format!("u{n}"), format!("u{n}")];
+        names.extend(contents.controllers.values().map(|c| c.name.clone()));
+        self.rng.choice(names)
     }
 
     fn release(&mut self) {
