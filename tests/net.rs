@@ -29,7 +29,7 @@ rma_rig::test_main!(
     a_watch_tells_of_every_change,
 );
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn open(node: &Node, ethertype: u16) -> Result<PacketSocket> {

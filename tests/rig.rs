@@ -37,9 +37,9 @@ rma_rig::test_main!(
     it_works_for_unprivileged_users,
 );
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 /// Long enough for what is underway in the switch to arrive.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// A socket on a node, opened inside it, and what it has received.
 struct Station {
@@ -410,7 +410,9 @@ fn a_capture_has_every_frame_as_it_was_sent() -> TestResult {
 fn a_pulled_cable_stops_frames_until_it_is_plugged_in() -> TestResult {
     let mut pair = Pair::new(1)?;
     let carrier = |node: &Node| node.enter(|| Interface::by_name("eth0").map(|i| i.carrier));
-    assert!(carrier(&pair.b)??);
+    wait_until(SOON, "the first carrier", || {
+        matches!(carrier(&pair.b), Ok(Ok(true)))
+    })?;
     pair.b.link_down()?;
     wait_until(SOON, "the carrier to be lost", || {
         matches!(carrier(&pair.b), Ok(Ok(false)))
@@ -598,6 +600,8 @@ fn a_killed_rig_takes_its_processes_along() -> TestResult {
     wait_until(SOON, "the victim's process to end", || {
         !pid.is_some_and(runs)
     })?;
+    let left = || fs::read_dir(directory.path()).map_or(0, Iterator::count);
+    wait_until(SOON, "only the report to be left", || left() == 1)?;
     Ok(())
 }
 

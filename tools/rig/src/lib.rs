@@ -32,6 +32,7 @@
 
 mod cluster;
 mod daemons;
+mod directory;
 mod harness;
 pub mod intruder;
 mod isolate;
@@ -68,7 +69,7 @@ pub enum RigError {
     )]
     Isolation(#[source] io::Error),
     /// `ip` refused something.
-    #[error("ip: {message}\nin this batch:\n{batch}")]
+    #[error("ip: {message}\nfrom this:\n{batch}")]
     Ip {
         /// What it printed.
         message: String,

@@ -79,12 +79,21 @@ impl Namespace {
 
     /// Lets `ip` carry out a batch of commands, one a line, inside the namespace.
     pub(crate) fn ip(&self, batch: &str) -> Result<(), RigError> {
+        self.run_ip(&["-batch", "-"], batch).map(|_| ())
+    }
+
+    /// What `ip` prints about something inside the namespace.
+    pub(crate) fn ip_says(&self, question: &[&str]) -> Result<String, RigError> {
+        self.run_ip(question, "")
+    }
+
+    fn run_ip(&self, arguments: &[&str], batch: &str) -> Result<String, RigError> {
         let action = "run ip (package iproute2)";
         let mut command = Command::new("ip");
-        command.args(["-batch", "-"]);
+        command.args(arguments);
         command
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         self.place(&mut command);
         let mut child = command.spawn().map_err(system(action))?;
@@ -93,13 +102,13 @@ impl Namespace {
         let _ = input.map(|mut input| input.write_all(batch.as_bytes()));
         let output = child.wait_with_output().map_err(system(action))?;
         if output.status.success() {
-            return Ok(());
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(RigError::Ip {
-            message,
-            batch: batch.trim().to_owned(),
-        })
+        let batch = format!("ip {}\n{batch}", arguments.join(" "))
+            .trim()
+            .to_owned();
+        Err(RigError::Ip { message, batch })
     }
 }
 

@@ -1,19 +1,17 @@
 //! A whole test network: nodes, their interfaces, and the switch between them.
 
+use crate::directory::Directory;
 use crate::namespace::bring_up;
 use crate::process::Spawner;
 use crate::switch::PortId;
 use crate::{Namespace, Output, Process, RigError, Switch, harness, system, wait_until};
-use rma::net::Interface;
 use rma::wire::Mac;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use std::{env, thread};
-use tempfile::TempDir;
 
 /// How many of a log's last lines a failed test shows.
 const LOG_TAIL_LINES: usize = 40;
@@ -192,13 +190,7 @@ impl Rig {
              type veth peer name {name} mtu {mtu} address {there} netns {peer}\n"
         ))?;
         b.bring_up(&name)?;
-        a.enter(|| {
-            wait_until(
-                CARRIER_DEADLINE,
-                &format!("{name} to have a carrier"),
-                || Interface::by_name(&name).is_ok_and(|interface| interface.carrier),
-            )
-        })??;
+        a.wait_for_queues(&[&name])?;
         Ok(name)
     }
 }
@@ -315,12 +307,14 @@ impl Node {
         self.set_cables("down")
     }
 
-    /// Plugs the cables in again.
+    /// Plugs the cables in again; returns when its interfaces send.
     ///
     /// # Errors
-    /// [`RigError::Ip`].
+    /// [`RigError::Ip`], [`RigError::Timeout`].
     pub fn link_up(&self) -> Result<(), RigError> {
-        self.set_cables("up")
+        self.set_cables("up")?;
+        let names: Vec<_> = self.nics.iter().map(|nic| nic.name.as_str()).collect();
+        self.wait_for_queues(&names)
     }
 
     /// Pulls the cable of one interface (0 is `eth0`).
@@ -333,14 +327,15 @@ impl Node {
             .ip(&format!("link set {} down\n", self.nics[index].port))
     }
 
-    /// Plugs the cable of one interface in again.
+    /// Plugs the cable of one interface in again; returns when the interface sends.
     ///
     /// # Errors
-    /// [`RigError::Ip`].
+    /// [`RigError::Ip`], [`RigError::Timeout`].
     pub fn nic_link_up(&self, index: usize) -> Result<(), RigError> {
-        self.switch
-            .namespace()
-            .ip(&format!("link set {} up\n", self.nics[index].port))
+        let nic = &self.nics[index];
+        let switch = self.switch.namespace();
+        switch.ip(&format!("link set {} up\n", nic.port))?;
+        self.wait_for_queues(&[&nic.name])
     }
 
     /// Takes an interface down as an administrator of the node would.
@@ -398,6 +393,24 @@ impl Node {
         result.map_err(system(format!("bring {interface} of {} up", self.name)))
     }
 
+    /// Waits until the queues of interfaces have started. The kernel does that some time after a
+    /// carrier has come, on its own, and until then drops what is sent without a word.
+    fn wait_for_queues(&self, interfaces: &[&str]) -> Result<(), RigError> {
+        for interface in interfaces {
+            let mut looked = Ok(String::new());
+            wait_until(
+                CARRIER_DEADLINE,
+                &format!("{interface} of {} to send", self.name),
+                || {
+                    looked = self.namespace.ip_says(&["link", "show", "dev", interface]);
+                    !matches!(&looked, Ok(text) if text.contains("qdisc noop "))
+                },
+            )?;
+            looked?;
+        }
+        Ok(())
+    }
+
     fn set_cables(&self, state: &str) -> Result<(), RigError> {
         let mut batch = String::new();
         for port in self.ports() {
@@ -416,39 +429,5 @@ impl Node {
             action: format!("start a process on {}", self.name),
             source: std::io::Error::other("the rig has ended"),
         })
-    }
-}
-
-/// The rig's directory, which is kept where the user wants to look at it.
-#[derive(Debug)]
-struct Directory(Option<TempDir>);
-
-impl Directory {
-    fn new() -> Result<Self, RigError> {
-        let made = tempfile::Builder::new().prefix("rma-rig-").tempdir();
-        Ok(Self(Some(
-            made.map_err(system("make a temporary directory"))?,
-        )))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.as_ref().expect("there until the drop").path()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let Some(directory) = self.0.take() else {
-            return;
-        };
-        if env::var_os("RMA_RIG_KEEP").is_some_and(|keep| keep != "0") {
-            let path: PathBuf = directory.keep();
-            let thread = thread::current();
-            eprintln!(
-                "rig: kept {} ({})",
-                path.display(),
-                thread.name().unwrap_or("main")
-            );
-        }
     }
 }
