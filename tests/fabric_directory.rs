@@ -21,7 +21,7 @@ fn cluster(number: u8) -> ClusterName {
 fn register(guid: u128, wanted: u8) -> Register {
     Register {
         guid: Guid(guid),
-        entity: if guid % 2 == 0 {
+        entity: if guid.is_multiple_of(2) {
             EntityType::Unit
         } else {
             EntityType::Host

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fabric_world::{World, mac};
 use proptest::prelude::*;
-use rma::fabric::service::{MAX_EVENTS, MAX_SEARCHERS};
+use rma::fabric::service::{CREDITS, MAX_BATCH, MAX_EVENTS, MAX_SEARCHERS};
 use rma::fabric::{Catalog, Change, Entity, Fabric, FabricConfig, MemoryCatalog, Policy};
 use rma::session::{Client, ClientConfig, ClientEvent, Request};
 use rma::wire::kind::Role;
@@ -246,6 +246,33 @@ fn a_log_that_nobody_reads_does_not_grow() {
     assert!(fabric.counters().lost_events >= 100);
 }
 
+fn client(guid: u128, credits: u16) -> Client {
+    let config = ClientConfig {
+        local: Guid(guid),
+        incarnation: Incarnation(1),
+        role: Role::Host,
+        cluster: ClusterName::NONE,
+        session: 1,
+        remote: Guid::NIL,
+        ioc: IocNumber(0),
+        service: false,
+        mtu: 1500,
+        credits,
+    };
+    Client::new(config, guid as u64)
+}
+
+fn request(kind: Kind, body: Vec<u8>) -> Request {
+    Request {
+        kind,
+        flags: Flags::NONE,
+        iod: IodNumber(0),
+        epoch: Epoch(0),
+        body,
+        expect: 64,
+    }
+}
+
 /// A client that speaks the session's language well and says anything over it.
 struct Insider {
     client: Client,
@@ -295,21 +322,7 @@ impl Insider {
             policy: Policy::AutoJoin,
             mtu: 1500,
         };
-        let mut client = Client::new(
-            ClientConfig {
-                local: Guid(666),
-                incarnation: Incarnation(1),
-                role: Role::Host,
-                cluster: ClusterName::NONE,
-                session: 1,
-                remote: Guid::NIL,
-                ioc: IocNumber(0),
-                service: false,
-                mtu: 1500,
-                credits: 8,
-            },
-            seed,
-        );
+        let mut client = client(666, 8);
         client.connect(Time::ZERO, mac(9));
         let fabric = Fabric::new(config, catalog, seed).unwrap();
         let mut insider = Self {
@@ -347,15 +360,7 @@ impl Insider {
     }
 
     fn ask(&mut self, kind: Kind, body: Vec<u8>) {
-        let request = Request {
-            kind,
-            flags: Flags::NONE,
-            iod: IodNumber(0),
-            epoch: Epoch(0),
-            body,
-            expect: 64,
-        };
-        self.client.submit(self.now, request).unwrap();
+        self.client.submit(self.now, request(kind, body)).unwrap();
     }
 
     fn heard(&self, bytes: &[u8]) -> bool {
@@ -440,4 +445,50 @@ proptest! {
         prop_assert!(!insider.heard(&SECRET_MAC.0) && !insider.heard(b"secret-name"));
         prop_assert_eq!(rows[&Guid(666)].assigned, fabric_world::cluster("B"));
     }
+}
+
+#[test]
+fn requests_beyond_one_transaction_are_answered_busy() {
+    let mut fabric = Insider::new(1).fabric;
+    let now = Time::ZERO;
+    let mut clients = Vec::new();
+    let (mut out, mut frames) = (Vec::new(), Vec::new());
+    for n in 0..=(MAX_BATCH / usize::from(CREDITS)) as u64 {
+        let mut client = client(2000 + u128::from(n), CREDITS);
+        client.connect(now, mac(9));
+        while client.poll_transmit(now, &mut out).is_some() {
+            fabric.handle(now, mac(2000 + n), &out).unwrap();
+            out.clear();
+        }
+        while fabric.poll_transmit(now, &mut out).is_some() {
+            let (header, payload) = Header::parse(&out, false).unwrap();
+            client.handle(now, mac(9), &header, payload).unwrap();
+            out.clear();
+        }
+        for _ in 0..CREDITS {
+            let request = request(Kind::TableStamp, Vec::new());
+            client.submit(now, request).unwrap();
+        }
+        while client.poll_transmit(now, &mut out).is_some() {
+            frames.push((mac(2000 + n), std::mem::take(&mut out)));
+        }
+        clients.push(client);
+    }
+    // All of them arrive before anything is executed.
+    for (from, frame) in &frames {
+        fabric.handle(now, *from, frame).unwrap();
+    }
+    let mut answers = std::collections::BTreeMap::new();
+    while fabric.poll_transmit(now, &mut out).is_some() {
+        let (header, _) = Header::parse(&out, false).unwrap();
+        if header.kind == Kind::TableStamp {
+            *answers.entry(header.status).or_insert(0) += 1;
+        }
+        out.clear();
+    }
+    let busy = usize::from(CREDITS);
+    assert_eq!(
+        answers,
+        [(Status::Busy, busy), (Status::Unsupported, MAX_BATCH)].into()
+    );
 }

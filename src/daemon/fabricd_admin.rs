@@ -202,3 +202,194 @@ fn status<C: Catalog>(fabric: &Fabric<C>, now: Time, facts: &DaemonFacts) -> Fab
             .collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::{Change, FabricConfig, MemoryCatalog, Policy};
+    use crate::wire::{Epoch, Incarnation, Mac, ObservationStamp, Ownership};
+
+    fn row(guid: u128, entity: EntityType, cluster: &str, ownership: Ownership) -> Entity {
+        Entity {
+            guid: Guid(guid),
+            entity,
+            macs: vec![Mac([2, 0, 0, 0, 0, guid as u8])],
+            name: guid.to_string(),
+            observed: ObservationStamp::default(),
+            requested: ClusterName::NONE,
+            assigned: cluster.parse().unwrap_or(ClusterName::NONE),
+            ownership,
+            epoch: Epoch(1),
+            version: 1,
+            label: "2024-01-02 03:04:05Z".into(),
+        }
+    }
+
+    /// Fig. 3, and one that is pending.
+    fn fabric() -> Fabric<MemoryCatalog> {
+        use EntityType::{Host, Unit};
+        let nobody = Ownership::Unallocated;
+        let both = Ownership::shared(vec![Guid(108), Guid(110)]).unwrap();
+        let mut catalog = MemoryCatalog::new();
+        let names = ["A", "B"].map(|name| name.parse().unwrap());
+        catalog
+            .commit(&Change {
+                expected: 0,
+                version: 1,
+                label: "2024-01-02 03:04:05Z".into(),
+                put: vec![
+                    row(100, Host, "", nobody.clone()),
+                    row(108, Host, "A", nobody.clone()),
+                    row(110, Host, "A", nobody.clone()),
+                    row(112, Unit, "A", both),
+                    row(118, Unit, "A", Ownership::Dedicated(Guid(110))),
+                    row(130, Host, "B", nobody),
+                    row(132, Unit, "B", Ownership::Dedicated(Guid(999))),
+                ],
+                touched: names.into(),
+                ..Change::default()
+            })
+            .unwrap();
+        let config = FabricConfig {
+            guid: Guid(9),
+            incarnation: Incarnation(3),
+            policy: Policy::Pending,
+            mtu: 1500,
+        };
+        Fabric::new(config, catalog, 1).unwrap()
+    }
+
+    fn facts() -> DaemonFacts {
+        DaemonFacts {
+            started: Time::from_nanos(1_000_000),
+            interface: "eth0".into(),
+            mac: "02:00:00:00:00:09".into(),
+            link: "up",
+            database: "/s/fabric.db".into(),
+            counters: Vec::new(),
+        }
+    }
+
+    fn ask(fabric: &mut Fabric<MemoryCatalog>, request: &FabricRequest) -> FabricReply {
+        answer(fabric, Time::from_nanos(5_000_000), &facts(), request)
+    }
+
+    fn refused(fabric: &mut Fabric<MemoryCatalog>, request: &FabricRequest) -> String {
+        match ask(fabric, request) {
+            FabricReply::Error { message } => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_list_is_figure_3() {
+        let FabricReply::Catalog(catalog) = ask(&mut fabric(), &FabricRequest::List) else {
+            panic!("no catalog");
+        };
+        let line = |e: &EntityInfo| {
+            let owners: Vec<_> = e
+                .owners
+                .iter()
+                .map(|o| o.name.as_deref().unwrap_or("?"))
+                .collect();
+            format!(
+                "{} {} {} {} {}",
+                e.name,
+                e.entity,
+                e.cluster.as_deref().unwrap_or("-"),
+                e.ownership.as_deref().unwrap_or("-"),
+                owners.join(",")
+            )
+        };
+        let lines: Vec<_> = catalog.entities.iter().map(line).collect();
+        assert_eq!(
+            lines,
+            [
+                "108 host A - ",
+                "110 host A - ",
+                "112 unit A shared 108,110",
+                "118 unit A dedicated 110",
+                "130 host B - ",
+                "132 unit B dedicated ?",
+                "100 host - - ",
+            ]
+        );
+        assert_eq!((catalog.version, catalog.clusters.len()), (1, 2));
+        assert_eq!(
+            (catalog.clusters[0].hosts, catalog.clusters[0].units),
+            (2, 2)
+        );
+        assert_eq!(catalog.label, "2024-01-02 03:04:05Z");
+    }
+
+    #[test]
+    fn an_assignment_says_what_it_changed() {
+        let mut fabric = fabric();
+        let assign = |entity: &str, cluster: &str| FabricRequest::Assign {
+            entity: entity.into(),
+            cluster: cluster.into(),
+        };
+        let reply = ask(&mut fabric, &assign("100", "A"));
+        let FabricReply::Assigned {
+            entity,
+            from,
+            changed,
+        } = reply
+        else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(
+            (entity.cluster.as_deref(), from, changed),
+            (Some("A"), None, true)
+        );
+        let again = ask(&mut fabric, &assign("02:00:00:00:00:64", "A"));
+        assert!(matches!(
+            again,
+            FabricReply::Assigned { changed: false, .. }
+        ));
+        let moved = ask(&mut fabric, &assign("112", "B"));
+        let FabricReply::Assigned { entity, .. } = moved else {
+            panic!("{moved:?}");
+        };
+        assert_eq!(entity.ownership.as_deref(), Some("unallocated"));
+
+        let version = fabric.snapshot().version;
+        assert!(refused(&mut fabric, &assign("nobody", "A")).contains("'nobody'"));
+        assert!(refused(&mut fabric, &assign("112", "no such name")).contains("'no such name'"));
+        fabric.catalog_mut().set_failing(true);
+        let failed = refused(&mut fabric, &assign("112", "A"));
+        assert_eq!(
+            failed,
+            "nothing was changed: the catalog cannot be stored: told to fail"
+        );
+        assert_eq!(fabric.snapshot().version, version);
+    }
+
+    #[test]
+    fn a_removal_shows_the_row_as_it_was() {
+        let mut fabric = fabric();
+        let remove = FabricRequest::Remove {
+            entity: "118".into(),
+        };
+        let reply = ask(&mut fabric, &remove);
+        assert!(matches!(&reply, FabricReply::Removed { entity } if entity.name == "118"));
+        assert!(refused(&mut fabric, &remove).contains("118"));
+    }
+
+    #[test]
+    fn the_status_counts_and_survives_json() {
+        let reply = ask(&mut fabric(), &FabricRequest::Status);
+        let text = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<FabricReply>(&text).unwrap(), reply);
+        let FabricReply::Status(status) = reply else {
+            panic!("no status");
+        };
+        assert_eq!((status.hosts, status.units, status.pending), (4, 3, 1));
+        assert_eq!((status.clusters, status.uptime_ms), (2, 4));
+        assert_eq!((status.policy.as_str(), status.incarnation), ("pending", 3));
+        let asked = r#"{"verb":"assign","entity":"h","cluster":"A"}"#;
+        assert!(serde_json::from_str::<FabricRequest>(asked).is_ok());
+        let odd = r#"{"verb":"remove","entity":"h","all":true}"#;
+        assert!(serde_json::from_str::<FabricRequest>(odd).is_err());
+    }
+}

@@ -138,3 +138,130 @@ impl Follower {
         Ok(Next::Whole(differs))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{EntityType, Epoch, Mac, ObservationStamp, Ownership};
+
+    fn member(guid: u128) -> Member {
+        Member {
+            guid: Guid(guid),
+            entity: EntityType::Host,
+            macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+            name: String::new(),
+            observed: ObservationStamp::default(),
+            ownership: Ownership::Unallocated,
+            epoch: Epoch(0),
+            version: 0,
+        }
+    }
+
+    fn page(version: u64, more: bool, guids: &[u128]) -> Vec<u8> {
+        MembershipReply {
+            version,
+            unchanged: false,
+            more,
+            members: guids.iter().map(|g| member(*g)).collect(),
+        }
+        .to_body()
+    }
+
+    fn unchanged(version: u64) -> Vec<u8> {
+        MembershipReply {
+            version,
+            unchanged: true,
+            more: false,
+            members: Vec::new(),
+        }
+        .to_body()
+    }
+
+    fn ask(known_version: u64, after: u128) -> MembershipRequest {
+        MembershipRequest {
+            known_version,
+            after: Guid(after),
+        }
+    }
+
+    fn guids(follower: &Follower) -> Vec<u128> {
+        let list = follower.list().unwrap();
+        list.members.iter().map(|m| m.guid.0).collect()
+    }
+
+    #[test]
+    fn pages_make_a_list_and_its_version_asks_whether_it_has_changed() {
+        let mut follower = Follower::default();
+        assert_eq!(follower.start(), ask(0, 0));
+        let next = follower.page(&page(5, true, &[1, 2]));
+        assert_eq!(next, Ok(Next::Ask(ask(0, 2))));
+        assert_eq!(follower.list(), None, "half a list is no list");
+        assert_eq!(follower.page(&page(5, false, &[7])), Ok(Next::Whole(true)));
+        assert_eq!(guids(&follower), [1, 2, 7]);
+        assert_eq!(follower.start(), ask(5, 0));
+        assert_eq!(follower.page(&unchanged(5)), Ok(Next::Unchanged));
+        follower.forget_version();
+        assert_eq!(follower.start(), ask(0, 0));
+        let same = follower.page(&page(5, false, &[1, 2, 7]));
+        assert_eq!(same, Ok(Next::Whole(false)));
+    }
+
+    #[test]
+    fn a_list_that_changes_under_its_reader_is_read_again_but_not_for_ever() {
+        let mut follower = Follower::default();
+        follower.start();
+        let mut version = 0;
+        for _ in 0..=MAX_RESTARTS {
+            version += 1;
+            follower.page(&page(version, true, &[1])).unwrap();
+            version += 1;
+            let next = follower.page(&page(version, false, &[2])).unwrap();
+            if version == 2 * u64::from(MAX_RESTARTS) + 2 {
+                assert_eq!(next, Next::Unstable);
+            } else {
+                assert_eq!(next, Next::Ask(ask(0, 0)));
+            }
+        }
+        assert!(!follower.is_reading());
+        assert_eq!(follower.list(), None);
+    }
+
+    #[test]
+    fn pages_that_contradict_are_refused_and_the_last_list_holds() {
+        let mut follower = Follower::default();
+        follower.start();
+        follower.page(&page(1, false, &[3])).unwrap();
+        // "Unchanged" of another version, or in the middle.
+        follower.start();
+        assert!(follower.page(&unchanged(2)).is_err());
+        follower.start();
+        follower.page(&page(2, true, &[3])).unwrap();
+        assert!(follower.page(&unchanged(2)).is_err());
+        // A page that goes back.
+        follower.start();
+        follower.page(&page(2, true, &[3, 4])).unwrap();
+        assert!(follower.page(&page(2, false, &[4])).is_err());
+        // Noise, and a page that nobody asked for.
+        follower.start();
+        assert!(follower.page(&[1, 2, 3]).is_err());
+        assert!(follower.page(&page(9, false, &[1])).is_err());
+        assert_eq!(guids(&follower), [3]);
+    }
+
+    #[test]
+    fn an_endless_list_is_refused() {
+        let mut follower = Follower::default();
+        follower.start();
+        let (mut guid, mut asked) = (0, 0);
+        let error = loop {
+            let more: Vec<u128> = (guid + 1..=guid + 500).collect();
+            guid += 500;
+            match follower.page(&page(1, true, &more)) {
+                Ok(_) => asked += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, DecodeError::TooLarge("members"));
+        assert_eq!(asked, MAX_CLUSTER_MEMBERS / 500);
+    }
+}

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+pub use super::facts::{Facts, LinkConfig, LinkEvent, MembershipList};
 use super::follow::{Follower, Next};
 use super::search::{Search, Wish};
 use super::service::PAGE_BYTES;
@@ -14,11 +15,11 @@ use super::telling::Tells;
 use crate::session::{Client, ClientConfig, ClientEvent, Request};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{
-    Discover, Here, Member, MembershipRequest, Register, Registered, UnitOwnership,
+    Discover, Here, MembershipRequest, Register, Registered, UnitOwnership,
 };
 use crate::wire::{
-    ClusterName, CommandId, DropReason, EntityType, Epoch, FABRIC_MULTICAST, Flags, Guid, Header,
-    Incarnation, IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time, Wire,
+    ClusterName, CommandId, DropReason, Epoch, FABRIC_MULTICAST, Flags, Guid, Header, Incarnation,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time, Wire,
 };
 
 /// How long chosen fabric services may take to answer a connect before others are looked for.
@@ -33,72 +34,6 @@ pub const REGISTER_SPACING: Duration = Duration::from_millis(20);
 pub const UNSTABLE_PAUSE: Duration = Duration::from_millis(100);
 /// Commands to have outstanding.
 pub const CREDITS: u16 = 16;
-
-/// What a link needs to know.
-#[derive(Debug, Clone)]
-pub struct LinkConfig {
-    /// Who we are.
-    pub local: Guid,
-    /// Our incarnation.
-    pub incarnation: Incarnation,
-    /// Host or unit, as the opener of the connection.
-    pub role: Role,
-    /// Host or unit, as the row to register.
-    pub entity: EntityType,
-    /// What to register at first.
-    pub facts: Facts,
-    /// Where fabric services are; `None` to search for them by multicast.
-    pub fabric_mac: Option<Mac>,
-    /// How often hosts ask for their membership list.
-    pub poll: Duration,
-    /// The most bytes of a frame behind its Ethernet header.
-    pub mtu: u16,
-}
-
-/// What an entity registers about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// Its NICs, the one that the link speaks through among them: 1 to
-    /// [`crate::wire::row::MAX_MACS`], none twice.
-    pub macs: Vec<Mac>,
-    /// Its name, at most [`crate::wire::row::MAX_NAME_BYTES`] bytes.
-    pub name: String,
-    /// The cluster that its configuration names, or none.
-    pub cluster: ClusterName,
-    /// Its change number within the incarnation.
-    pub change: u64,
-}
-
-/// The hosts and units of our cluster (Fig. 5, block 505).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MembershipList {
-    /// The list's version at the fabric services that gave it.
-    pub version: u64,
-    /// The members by ascending GUID, ourselves among them.
-    pub members: Vec<Member>,
-}
-
-/// What the link has to say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// Connected to fabric services; said again when they have restarted.
-    Up {
-        /// Which ones.
-        fabric: Guid,
-        /// Their incarnation.
-        incarnation: Incarnation,
-    },
-    /// Fabric services do not answer any more; the link searches for ever, the last list holds.
-    Down,
-    /// Registered and a member of this cluster; said when it changes.
-    Assigned(ClusterName),
-    /// Registered, but no cluster is assigned yet; said when it changes.
-    Pending,
-    /// Fabric services refuse us; the link asks again. Said when it changes.
-    Refused(Status),
-    /// The whole membership list; hosts only, said when it has changed.
-    Members(MembershipList),
-}
 
 /// How we stand with fabric services, as said last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

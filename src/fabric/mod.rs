@@ -3,11 +3,13 @@
 
 pub mod catalog;
 pub mod directory;
+mod facts;
 mod follow;
 pub mod link;
 pub mod memory;
 mod presence;
 pub mod report;
+mod requests;
 mod search;
 pub mod service;
 mod telling;

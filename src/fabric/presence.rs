@@ -193,3 +193,88 @@ impl Known {
         self.heard.push((src, now));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUID: Guid = Guid(7);
+    const HOME: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const AWAY: Mac = Mac([2, 0, 0, 0, 0, 2]);
+    const SESSION: SessionName = (Incarnation(1), 5);
+    const OTHER: Option<SessionName> = Some((Incarnation(1), 6));
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    /// Registered at home, from connection 1.
+    fn known() -> Presence {
+        let mut presence = Presence::default();
+        presence.knock(GUID, SESSION);
+        presence.open(ConnectionId(1), GUID);
+        presence.registered(at(0), ConnectionId(1), HOME, ClusterName::NONE);
+        presence
+    }
+
+    #[test]
+    fn somebody_elsewhere_is_a_twin_while_the_first_is_heard() {
+        let mut presence = known();
+        let twin = |p: &Presence, now| p.twin(now, GUID, AWAY, OTHER, &[HOME]);
+        assert_eq!(twin(&presence, at(4_999)), Some(HOME));
+        assert_eq!(twin(&presence, at(5_000)), None);
+        presence.heard(at(3_000), ConnectionId(1), HOME, &[HOME]);
+        assert_eq!(twin(&presence, at(5_000)), Some(HOME));
+        assert_eq!(twin(&presence, at(8_000)), None);
+    }
+
+    #[test]
+    fn its_own_session_and_its_known_addresses_are_no_twin() {
+        let presence = known();
+        let now = at(1);
+        assert_eq!(presence.twin(now, GUID, AWAY, Some(SESSION), &[HOME]), None);
+        assert_eq!(presence.twin(now, GUID, AWAY, OTHER, &[HOME, AWAY]), None);
+        assert_eq!(presence.twin(now, Guid(8), AWAY, OTHER, &[HOME]), None);
+        assert!(presence.twin(now, GUID, AWAY, None, &[HOME]).is_some());
+    }
+
+    #[test]
+    fn a_twin_does_not_count_as_a_sign_of_life() {
+        let mut presence = known();
+        presence.knock(GUID, (Incarnation(2), 1));
+        presence.open(ConnectionId(2), GUID);
+        presence.heard(at(4_000), ConnectionId(2), AWAY, &[HOME]);
+        assert_eq!(presence.last_heard(GUID), Some((HOME, at(0))));
+        assert_eq!(presence.twin(at(6_000), GUID, AWAY, OTHER, &[HOME]), None);
+    }
+
+    #[test]
+    fn only_so_many_handshakes_and_addresses_are_remembered() {
+        let mut presence = known();
+        presence.knock(Guid(1), SESSION);
+        for guid in 100..100 + 3 * MAX_KNOCKS as u128 {
+            presence.knock(Guid(guid), SESSION);
+        }
+        assert!(presence.knocks.iter().map(BTreeMap::len).sum::<usize>() <= 2 * MAX_KNOCKS);
+        presence.open(ConnectionId(3), Guid(1));
+        assert_eq!(presence.seat(ConnectionId(3)).unwrap().session, None);
+        for n in 0..100 {
+            let mac = Mac([2, 0, 0, 0, 1, n]);
+            presence.heard(at(u64::from(n)), ConnectionId(1), mac, &[mac]);
+        }
+        assert_eq!(presence.known[&GUID].heard.len(), MAX_HEARD);
+        assert_eq!(presence.last_heard(GUID).unwrap().1, at(99));
+    }
+
+    #[test]
+    fn who_is_forgotten_or_silent_is_not_connected() {
+        let mut presence = known();
+        assert_eq!(presence.connected(at(1)), [GUID].into());
+        assert_eq!(presence.connected(at(6_000)), [].into());
+        presence.forget(GUID);
+        assert_eq!(presence.connected(at(1)), [].into());
+        assert_eq!(presence.last_heard(GUID), None);
+        presence.close(ConnectionId(1));
+        assert_eq!(presence.seats().count(), 0);
+    }
+}

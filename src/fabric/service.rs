@@ -11,11 +11,10 @@ use super::catalog::{Catalog, CatalogError, Snapshot};
 use super::directory::{AssignError, Changed, Directory, ResolveError};
 use super::presence::Presence;
 use super::report::{EntityView, FabricCounters, FabricEvent};
+use super::requests::Asked;
 use crate::session::{Counters, Server, ServerConfig, ServerEvent};
 use crate::wire::kind::Event;
-use crate::wire::message::{
-    ConnectRequest, Discover, Here, MembershipRequest, Register, Registered, UnitOwnership,
-};
+use crate::wire::message::{ConnectRequest, Discover, Here};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, HEADER_LEN, Header,
     Incarnation, IocNumber, Kind, Mac, ObservationStamp, Status, Time, Wire,
@@ -74,24 +73,14 @@ pub struct FabricConfig {
     pub mtu: u16,
 }
 
-#[derive(Debug)]
-struct Asked {
-    connection: ConnectionId,
-    command: CommandId,
-    kind: Kind,
-    peer: Guid,
-    src: Mac,
-    body: Vec<u8>,
-}
-
 /// Fabric services over a catalog.
 #[derive(Debug)]
 pub struct Fabric<C> {
-    config: FabricConfig,
-    directory: Directory<C>,
-    server: Server,
-    presence: Presence,
-    batch: Vec<Asked>,
+    pub(super) config: FabricConfig,
+    pub(super) directory: Directory<C>,
+    pub(super) server: Server,
+    pub(super) presence: Presence,
+    pub(super) batch: Vec<Asked>,
     searchers: VecDeque<Mac>,
     refusals: VecDeque<(Mac, CommandId)>,
     /// Clusters whose hosts do not know yet that their list changed.
@@ -99,7 +88,7 @@ pub struct Fabric<C> {
     /// When a cluster's hosts may be notified again.
     quiet_until: BTreeMap<ClusterName, Time>,
     events: VecDeque<FabricEvent>,
-    counters: FabricCounters,
+    pub(super) counters: FabricCounters,
     drops: Counters,
 }
 
@@ -198,7 +187,7 @@ impl<C: Catalog> Fabric<C> {
         Ok(())
     }
 
-    fn refuse_twin(&mut self, now: Time, guid: Guid, alive: Mac, refused: Mac) {
+    pub(super) fn refuse_twin(&mut self, now: Time, guid: Guid, alive: Mac, refused: Mac) {
         self.counters.twins += 1;
         if self.presence.warn(now, guid, TWIN_LOG_INTERVAL) {
             self.event(FabricEvent::Twin {
@@ -241,114 +230,20 @@ impl<C: Catalog> Fabric<C> {
         }
     }
 
-    fn refuse(&mut self, now: Time, connection: ConnectionId, command: CommandId, status: Status) {
+    pub(super) fn refuse(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        command: CommandId,
+        status: Status,
+    ) {
         self.counters.refused += u64::from(status != Status::Pending);
         self.server
             .reply(now, connection, command, status, Vec::new());
     }
 
-    /// Executes the requests that have come together.
-    fn work(&mut self, now: Time) {
-        let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() {
-            return;
-        }
-        let (writes, reads): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|a| matches!(a.kind, Kind::Register | Kind::UnitOwnership));
-        let mut events = Vec::new();
-        let mut done: Vec<_> = writes
-            .iter()
-            .map(|asked| self.write(now, asked, &mut events))
-            .collect();
-        if !self.commit(now) {
-            // What needs no change is still answered; the rest learns that nothing was changed.
-            events.clear();
-            for (asked, outcome) in writes.iter().zip(&mut done) {
-                if outcome.is_ok() {
-                    *outcome = self.write(now, asked, &mut Vec::new());
-                }
-                if self.directory.is_staged() {
-                    *outcome = Err(Status::NotPersisted);
-                }
-                self.directory.roll_back();
-            }
-        }
-        for event in events {
-            self.event(event);
-        }
-        for (asked, outcome) in writes.iter().zip(done) {
-            self.answer_write(now, asked, outcome);
-        }
-        for asked in &reads {
-            self.answer_read(now, asked);
-        }
-    }
-
-    /// Stages what a request asks for; a registration says the cluster.
-    fn write(
-        &mut self,
-        now: Time,
-        asked: &Asked,
-        events: &mut Vec<FabricEvent>,
-    ) -> Result<ClusterName, Status> {
-        let seat = self.presence.seat(asked.connection);
-        let seat = seat.ok_or(Status::NotReady)?;
-        if asked.kind == Kind::UnitOwnership {
-            if !seat.registered || seat.told != self.directory.cluster_of(asked.peer) {
-                return Err(Status::WrongCluster);
-            }
-            let told = UnitOwnership::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
-            let before = self.directory.get(told.unit).map(|u| u.epoch);
-            self.directory.own_unit(asked.peer, &told)?;
-            let after = self.directory.get(told.unit).map(|u| u.epoch);
-            if before != after {
-                events.push(FabricEvent::UnitOwned {
-                    teller: asked.peer,
-                    unit: told.unit,
-                    ownership: told.ownership,
-                    epoch: told.epoch,
-                });
-            }
-            return Ok(seat.told);
-        }
-        let register = Register::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
-        if register.guid != asked.peer {
-            return Err(Status::WrongIdentity);
-        }
-        if !register.macs.contains(&asked.src) {
-            return Err(Status::BadRequest);
-        }
-        if let Some(old) = self.directory.get(register.guid) {
-            let session = seat.session;
-            let twin = self
-                .presence
-                .twin(now, register.guid, asked.src, session, &old.macs);
-            if let Some(alive) = twin {
-                self.refuse_twin(now, register.guid, alive, asked.src);
-                return Err(Status::WrongIdentity);
-            }
-        }
-        let presence = &self.presence;
-        let silent_longest = |pending: &BTreeSet<Guid>| {
-            let heard = |g: &Guid| presence.last_heard(*g).map(|(_, at)| at);
-            pending.iter().min_by_key(|g| heard(g)).copied()
-        };
-        let mut notes = Vec::new();
-        let cluster =
-            self.directory
-                .register(&register, self.config.policy, silent_longest, &mut notes)?;
-        events.extend(notes.into_iter().map(|note| FabricEvent::Registered {
-            guid: register.guid,
-            name: register.name.clone(),
-            entity: register.entity,
-            note,
-        }));
-        Ok(cluster)
-    }
-
     /// Makes what is staged durable; `false` when nothing was changed because that failed.
-    fn commit(&mut self, now: Time) -> bool {
+    pub(super) fn commit(&mut self, now: Time) -> bool {
         match self.try_commit(now) {
             Ok(()) => true,
             Err(error) => {
@@ -442,73 +337,6 @@ impl<C: Catalog> Fabric<C> {
         );
     }
 
-    fn answer_write(&mut self, now: Time, asked: &Asked, outcome: Result<ClusterName, Status>) {
-        let Asked {
-            connection,
-            command,
-            ..
-        } = *asked;
-        let cluster = match outcome {
-            Ok(cluster) => cluster,
-            Err(status) => return self.refuse(now, connection, command, status),
-        };
-        if asked.kind == Kind::UnitOwnership {
-            self.counters.ownerships += 1;
-            self.server
-                .reply(now, connection, command, Status::Ok, Vec::new());
-            return;
-        }
-        self.counters.registrations += 1;
-        self.presence
-            .registered(now, connection, asked.src, cluster);
-        if cluster.is_none() {
-            return self.refuse(now, connection, command, Status::Pending);
-        }
-        let body = Registered {
-            cluster,
-            version: self.directory.state().version,
-        };
-        self.server
-            .reply(now, connection, command, Status::Ok, body.to_body());
-    }
-
-    fn answer_read(&mut self, now: Time, asked: &Asked) {
-        let (connection, command) = (asked.connection, asked.command);
-        let page = match asked.kind {
-            Kind::Membership => self.page(asked),
-            _ => Err(Status::Unsupported),
-        };
-        match page {
-            Ok(body) => self
-                .server
-                .reply(now, connection, command, Status::Ok, body),
-            Err(status) => self.refuse(now, connection, command, status),
-        }
-    }
-
-    /// A page of the list of the cluster that the asker is registered in, whatever it says.
-    fn page(&mut self, asked: &Asked) -> Result<Vec<u8>, Status> {
-        let seat = self.presence.seat(asked.connection);
-        let seat = seat.ok_or(Status::NotReady)?;
-        let cluster = self.directory.cluster_of(asked.peer);
-        if cluster.is_none() || !seat.registered {
-            return Err(Status::Pending);
-        }
-        if seat.told != cluster {
-            return Err(Status::WrongCluster);
-        }
-        let request = MembershipRequest::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
-        let reply = self
-            .directory
-            .page(cluster, request.known_version, request.after, PAGE_BYTES);
-        if reply.unchanged {
-            self.counters.unchanged += 1;
-        } else {
-            self.counters.pages += 1;
-        }
-        Ok(reply.to_body())
-    }
-
     /// Does what time demands.
     pub fn tick(&mut self, now: Time) {
         self.server.tick(now);
@@ -557,7 +385,7 @@ impl<C: Catalog> Fabric<C> {
         self.events.pop_front()
     }
 
-    fn event(&mut self, event: FabricEvent) {
+    pub(super) fn event(&mut self, event: FabricEvent) {
         if self.events.len() < MAX_EVENTS {
             self.events.push_back(event);
         } else {

@@ -196,8 +196,8 @@ impl<C: Catalog> World<C> {
         self.add_link(Self::link_config(EntityType::Unit, guid, wanted))
     }
 
-    fn send(&mut self, to: Mac, from: Mac, frame: Vec<u8>) {
-        let (header, _) = Header::parse(&frame, false).expect("we send good frames");
+    fn send(&mut self, to: Mac, from: Mac, frame: &[u8]) {
+        let (header, _) = Header::parse(frame, false).expect("we send good frames");
         *self.frames.entry(header.kind).or_default() += 1;
         self.largest = self.largest.max(frame.len());
         if self.deaf.contains(&to) || self.rng.f64() < self.faults.loss {
@@ -205,7 +205,7 @@ impl<C: Catalog> World<C> {
         }
         let copies = 1 + usize::from(self.rng.f64() < self.faults.duplicate);
         for _ in 0..copies {
-            let mut frame = frame.clone();
+            let mut frame = frame.to_vec();
             if self.rng.f64() < self.faults.corrupt {
                 let bit = self.rng.usize(..frame.len() * 8);
                 frame[bit / 8] ^= 1 << (bit % 8);
@@ -247,7 +247,7 @@ impl<C: Catalog> World<C> {
             }
         }
         for (to, from, frame) in frames {
-            self.send(to, from, frame);
+            self.send(to, from, &frame);
         }
     }
 
