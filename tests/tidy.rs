@@ -106,6 +106,9 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "tools/rig/src/process.rs",
 ];
 
+/// The poll between two looks at a condition, which alone may sleep.
+const SLEEP_ALLOWED: &str = "tools/rig/src/wait.rs";
+
 /// The most lines of a file before its tests.
 const MAX_LINES: usize = 600;
 /// Files that may be longer. None is.
@@ -201,6 +204,24 @@ fn unsafe_code_is_where_the_kernel_is_talked_to_and_says_why() {
         let text = fs::read_to_string(root().join(path)).unwrap_or_default();
         assert!(text.contains("unsafe"), "{path} needs no listing any more");
     }
+}
+
+#[test]
+fn only_one_place_sleeps() {
+    let mut wrong = Vec::new();
+    for source in sources()
+        .iter()
+        .filter(|source| source.path != SLEEP_ALLOWED)
+    {
+        let (tokens, _) = tokens_of(&source.path, &source.text, true);
+        for token in tokens
+            .iter()
+            .filter(|token| token.path == "std::thread::sleep")
+        {
+            wrong.push(format!("{}:{}", source.path, token.line));
+        }
+    }
+    report("wait for a condition, with a deadline, instead of", &wrong);
 }
 
 #[test]
