@@ -89,7 +89,10 @@ impl Disk<Kernel> {
             .create(existing.is_none())
             .truncate(false)
             .open(path)
-            .map_err(io("open it"))?;
+            .map_err(|e| match e.kind() {
+                ErrorKind::NotFound => OpenError::NoDirectory,
+                _ => io("open it")(e),
+            })?;
         let mode = if options.read_only {
             FlockArg::LockSharedNonblock
         } else {

@@ -67,6 +67,9 @@ pub enum OpenError {
     /// There is nothing, and no size to create it with.
     #[error("does not exist; create it, or set 'size' to have it created")]
     Missing,
+    /// It cannot be created.
+    #[error("cannot be created: its directory does not exist; make that first")]
+    NoDirectory,
     /// Another process serves it or has it mounted.
     #[error("is in use (mounted, or served by another unit); free it first")]
     InUse,

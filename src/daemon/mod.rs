@@ -10,6 +10,7 @@ pub mod rmad_config;
 pub mod service;
 pub mod unitd;
 pub mod unitd_config;
+pub mod unitd_keys;
 pub mod unitd_media;
 pub mod unitd_state;
 pub mod unitd_status;

@@ -12,7 +12,8 @@ use sd_notify::NotifyState;
 
 use super::config::ConfigError;
 use super::event_loop::{self, Event, Interest, Loop, notify};
-use super::unitd_config::{Keys, UnitdConfig};
+use super::unitd_config::UnitdConfig;
+use super::unitd_keys::Keys;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
@@ -32,6 +33,9 @@ const CREDITS: u16 = 256;
 const MAX_CONNECTIONS: usize = 4096;
 /// How often dropped frames are logged at most.
 const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Name of the state directory's subdirectory that is ours: hosts and fabric services may have
+/// the same state directory.
+const STATE_SUBDIR: &str = "unitd";
 /// Name of the control socket in the run directory.
 pub const CONTROL_SOCKET: &str = "unitd.sock";
 
@@ -270,14 +274,15 @@ impl Daemon {
             Port::open(&interface, config.ethertype_management, false, &event_loop)?,
             Port::open(&interface, config.ethertype_service, true, &event_loop)?,
         ];
-        for dir in [&config.state_dir, &config.run_dir] {
+        let state_dir = config.state_dir.join(STATE_SUBDIR);
+        for dir in [&state_dir, &config.run_dir] {
             make_dir(dir)?;
         }
         let control = ControlServer::bind(&config.run_dir.join(CONTROL_SOCKET))?;
-        let mut identity = Identity::open(&config.state_dir, config.guid)?;
-        let mut state = UnitState::open(&config.state_dir)?;
+        let mut identity = Identity::open(&state_dir, config.guid)?;
+        let mut state = UnitState::open(&state_dir)?;
         let (registers, stored) = RegistersFile::open(
-            &config.state_dir.join("registers"),
+            &state_dir.join("registers"),
             identity.guid(),
             identity.is_first_start(),
         )?;
@@ -647,7 +652,7 @@ fn log_start(
     if !unit.has_registers() {
         log::error!(
             "the ownership registers in {} are lost; no I/O is served until they are restored",
-            config.state_dir.display()
+            config.state_dir.join(STATE_SUBDIR).display()
         );
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::event_loop;
-use super::unitd_config::{BackendKind, ControllerConfig, DeviceConfig, UnitdConfig};
+use super::unitd_config::{ControllerConfig, DeviceConfig, UnitdConfig};
+use super::unitd_keys::BackendKind;
 use super::unitd_state::{StateError, UnitState};
 use crate::backend::{Backend, Disk, Memory, OpenError, Options};
 use crate::unit::{ControllerSpec, DeviceSpec, DiskError, DiskInfo, DiskOp, SpecError, Unit};
