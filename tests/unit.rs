@@ -480,12 +480,11 @@ fn no_write_of_an_old_owner_is_applied_after_its_revocation() {
         let mut world = World::new(Faults::ALL, seed);
         world.disk_time = Duration::from_millis(4);
         world.own_disk(dedicated(HOST_A));
-        let mut epoch = 1;
         let mut owner = HOST_A;
         let mut number = 0_u32;
         // (host, since when it is revoked, first write number of its next turn)
         let mut revoked: Vec<(Guid, Time, Time)> = Vec::new();
-        for _ in 0..6 {
+        for epoch in 1..7 {
             let next = if owner == HOST_A { HOST_B } else { HOST_A };
             let end = world.now + Duration::from_millis(20);
             while world.now < end {
@@ -509,7 +508,6 @@ fn no_write_of_an_old_owner_is_applied_after_its_revocation() {
                 last.2 = now;
             }
             revoked.push((owner, now, Time::from_nanos(u64::MAX)));
-            epoch += 1;
             owner = next;
         }
         world.pass(2 * SECOND);
@@ -564,7 +562,7 @@ fn concurrent_transactions_lose_no_acknowledged_change() {
             let other = replies.iter().find(|r| r.0 != *host).unwrap();
             assert_eq!(other.1.0, Status::Conflict);
             assert_eq!(conflict(&other.1.1).owned.epoch, Epoch(epoch + 1));
-            if world.now.as_nanos() % 3 == 0 {
+            if world.now.as_nanos().is_multiple_of(3) {
                 world.restart();
             }
         }

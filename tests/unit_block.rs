@@ -82,7 +82,7 @@ fn a_block_device_is_served_alone_and_with_its_own_operations() {
     };
     disk.execute(discard).unwrap();
     if info.features & features::DISCARD != 0 {
-        assert_eq!(read(65536, 65536), [0; 65536]);
+        assert_eq!(read(65536, 65536), vec![0; 65536]);
     }
     disk.execute(DiskOp::Flush).unwrap();
 }

@@ -201,9 +201,11 @@ fn config(dir: &Path, devices: &[(u16, &str)]) -> String {
     let mut text = "name = \"u112\"\ncluster = \"A\"\n[[controller]]\nnumber = 1\n".to_owned();
     for (number, size) in devices {
         let path = dir.join(format!("disk{number}"));
-        text += &format!(
-            "[[controller.device]]\nnumber = {number}\nbackend = \"file\"\npath = {path:?}\nsize = \"{size}\"\n"
-        );
+        let keys = [
+            format!("number = {number}\nbackend = \"file\"\nsize = \"{size}\""),
+            format!("path = \"{}\"\n", path.display()),
+        ];
+        text = [text, "[[controller.device]]".into(), keys.join("\n")].join("\n");
     }
     text
 }
@@ -431,9 +433,8 @@ fn refusal(
     let dir = rig.directory();
     let path = dir.join("refused.toml");
     let directories = format!(
-        "state_dir = {:?}\nrun_dir = {:?}\n",
-        dir.join("state"),
-        dir.join("run")
+        "state_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n",
+        dir.display()
     );
     fs::write(&path, directories + text)?;
     let mut command = Command::new("setpriv");
@@ -488,15 +489,15 @@ fn mistakes_are_told_in_one_line_with_exit_status_2() -> TestResult {
             "file:/no/where does not exist",
         ),
         (
-            format!("{base}{file}path = {:?}\n", dir.join("short"))
+            format!("{base}{file}path = \"{}/short\"\n", dir.display())
                 .replace("size = \"1MiB\"\n", ""),
             "is smaller than one block",
         ),
         (
             format!(
-                "{base}{}path = {:?}\n",
+                "{base}{}path = \"{}/short\"\n",
                 file.replace("file", "block"),
-                dir.join("short")
+                dir.display()
             ),
             "is not a block device",
         ),
@@ -535,7 +536,7 @@ fn foreign_state_is_refused() -> TestResult {
     let whole = fs::read(own.join("registers"))?;
     for (what, bytes) in [
         ("truncated", &whole[..100]),
-        ("not ours", &[b'x'; 20_000][..]),
+        ("not ours", &vec![b'x'; 20_000][..]),
         ("empty", &[][..]),
     ] {
         fs::write(state.join("registers"), bytes)?;

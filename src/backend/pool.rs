@@ -207,6 +207,6 @@ mod tests {
             offset: 0,
             len: 50 * 512,
         };
-        assert_eq!(memory.execute(read).unwrap(), [1; 50 * 512]);
+        assert_eq!(memory.execute(read).unwrap(), vec![1; 50 * 512]);
     }
 }

@@ -12,5 +12,6 @@ pub mod unitd;
 pub mod unitd_config;
 pub mod unitd_keys;
 pub mod unitd_media;
+pub mod unitd_port;
 pub mod unitd_state;
 pub mod unitd_status;

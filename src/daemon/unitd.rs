@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
 use nix::errno::Errno;
@@ -15,15 +14,15 @@ use super::event_loop::{self, Event, Interest, Loop, notify};
 use super::unitd_config::UnitdConfig;
 use super::unitd_keys::Keys;
 use super::unitd_media::{Media, MediaError};
+use super::unitd_port::{DropLog, Port, PortError};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
 use crate::admin::unit_protocol::{UnitReply, UnitRequest};
 use crate::backend::{Backend, Completion, Pool, PoolError};
-use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket};
+use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
 use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
-use crate::wire::{DropReason, Time};
 
 /// The largest MTU that is taken from an interface by itself.
 const MAX_DEFAULT_MTU: u16 = 9000;
@@ -31,8 +30,6 @@ const MAX_DEFAULT_MTU: u16 = 9000;
 const CREDITS: u16 = 256;
 /// Connections served at most, for each EtherType.
 const MAX_CONNECTIONS: usize = 4096;
-/// How often dropped frames are logged at most.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Name of the state directory's subdirectory that is ours: hosts and fabric services may have
 /// the same state directory.
 const STATE_SUBDIR: &str = "unitd";
@@ -78,6 +75,8 @@ enum UnitdError {
     Pool(#[from] PoolError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Port(#[from] PortError),
     #[error("mtu {wanted} is over the MTU {actual} of {interface}; enlarge that, or lower the key")]
     Mtu {
         wanted: u16,
@@ -101,7 +100,7 @@ fn system(what: &'static str) -> impl Fn(std::io::Error) -> UnitdError {
 }
 
 /// An error and its causes in one line.
-fn one_line(error: &dyn std::error::Error) -> String {
+pub(super) fn one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {
@@ -126,120 +125,6 @@ pub fn main() -> ExitCode {
             eprintln!("rma-unitd: {}", one_line(&e));
             ExitCode::from(2)
         }
-    }
-}
-
-/// One EtherType's socket and what waits to be sent on it.
-struct Port {
-    socket: PacketSocket,
-    outbox: Outbox,
-    token: u64,
-    is_service: bool,
-    is_readable: bool,
-    /// The kernel had no room; the loop says when it has.
-    is_blocked: bool,
-}
-
-impl Port {
-    fn open(
-        interface: &Interface,
-        ethertype: u16,
-        is_service: bool,
-        event_loop: &Loop,
-    ) -> Result<Self, UnitdError> {
-        let socket = PacketSocket::open(interface, ethertype)?;
-        let token = if is_service {
-            TOKEN_SERVICE
-        } else {
-            TOKEN_MANAGEMENT
-        };
-        event_loop
-            .add(&socket, token, Interest::Read)
-            .map_err(system("wait for frames"))?;
-        Ok(Self {
-            socket,
-            outbox: Outbox::new(),
-            token,
-            is_service,
-            is_readable: false,
-            is_blocked: false,
-        })
-    }
-
-    /// Sends what the unit has for this EtherType, as far as the kernel takes it.
-    fn send(&mut self, now: Time, unit: &mut Unit, event_loop: &Loop) -> Result<(), UnitdError> {
-        if self.is_blocked {
-            return Ok(());
-        }
-        loop {
-            let is_service = self.is_service;
-            while self
-                .outbox
-                .push_with(|bytes| unit.poll_transmit_on(is_service, now, bytes))
-            {}
-            if self.outbox.is_empty() {
-                return Ok(());
-            }
-            if !self.socket.send(&mut self.outbox)? {
-                self.is_blocked = true;
-                return event_loop
-                    .change(&self.socket, self.token, Interest::ReadWrite)
-                    .map_err(system("wait for room to send"));
-            }
-        }
-    }
-
-    fn unblock(&mut self, event_loop: &Loop) -> Result<(), UnitdError> {
-        if !self.is_blocked {
-            return Ok(());
-        }
-        self.is_blocked = false;
-        event_loop
-            .change(&self.socket, self.token, Interest::Read)
-            .map_err(system("wait for frames"))
-    }
-}
-
-/// Logs dropped frames, at most one line in [`DROP_LOG_INTERVAL`].
-#[derive(Default)]
-struct DropLog {
-    logged: Vec<(DropReason, u64)>,
-    logged_total: u64,
-    next: Option<Time>,
-}
-
-impl DropLog {
-    fn counts(unit: &Unit) -> impl Iterator<Item = (DropReason, u64)> {
-        let (management, service) = (unit.drops(false), unit.drops(true));
-        management
-            .iter()
-            .map(|(reason, count)| (reason, count + service.get(reason)))
-    }
-
-    /// Logs what has come since the last line, unless that was a moment ago.
-    fn follow(&mut self, now: Time, unit: &Unit) {
-        let total = unit.drops(false).total() + unit.drops(true).total();
-        if total == self.logged_total || self.next.is_some_and(|next| now < next) {
-            return;
-        }
-        let counts: Vec<_> = Self::counts(unit).collect();
-        let before = |reason| {
-            self.logged
-                .iter()
-                .find(|(r, _)| *r == reason)
-                .map_or(0, |(_, count)| *count)
-        };
-        let words: Vec<String> = counts
-            .iter()
-            .filter_map(|(reason, count)| {
-                let more = count - before(*reason);
-                (more > 0).then(|| format!("{more} {reason}"))
-            })
-            .collect();
-        log::info!("frames dropped: {}", words.join(", "));
-        self.logged = counts;
-        self.logged_total = total;
-        self.next = Some(now + DROP_LOG_INTERVAL);
     }
 }
 
@@ -270,9 +155,12 @@ impl Daemon {
         let mtu = settle_mtu(&config, &interface)?;
         // Before any thread: they inherit the blocked signals.
         let event_loop = Loop::new().map_err(system("set up the event loop"))?;
+        let port = |ethertype, is_service, token| {
+            Port::open(&interface, ethertype, is_service, token, &event_loop)
+        };
         let ports = [
-            Port::open(&interface, config.ethertype_management, false, &event_loop)?,
-            Port::open(&interface, config.ethertype_service, true, &event_loop)?,
+            port(config.ethertype_management, false, TOKEN_MANAGEMENT)?,
+            port(config.ethertype_service, true, TOKEN_SERVICE)?,
         ];
         let state_dir = config.state_dir.join(STATE_SUBDIR);
         for dir in [&state_dir, &config.run_dir] {
@@ -349,7 +237,8 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
         loop {
-            let deadline = self.unit.deadline().into_iter().chain(self.drop_log.next);
+            let deadline = self.unit.deadline();
+            let deadline = deadline.into_iter().chain(self.drop_log.deadline());
             seen.clear();
             self.event_loop
                 .wait(deadline.min(), &mut seen)
@@ -369,14 +258,15 @@ impl Daemon {
                 }
             }
             let now = event_loop::now();
-            self.receive(now)?;
+            for port in &mut self.ports {
+                port.receive(now, &mut self.inbox, &mut self.unit)?;
+            }
             self.unit.tick(now);
             self.act();
             let now = event_loop::now();
             for port in &mut self.ports {
                 port.send(now, &mut self.unit, &self.event_loop)?;
             }
-            self.drop_log.next = self.drop_log.next.filter(|next| now < *next);
             self.drop_log.follow(now, &self.unit);
         }
     }
@@ -394,23 +284,6 @@ impl Daemon {
             TOKEN_CONTROL => self.administer(),
             TOKEN_LINKS => self.follow_links()?,
             _ => {}
-        }
-        Ok(())
-    }
-
-    /// One batch of each EtherType: what is left over is ready again at once.
-    fn receive(&mut self, now: Time) -> Result<(), UnitdError> {
-        for port in &mut self.ports {
-            if !std::mem::take(&mut port.is_readable) {
-                continue;
-            }
-            port.socket.recv(&mut self.inbox)?;
-            for frame in self.inbox.frames() {
-                // Counted by the unit.
-                let _ = self
-                    .unit
-                    .handle(now, port.is_service, frame.source, frame.payload);
-            }
         }
         Ok(())
     }
