@@ -879,8 +879,9 @@ local function relate(h, pinfo, payload)
         local refused = latest[h.connection .. h.command]
         if refused then refused.refused = refused.refused or number end
         info.is_reply = true
-        info.exchange = { request = refused and refused.request or {}, reply = {},
-            time = refused and refused.time }
+        info.exchange = { request = {}, reply = {} }
+        info.response_to = refused and refused.request.first
+        info.asked_at = refused and refused.time
         return info
     end
     local exchange = exchanges[key]
@@ -896,8 +897,12 @@ local function relate(h, pinfo, payload)
     end
     info.exchange = exchange
     if info.is_reply then
+        info.response_to, info.asked_at = exchange.request.first, exchange.time
         info.unmatched = role == REPLY and not exchange.request.first
-        if take_segment(exchange.reply, h, number, payload) and exchange.reply.done == number then
+        local repeated = exchange.reply.first
+        if not take_segment(exchange.reply, h, number, payload) then
+            info.retransmission_of = repeated
+        elseif exchange.reply.done == number then
             info.message = whole_message(exchange.reply, h)
         end
     else
@@ -1023,10 +1028,10 @@ local function show_relations(h, info, tree, pinfo)
     local exchange = info.exchange
     local function generated(abbr, ...) return tree:add(F[abbr], ...):set_generated() end
     if info.is_reply then
-        if exchange.request.first then
-            generated("response_to", exchange.request.first)
-            if exchange.time then
-                local time = math.max(0, pinfo.rel_ts - exchange.time)
+        if info.response_to then
+            generated("response_to", info.response_to)
+            if info.asked_at then
+                local time = math.max(0, pinfo.rel_ts - info.asked_at)
                 local seconds = math.floor(time)
                 generated("time", NSTime.new(seconds, math.floor((time - seconds) * 1e9 + 0.5)))
             end
@@ -1039,14 +1044,14 @@ local function show_relations(h, info, tree, pinfo)
         local answer = exchange.reply.done or exchange.reply.first or exchange.refused
         if answer then
             generated("response_in", answer)
-        elseif pinfo.visited and info.role == REQUEST then
+        elseif pinfo.visited and info.role == REQUEST and exchange.request.first == pinfo.number then
             generated("unanswered", true)
             tree:add_proto_expert_info(X.unanswered)
         end
-        if info.retransmission_of then
-            generated("retransmission_of", info.retransmission_of)
-            tree:add_proto_expert_info(X.retransmission)
-        end
+    end
+    if info.retransmission_of then
+        generated("retransmission_of", info.retransmission_of)
+        tree:add_proto_expert_info(X.retransmission)
     end
 end
 

@@ -316,14 +316,14 @@ fn take(side: &mut Side, header: &Header, payload: &[u8], held_bytes: &mut usize
     }
     let is_data = header.kind == Kind::Write || header.kind == Kind::Read;
     let is_segment = payload.len() < total as usize;
-    if is_segment && !is_data {
-        if side.bytes.is_empty() && *held_bytes + total as usize <= MAX_HELD_BYTES {
-            side.bytes = vec![0; total as usize];
-            *held_bytes += side.bytes.len();
-        }
-        if let Some(place) = side.bytes.get_mut(from as usize..to as usize) {
-            place.copy_from_slice(payload);
-        }
+    let has_room = *held_bytes + total as usize <= MAX_HELD_BYTES;
+    if is_segment && !is_data && side.bytes.is_empty() && has_room {
+        side.bytes = vec![0; total as usize];
+        *held_bytes += side.bytes.len();
+    }
+    // Also a whole message completes one of which there were parts.
+    if let Some(place) = side.bytes.get_mut(from as usize..to as usize) {
+        place.copy_from_slice(payload);
     }
     side.done = side.covered == [(0, total)];
     is_new
