@@ -102,7 +102,7 @@ impl Agent {
                 )
             })?;
         let before = self.table.settings().granularity;
-        let (term, writer) = (self.allocations.term(), self.config.guid);
+        let (term, writer) = (self.allocations.term, self.config.guid);
         if !self.table.set_granularity(wanted, term, writer) {
             let reply = self.granularity_reply(false);
             self.reply(token, reply);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::action::{AgentAction, CommitToken, OwnedDevice};
 use super::allocation::Allocations;
 use super::boot::Boot;
-use super::config::{AgentConfig, MAX_EVENTS};
+use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::{Journal, Waiter};
 use super::peers::Peer;
 use super::plan::error;
@@ -235,6 +235,12 @@ impl Agent {
         self.actions.pop_front()
     }
 
+    /// Polls and waits by other intervals from now on.
+    pub fn set_intervals(&mut self, now: Time, intervals: Intervals) {
+        self.config.intervals = intervals;
+        self.link.set_poll(now, intervals.fabric_poll);
+    }
+
     /// Says goodbye to fabric services, peers and units. Poll what is to be sent once more, then
     /// drop the agent.
     pub fn close(&mut self, now: Time) {
@@ -397,8 +403,7 @@ impl Agent {
             return;
         }
         if self.journal.unpublished {
-            self.table
-                .publish(self.allocations.term(), self.config.guid);
+            self.table.publish(self.allocations.term, self.config.guid);
             self.journal.unpublished = false;
             self.journal.published = true;
         }

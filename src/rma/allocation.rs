@@ -20,9 +20,6 @@ const MAX_RETRIES: u32 = 2;
 /// How long a busy unit is left alone.
 const BUSY_DELAY: Duration = Duration::from_millis(50);
 
-/// The term of the allocation session: there is one session for ever until sessions are leased.
-const TERM: u64 = 0;
-
 /// How far an allocation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -57,13 +54,8 @@ struct Allocation {
 pub(super) struct Allocations {
     active: BTreeMap<u64, Allocation>,
     next: u64,
-}
-
-impl Allocations {
-    /// The term of the allocation session.
-    pub(super) const fn term(&self) -> u64 {
-        TERM
-    }
+    /// The term of the allocation session: 0, one session for ever, until sessions are leased.
+    pub(super) term: u64,
 }
 
 impl Agent {
@@ -209,7 +201,7 @@ impl Agent {
         allocation.stage = Stage::Setting;
         let unit = allocation.unit;
         let request = CompareAndSet {
-            term: TERM,
+            term: self.allocations.term,
             writer: self.config.guid,
             changes,
         };

@@ -224,7 +224,8 @@ impl Agent {
             .collect();
         let mut text = format!("{answered} of {} RMAs told their stamps", self.peers.len());
         if !silent.is_empty() {
-            text += &format!("; no answer from {}", self.name_list(&silent));
+            text.push_str("; no answer from ");
+            text.push_str(&self.name_list(&silent));
         }
         self.block(510, text);
         for guid in silent {
@@ -317,10 +318,9 @@ impl Agent {
             self.table.len(),
         );
         if !silent.is_empty() {
-            text += &format!(
-                "; no full answer from {}, whose rows stay as they are",
-                self.name_list(&silent)
-            );
+            text.push_str("; no full answer from ");
+            text.push_str(&self.name_list(&silent));
+            text.push_str(", whose rows stay as they are");
         }
         self.block(520, text);
         for guid in silent {

@@ -335,10 +335,10 @@ impl Agent {
             self.timers
                 .set(Timer::Address(guid), now + ADDRESS_PATIENCE);
         }
-        if !begun || !stays {
-            if let Some(client) = self.hub.client_mut(&guid) {
-                client.connect(now, mac);
-            }
+        if let Some(client) = self.hub.client_mut(&guid)
+            && (!begun || !stays)
+        {
+            client.connect(now, mac);
         }
     }
 

@@ -42,6 +42,29 @@ enum Ask {
     Offer { position: u64, digest: u128 },
 }
 
+/// What a peer is known to have at least: tables only grow newer. What ours has beyond it are the
+/// rows named, and those that changed here afterwards.
+#[derive(Debug, Clone)]
+struct Known {
+    /// Digest of its table when it had just that.
+    digest: u128,
+    /// Position in our log at that time.
+    position: u64,
+    /// What of ours it lacked, at most [`MAX_OFFER_ROWS`].
+    lacks: BTreeSet<Guid>,
+}
+
+impl Known {
+    /// The peer had all that we had.
+    const fn all(position: u64, digest: u128) -> Self {
+        Self {
+            digest,
+            position,
+            lacks: BTreeSet::new(),
+        }
+    }
+}
+
 /// A peer's table on its way.
 #[derive(Debug)]
 pub(super) struct Pull {
@@ -58,13 +81,11 @@ pub(super) struct Peer {
     pub(super) summary: Option<TableSummary>,
     /// Whether it told so after the last table was taken in in block 515.
     pub(super) fresh: bool,
-    /// When its table was equal to ours: the position in our log, and the digest.
-    synced: Option<(u64, u128)>,
+    /// What it is known to have.
+    known: Option<Known>,
     ask: Option<(CommandId, Ask)>,
     /// It is to be offered what we have.
     pub(super) offer: bool,
-    /// Exactly these rows are what it lacks.
-    lacks: BTreeSet<Guid>,
     /// Since when its table has been known to differ.
     differs_since: Option<Time>,
     pub(super) pull: Option<Pull>,
@@ -77,10 +98,9 @@ impl Peer {
             station,
             summary: None,
             fresh: false,
-            synced: None,
+            known: None,
             ask: None,
             offer: false,
-            lacks: BTreeSet::new(),
             differs_since: None,
             pull: None,
             boot_pull: Pulled::No,
@@ -95,8 +115,7 @@ impl Agent {
             && restarted
         {
             // It may have lost what it had not stored.
-            peer.synced = None;
-            peer.lacks.clear();
+            peer.known = None;
         }
         self.timers.set(Timer::Peer(guid), now);
         self.peer_due(now, guid);
@@ -212,22 +231,21 @@ impl Agent {
         if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
             return;
         }
-        let mut wanted = std::mem::take(&mut peer.lacks);
-        let mut known = !wanted.is_empty();
-        if let Some(rows) = peer.synced.and_then(|(at, _)| self.journal.since(at)) {
-            wanted.extend(rows);
-            known = true;
-        }
-        let mut rows: Vec<Row> = Vec::new();
-        if known && wanted.len() <= MAX_OFFER_ROWS {
-            rows = wanted
+        let beyond = peer.known.as_ref().and_then(|known| {
+            let mut rows = self.journal.since(known.position)?;
+            rows.extend(&known.lacks);
+            Some(rows)
+        });
+        let mut rows: Vec<Row> = match beyond {
+            Some(beyond) if beyond.len() <= MAX_OFFER_ROWS => beyond
                 .iter()
                 .filter_map(|guid| self.table.get(*guid))
                 .cloned()
-                .collect();
-            if page_len(&rows, MAX_PAGE_BYTES) < rows.len() {
-                rows.clear();
-            }
+                .collect(),
+            _ => Vec::new(),
+        };
+        if page_len(&rows, MAX_PAGE_BYTES) < rows.len() {
+            rows.clear();
         }
         let offer = Offer {
             summary: self.journal.durable,
@@ -299,7 +317,7 @@ impl Agent {
                     if theirs.digest == digest
                         && let Some(peer) = self.peers.get_mut(&guid)
                     {
-                        peer.synced = Some((position, digest));
+                        peer.known = Some(Known::all(position, digest));
                     }
                     self.on_summary(now, guid, theirs);
                 }
@@ -322,12 +340,15 @@ impl Agent {
         let first = peer.summary.replace(theirs).is_none();
         peer.fresh = true;
         if equal {
-            peer.synced = Some((position, digest));
+            peer.known = Some(Known::all(position, digest));
             peer.differs_since = None;
             peer.offer = false;
-            peer.lacks.clear();
             self.adopt_stamp(&theirs);
-        } else if peer.synced.is_some_and(|(_, had)| had == theirs.digest) {
+        } else if peer
+            .known
+            .as_ref()
+            .is_some_and(|k| k.digest == theirs.digest)
+        {
             // It is where it was: it lacks what has changed here since.
             peer.offer = true;
             peer.differs_since.get_or_insert(now);
@@ -406,7 +427,7 @@ impl Agent {
         let digest = self.table.digest();
         if let Some(peer) = self.peers.get_mut(&guid) {
             if equal {
-                peer.synced = Some((position, digest));
+                peer.known = Some(Known::all(position, digest));
             } else {
                 peer.offer = true;
             }
@@ -430,9 +451,7 @@ impl Agent {
             .filter(|row| self.table.get(row.guid) != Some(*row))
             .map(|row| row.guid)
             .collect();
-        if whole {
-            self.note_lacks(from, &rows);
-        }
+        let lacks = whole.then(|| self.lacks(&rows));
         let before = self.table.summary();
         let granularity = self.table.settings().granularity;
         let old_settings = *self.table.settings();
@@ -440,6 +459,9 @@ impl Agent {
         let changed = self.mutate(differing, |table| table.join(settings, rows).changed);
         if old_settings != *self.table.settings() {
             self.journal.note(&[Guid::NIL]);
+        }
+        if let Some(lacks) = lacks {
+            self.note_lacks(theirs.digest, &lacks);
         }
         self.settle_stamp(&before, theirs, unpublished);
         if granularity != self.table.settings().granularity {
@@ -460,8 +482,8 @@ impl Agent {
         news
     }
 
-    /// Notes which of our rows a peer lacks, or has older, by its whole table.
-    fn note_lacks(&mut self, guid: Guid, theirs: &[Row]) {
+    /// Which of our rows another whole table lacks or has older.
+    fn lacks(&self, theirs: &[Row]) -> BTreeSet<Guid> {
         let mut lacks = BTreeSet::new();
         let mut others = theirs.iter().peekable();
         for ours in self.table.rows() {
@@ -473,11 +495,23 @@ impl Agent {
                 lacks.insert(ours.guid);
             }
         }
+        lacks
+    }
+
+    /// Notes what was learnt about every peer that has this table.
+    fn note_lacks(&mut self, digest: u128, lacks: &BTreeSet<Guid>) {
         if lacks.len() > MAX_OFFER_ROWS {
-            lacks.clear();
+            return;
         }
-        if let Some(peer) = self.peers.get_mut(&guid) {
-            peer.lacks = lacks;
+        let position = self.journal.position();
+        for peer in self.peers.values_mut() {
+            if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
+                peer.known = Some(Known {
+                    digest,
+                    position,
+                    lacks: lacks.clone(),
+                });
+            }
         }
     }
 

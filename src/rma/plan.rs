@@ -206,9 +206,8 @@ pub(super) fn changes(
 /// What is left of a child's ownership under a parent that does not permit it.
 fn cut(parent: &Ownership, child: &Ownership) -> Ownership {
     match parent {
-        Ownership::Unallocated => Ownership::Unallocated,
         Ownership::Dedicated(host) if child.includes(*host) => parent.clone(),
-        Ownership::Dedicated(_) => Ownership::Unallocated,
+        Ownership::Unallocated | Ownership::Dedicated(_) => Ownership::Unallocated,
         Ownership::Shared(_) => {
             let left: Vec<Guid> = child
                 .owners()
@@ -330,4 +329,186 @@ pub(super) fn joined_outlook<'a>(
         }
     }
     outlook
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Epoch, Granularity, OwnershipStamp, RowState};
+
+    const A: Guid = Guid(0xa);
+    const B: Guid = Guid(0xb);
+    const UNIT: Guid = Guid(0x10);
+    const CONTROLLER: Guid = Guid(0x20);
+    const DEVICE: Guid = Guid(0x30);
+    const OTHER: Guid = Guid(0x31);
+
+    fn row(guid: Guid, entity: EntityType, parent: Guid, ownership: Ownership) -> Row {
+        Row {
+            parent,
+            name: format!("r{:x}", guid.0),
+            owned: OwnershipStamp {
+                epoch: Epoch(3),
+                ..OwnershipStamp::default()
+            },
+            ownership,
+            ..Row::new(guid, entity)
+        }
+    }
+
+    fn both() -> Ownership {
+        Ownership::shared(vec![A, B]).unwrap()
+    }
+
+    fn table() -> Table {
+        let mut table = Table::new();
+        for host in [A, B] {
+            table.insert(Row::new(host, EntityType::Host));
+        }
+        table.insert(row(UNIT, EntityType::Unit, Guid::NIL, both()));
+        table.insert(row(CONTROLLER, EntityType::Controller, UNIT, both()));
+        table.insert(row(
+            DEVICE,
+            EntityType::Device,
+            CONTROLLER,
+            Ownership::Dedicated(A),
+        ));
+        table.insert(row(OTHER, EntityType::Device, CONTROLLER, both()));
+        table
+    }
+
+    fn planned(
+        table: &Table,
+        target: Guid,
+        ownership: &Ownership,
+        recursive: bool,
+    ) -> Result<Vec<(Guid, Ownership)>, ErrorKind> {
+        match changes(table, target, ownership, recursive) {
+            Ok(changes) => {
+                assert!(changes.iter().all(|c| c.expected == Epoch(3)));
+                Ok(changes.into_iter().map(|c| (c.row, c.ownership)).collect())
+            }
+            Err(e) => Err(e.kind),
+        }
+    }
+
+    #[test]
+    fn a_change_takes_along_only_what_it_must() {
+        let mut table = table();
+        let to_b = Ownership::Dedicated(B);
+        assert_eq!(
+            planned(&table, DEVICE, &to_b, false),
+            Ok(vec![(DEVICE, to_b.clone())])
+        );
+        assert_eq!(planned(&table, UNIT, &both(), false), Ok(vec![]));
+        assert_eq!(
+            planned(&table, CONTROLLER, &to_b, false),
+            Err(ErrorKind::Hierarchy)
+        );
+        assert_eq!(
+            planned(&table, CONTROLLER, &to_b, true),
+            Ok(vec![
+                (CONTROLLER, to_b.clone()),
+                (DEVICE, Ownership::Unallocated),
+                (OTHER, to_b.clone()),
+            ])
+        );
+        let shared_b = Ownership::shared(vec![B]).unwrap();
+        assert_eq!(
+            planned(&table, CONTROLLER, &shared_b, true),
+            Ok(vec![
+                (CONTROLLER, shared_b.clone()),
+                (DEVICE, Ownership::Unallocated),
+                (OTHER, shared_b),
+            ])
+        );
+        table.set_granularity(Granularity::Unit, 0, A);
+        let all = [UNIT, CONTROLLER, DEVICE, OTHER];
+        let moved: Vec<_> = all.iter().map(|guid| (*guid, to_b.clone())).collect();
+        assert_eq!(planned(&table, UNIT, &to_b, false), Ok(moved));
+        assert_eq!(
+            planned(&table, DEVICE, &to_b, false),
+            Err(ErrorKind::Granularity)
+        );
+    }
+
+    #[test]
+    fn tombstones_are_in_nobodys_way() {
+        let mut table = table();
+        for guid in [DEVICE, OTHER] {
+            let gone = Row {
+                state: RowState::Invalid,
+                ..table.get(guid).unwrap().clone()
+            };
+            table.insert(gone);
+        }
+        let to_b = Ownership::Dedicated(B);
+        assert_eq!(
+            planned(&table, CONTROLLER, &to_b, false),
+            Ok(vec![(CONTROLLER, to_b)])
+        );
+        assert_eq!(target(&table, "r30").unwrap_err().kind, ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn more_changes_than_a_message_holds_are_refused() {
+        let mut table = table();
+        for n in 0..crate::wire::message::MAX_CHANGES as u128 {
+            let device = row(
+                Guid(0x1_0000 + n),
+                EntityType::Device,
+                CONTROLLER,
+                Ownership::Dedicated(A),
+            );
+            table.insert(device);
+        }
+        assert_eq!(
+            planned(&table, UNIT, &Ownership::Unallocated, true),
+            Err(ErrorKind::BadRequest)
+        );
+    }
+
+    #[test]
+    fn a_mixture_that_breaks_the_hierarchy_is_seen_before_it_is_joined() {
+        let table = table();
+        let newer = |guid: Guid, ownership: Ownership| {
+            let ours = table.get(guid).unwrap().clone();
+            Row {
+                ownership,
+                owned: OwnershipStamp {
+                    epoch: Epoch(9),
+                    ..ours.owned
+                },
+                ..ours
+            }
+        };
+        let seen = |rows: &[Row]| offenders(&table, &joined_outlook(&table, rows));
+        // The controller alone leaves its devices behind.
+        let controller = newer(CONTROLLER, Ownership::Dedicated(B));
+        assert_eq!(
+            seen(std::slice::from_ref(&controller)),
+            BTreeSet::from([DEVICE, OTHER])
+        );
+        // With what went along it fits.
+        let device = newer(DEVICE, Ownership::Unallocated);
+        let other = newer(OTHER, Ownership::Dedicated(B));
+        assert_eq!(
+            seen(&[controller.clone(), device, other.clone()]),
+            BTreeSet::new()
+        );
+        // An older device does not count.
+        let stale = Row {
+            owned: OwnershipStamp::default(),
+            ..newer(DEVICE, Ownership::Unallocated)
+        };
+        assert_eq!(seen(&[controller, stale, other]), BTreeSet::from([DEVICE]));
+        // A row that is new here counts by what it brings.
+        let fresh = row(
+            Guid(0x40),
+            EntityType::Device,
+            CONTROLLER,
+            Ownership::Dedicated(Guid(0xc)),
+        );
+        assert_eq!(seen(&[fresh]), BTreeSet::from([Guid(0x40)]));
+    }
 }

@@ -95,19 +95,10 @@ impl Agent {
         }
     }
 
-    /// Whether a host is of our cluster, by fabric services or by the table.
+    /// Whether a host is of our cluster.
     fn is_fellow(&self, guid: Guid) -> bool {
-        let listed = match &self.members {
-            Some(members) => members
-                .get(&guid)
-                .is_some_and(|m| m.entity == EntityType::Host),
-            None => false,
-        };
-        listed
-            || self
-                .table
-                .get(guid)
-                .is_some_and(|row| row.entity == EntityType::Host && row.is_valid())
+        let row = self.table.get(guid);
+        row.is_some_and(|row| row.entity == EntityType::Host) && self.is_member(guid)
     }
 
     fn on_offer(

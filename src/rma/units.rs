@@ -255,12 +255,13 @@ impl Agent {
                 .collect();
             self.mutate(candidates, |table| table.observe_controllers(&reply));
             self.apply_registers(guid);
+            // Its addresses may have changed.
+            self.sync_stations(now);
         }
         if first {
             self.extend_patience(now);
         }
         self.sync_controllers(now, guid, &listed);
-        self.sync_stations(now);
         if !returned.is_empty() {
             self.ask_again_soon(now, guid);
         } else if let Some(unit) = self.units.get_mut(&guid) {

@@ -21,12 +21,14 @@ use crate::service::{Heard, Service};
 pub const MTU: u16 = 1500;
 
 /// How the simulated disks behave.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DiskFaults {
     /// How long a sync takes at most.
     pub sync: Duration,
     /// Chance that a commit fails (and changes nothing).
     pub failure: f64,
+    /// Machines whose disks never fail.
+    pub spared: Vec<crate::NodeId>,
 }
 
 impl DiskFaults {
@@ -34,6 +36,7 @@ impl DiskFaults {
     pub const NONE: Self = Self {
         sync: Duration::ZERO,
         failure: 0.0,
+        spared: Vec::new(),
     };
 }
 

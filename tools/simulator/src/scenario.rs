@@ -125,6 +125,7 @@ impl Story {
         world.disks = DiskFaults {
             sync: Duration::from_millis(rng.u64(0..25)),
             failure: up_to(&mut rng, 0.05),
+            spared: Vec::new(),
         };
         // Allocate, release, crash, start, cable, part, mend, device, granularity.
         let weights = [
@@ -163,7 +164,7 @@ impl Story {
         all
     }
 
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: impl std::fmt::Display) {
         let at = self.world.now().since(Time::ZERO);
         self.log.push(format!("{:9.3} s  {what}", at.as_secs_f64()));
     }
@@ -189,7 +190,7 @@ impl Story {
             5 => self.part(),
             6 => {
                 self.world.network.mend();
-                self.note("all ways are mended".to_owned());
+                self.note("all ways are mended");
             }
             7 => self.device(),
             _ => self.granularity(),
@@ -364,7 +365,7 @@ impl Story {
 
     /// The faults stop; everything must become well.
     fn end(mut self) -> Outcome {
-        self.note("the faults stop".to_owned());
+        self.note("the faults stop");
         self.world.network.faults = Faults::NONE;
         self.world.network.mend();
         self.world.disks = DiskFaults::NONE;

@@ -1,6 +1,6 @@
 //! A host's service connections, as far as the agent needs them: device lists and notifications.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use rma::session::{Client, ClientConfig, ClientEvent, Hub, HubEvent, Request};
 use rma::wire::kind::Role;
@@ -24,7 +24,7 @@ pub(crate) struct Service {
     pub(crate) cluster: ClusterName,
     mtu: u16,
     hub: Hub<(Guid, IocNumber)>,
-    asked: BTreeMap<((Guid, IocNumber), CommandId), ()>,
+    asked: BTreeSet<((Guid, IocNumber), CommandId)>,
     rng: fastrand::Rng,
     session: u64,
 }
@@ -44,7 +44,7 @@ impl Service {
             cluster,
             mtu,
             hub: Hub::new(true, vec![mac], seed),
-            asked: BTreeMap::new(),
+            asked: BTreeSet::new(),
             rng: fastrand::Rng::with_seed(seed ^ 1),
             session: 1,
         }
@@ -71,7 +71,7 @@ impl Service {
 
     pub(crate) fn remove_controller(&mut self, unit: Guid, ioc: IocNumber) {
         self.hub.remove(&(unit, ioc));
-        self.asked.retain(|(key, _), ()| *key != (unit, ioc));
+        self.asked.retain(|(key, _)| *key != (unit, ioc));
     }
 
     pub(crate) fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
@@ -86,7 +86,7 @@ impl Service {
         if let Some(client) = self.hub.client_mut(&(unit, ioc))
             && let Ok(command) = client.submit(now, request)
         {
-            self.asked.insert(((unit, ioc), command), ());
+            self.asked.insert(((unit, ioc), command));
         }
     }
 
@@ -117,7 +117,7 @@ impl Service {
                     status,
                     body,
                 } => {
-                    if self.asked.remove(&((unit, ioc), command)).is_none() {
+                    if !self.asked.remove(&((unit, ioc), command)) {
                         continue;
                     }
                     let result = if status == Status::Ok {

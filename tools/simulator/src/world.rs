@@ -84,7 +84,7 @@ pub struct World {
     /// What was promised to administrators, and what was broken.
     pub model: Model,
     next_token: u64,
-    asked: BTreeMap<(usize, u64), ()>,
+    asked: BTreeSet<(usize, u64)>,
     /// Every frame sent, where it is wanted.
     pub capture: Option<Vec<Seen>>,
     /// Frames sent by kind (management) since the start.
@@ -110,7 +110,7 @@ impl World {
             disks: DiskFaults::NONE,
             model: Model::default(),
             next_token: 1,
-            asked: BTreeMap::new(),
+            asked: BTreeSet::new(),
             capture: None,
             kinds: BTreeMap::new(),
             rng,
@@ -427,7 +427,7 @@ impl World {
     pub fn ask(&mut self, id: NodeId, request: AdminRequest) -> u64 {
         let (now, token) = (self.now, self.next_token);
         self.next_token += 1;
-        self.asked.insert((id.0, token), ());
+        self.asked.insert((id.0, token));
         if let Machine::Host(host) = &mut self.nodes[id.0].machine
             && let Some(agent) = &mut host.agent
         {
@@ -642,7 +642,7 @@ impl World {
             .replies
             .keys()
             .copied()
-            .filter(|token| self.asked.contains_key(&(id, *token)))
+            .filter(|token| self.asked.contains(&(id, *token)))
             .collect();
         for token in answered {
             self.asked.remove(&(id, token));
@@ -741,7 +741,7 @@ impl World {
                 _ => None,
             },
             Machine::Unit(storage) => storage.unit.as_ref().and_then(Unit::deadline),
-            Machine::Fabric(services) => services.fabric.as_ref().and_then(|f| f.deadline()),
+            Machine::Fabric(services) => services.fabric.as_ref().and_then(Fabric::deadline),
         };
         let Some(at) = deadline else { return };
         let at = at.max(self.now);
@@ -753,7 +753,9 @@ impl World {
     }
 
     fn disk_done(&mut self, id: usize, pending: Pending) {
-        let failed = self.disks.failure > 0.0 && self.rng.f64() < self.disks.failure;
+        let failed = self.disks.failure > 0.0
+            && self.rng.f64() < self.disks.failure
+            && !self.disks.spared.contains(&NodeId(id));
         if !failed {
             self.write(id, &pending);
         }
