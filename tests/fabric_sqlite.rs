@@ -72,8 +72,9 @@ fn a_crash_at_any_moment_loses_nothing_that_was_answered() {
             }
         }
         assert!(answered > 50);
-        world.run_until(world.now + Duration::from_secs(20), |w| {
+        world.wait(Duration::from_secs(20), "everything is told", |w| {
             w.links[hosts[0]].link.untold_count() == 0
+                && w.links.iter().all(|n| n.names().len() > 1)
         });
 
         // kill -9, and a start from what the crash left.

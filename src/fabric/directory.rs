@@ -382,12 +382,9 @@ impl<C: Catalog> Directory<C> {
             if was.map(|e| e.assigned) != is.map(|e| e.assigned) && was.is_some() {
                 changed.reassigned.insert(*guid);
             }
-            if was.map(Entity::to_member) != is.map(Entity::to_member)
-                || was.map(|e| e.assigned) != is.map(|e| e.assigned)
-            {
-                let both = was.iter().chain(is.iter()).map(|e| e.assigned);
-                changed.clusters.extend(both.filter(|c| !c.is_none()));
-            }
+            // A list shows the versions of its rows too: any change of a row is one of its list.
+            let both = was.iter().chain(is.iter()).map(|e| e.assigned);
+            changed.clusters.extend(both.filter(|c| !c.is_none()));
             match is {
                 None => change.removed.push(*guid),
                 Some(entity) => change.put.push(Entity {
