@@ -72,7 +72,7 @@ impl Plan {
         );
         if self.backend == "file" {
             let path = rig.directory().join(format!("{name}.img"));
-            let _ = writeln!(text, "path = {path:?}");
+            let _ = writeln!(text, "path = \"{}\"", path.display());
         }
         text
     }

@@ -100,12 +100,16 @@ impl Daemon {
     /// [`RigError::System`].
     pub fn configure(&self, config: &str) -> Result<(), RigError> {
         let mut text = format!(
-            "interface = \"eth0\"\nstate_dir = {:?}\nrun_dir = {:?}\n",
-            self.state_dir(),
-            self.run_dir()
+            "interface = \"eth0\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n",
+            self.state_dir().display(),
+            self.run_dir().display()
         );
         if self.program == Program::Host {
-            let _ = writeln!(text, "udev_rules_dir = {:?}", self.dir.join("rules.d"));
+            let _ = writeln!(
+                text,
+                "udev_rules_dir = \"{}\"",
+                self.dir.join("rules.d").display()
+            );
         }
         text.push_str(config);
         fs::write(self.config_path(), text).map_err(fail("write a daemon's configuration"))

@@ -1,5 +1,8 @@
 //! The demonstration: two clusters on one segment, in network namespaces, with real daemons.
 
+mod acts;
+mod figures;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
@@ -9,7 +12,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rma_rig::{Daemon, Node, NodeOptions, Program, Rig, station, wait_equal_tables, wait_until};
+use rma_rig::{Daemon, Node, NodeOptions, Program, Rig, station, wait_equal_tables};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -233,8 +236,9 @@ impl Demo {
                     fs::File::create(&image)?.set_len(16 * MIB)?;
                 }
                 text += &format!(
-                    "\n[[controller.device]]\nnumber = {}\nname = \"{device}\"\nbackend = \"file\"\npath = {image:?}\nvendor = \"ACME\"\nmodel = \"Disk 16M\"\nserial = \"SN-{device}\"\n",
-                    index + 1
+                    "\n[[controller.device]]\nnumber = {}\nname = \"{device}\"\nbackend = \"file\"\npath = \"{}\"\nvendor = \"ACME\"\nmodel = \"Disk 16M\"\nserial = \"SN-{device}\"\n",
+                    index + 1,
+                    image.display()
                 );
             }
         }
@@ -331,236 +335,6 @@ impl Demo {
                 fs::write(dir.join(format!("{host}.json")), output.stdout)?;
             }
         }
-        Ok(())
-    }
-
-    /// (name, type, number, parent, ownership) of each row of a host's stored table.
-    fn table(&self, host: &str) -> Result<Vec<[String; 5]>> {
-        let crt = self.host(host).crt();
-        let value = self
-            .host(host)
-            .json(&["crt", "show", "--file", crt.to_str().ok_or("path")?])
-            .ok_or("the table cannot be read")?;
-        let rows = value["rows"].as_array().ok_or("the table has no rows")?;
-        Ok(rows
-            .iter()
-            .map(|row| {
-                let text = |v: &serde_json::Value| v.as_str().unwrap_or("-").to_owned();
-                let number = match (row["ioc"].as_u64(), row["iod"].as_u64()) {
-                    (Some(1..), Some(iod @ 1..)) => format!("IOD {iod}"),
-                    (Some(ioc @ 1..), _) => format!("IOC {ioc}"),
-                    _ => "-".into(),
-                };
-                let mut owners: Vec<_> = row["owners"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .map(|o| text(&o["name"]))
-                    .collect();
-                owners.sort();
-                [
-                    text(&row["name"]),
-                    text(&row["type"]),
-                    number,
-                    text(&row["parent"]["name"]),
-                    format!("{} {}", text(&row["ownership"]), owners.join(", "))
-                        .trim()
-                        .to_owned(),
-                ]
-            })
-            .collect())
-    }
-
-    fn check_fig4(&self, host: &str) -> Result<()> {
-        let expected = [
-            ["108", "host", "-", "-", "unallocated"],
-            ["110", "host", "-", "-", "unallocated"],
-            ["112", "I/O unit", "-", "-", "shared 108, 110"],
-            ["114A", "I/O controller", "IOC 1", "112", "shared 108, 110"],
-            ["116A1", "I/O device", "IOD 1", "114A", "dedicated 108"],
-            ["116A2", "I/O device", "IOD 2", "114A", "dedicated 110"],
-            ["114B", "I/O controller", "IOC 2", "112", "shared 108, 110"],
-            ["116B1", "I/O device", "IOD 1", "114B", "shared 108, 110"],
-            ["118", "I/O unit", "-", "-", "dedicated 110"],
-            ["120", "I/O controller", "IOC 1", "118", "dedicated 110"],
-            ["122A", "I/O device", "IOD 1", "120", "dedicated 110"],
-        ];
-        let table = self.table(host)?;
-        if table != expected {
-            return Err(format!("host {host}'s table is not Fig. 4's: {table:#?}").into());
-        }
-        Ok(())
-    }
-
-    fn rules(&self) -> Result<()> {
-        step("What host 108 owns: exports and generated udev rules");
-        self.host("108").wait_export(PATIENCE, "116A1")?;
-        self.host("108").wait_export(PATIENCE, "116B1")?;
-        self.rma("108", &["exports"])?;
-        self.rma("108", &["udev", "rules"])?;
-        Ok(())
-    }
-
-    fn private_disk(&self) -> Result<()> {
-        step("Real I/O: 116A1 is an ext4 filesystem on unit 112, owned by host 108");
-        let dir = self.rig.directory();
-        let (here, back) = (dir.join("copied.img"), dir.join("copied-back.img"));
-        let uri = nbd_uri(&self.host("108").wait_export(PATIENCE, "116A1")?);
-        self.command("108", "nbdcopy", &[&uri, path(&here)?])?;
-        self.command("108", "e2fsck", &["-fn", path(&here)?])?;
-        self.command("108", "debugfs", &["-R", "cat /hello.txt", path(&here)?])?;
-        let note = dir.join("note.txt");
-        fs::write(&note, "written on host 108\n")?;
-        self.command(
-            "108",
-            "debugfs",
-            &[
-                "-w",
-                "-R",
-                &format!("write {} note.txt", path(&note)?),
-                path(&here)?,
-            ],
-        )?;
-        self.command("108", "nbdcopy", &["--flush", path(&here)?, &uri])?;
-        self.command("108", "nbdcopy", &[&uri, path(&back)?])?;
-        self.command("108", "e2fsck", &["-fn", path(&back)?])?;
-        let image = dir.join("116A1.img");
-        if fs::read(&here)? != fs::read(&back)? || fs::read(&here)? != fs::read(&image)? {
-            return Err("the filesystem is not the same after the round trip".into());
-        }
-        say(
-            "the image on the unit, what was written and what was read back are equal byte by byte",
-        );
-        Ok(())
-    }
-
-    fn shared_disk(&self) -> Result<()> {
-        step("A shared device: host 108 writes to 116B1, host 110 reads it");
-        let write = nbd_uri(&self.host("108").wait_export(PATIENCE, "116B1")?);
-        let read = nbd_uri(&self.host("110").wait_export(PATIENCE, "116B1")?);
-        self.command(
-            "108",
-            "qemu-io",
-            &[
-                "-f",
-                "raw",
-                "-c",
-                "write -P 0x5a 64k 128k",
-                "-c",
-                "flush",
-                &write,
-            ],
-        )?;
-        let text = self.command(
-            "110",
-            "qemu-io",
-            &["-r", "-f", "raw", "-c", "read -P 0x5a 64k 128k", &read],
-        )?;
-        if text.contains("verification failed") {
-            return Err("host 110 read something else than host 108 wrote".into());
-        }
-        Ok(())
-    }
-
-    fn refusal(&self) -> Result<()> {
-        step("A host that is no owner is refused, at the unit");
-        if self.host("110").export("116A1").is_some() {
-            return Err("host 110 exports a device that it does not own".into());
-        }
-        say(
-            "host 110 has no export of 116A1; so it asks unit 112's controller for a block all the same:",
-        );
-        let host = self.host("110");
-        let status = host.json(&["status"]).ok_or("no status")?;
-        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-        let device = self.row("108", "116A1")?;
-        let unit = self.row("108", "112")?;
-        let attempt = rma_rig::intruder::Attempt {
-            interface: "eth0".into(),
-            host: text(&status["host"]["guid"]).parse()?,
-            incarnation: status["incarnation"].as_u64().unwrap_or_default(),
-            cluster: "A".parse()?,
-            unit: text(&unit["guid"]).parse()?,
-            unit_mac: text(&unit["macs"][0]).parse()?,
-            ioc: 1,
-            iod: 1,
-            device: text(&device["guid"]).parse()?,
-            epoch: device["epoch"].as_u64().unwrap_or_default(),
-        };
-        let answer = host
-            .node()
-            .enter(|| rma_rig::intruder::read_block(&attempt))??;
-        println!("\n110: read 4096 bytes of 116A1 at 0  ->  {answer}");
-        if answer != "not an owner" {
-            return Err("the unit did not refuse".into());
-        }
-        Ok(())
-    }
-
-    fn row(&self, host: &str, name: &str) -> Result<serde_json::Value> {
-        let crt = self.host(host).crt();
-        let table = self
-            .host(host)
-            .json(&["crt", "show", "--file", path(&crt)?])
-            .ok_or("no table")?;
-        let rows = table["rows"].as_array().ok_or("no rows")?;
-        rows.iter()
-            .find(|r| r["name"] == name)
-            .cloned()
-            .ok_or_else(|| format!("no row {name}").into())
-    }
-
-    fn reallocation(&self) -> Result<()> {
-        step("Reallocation, followed live: 116A2 goes from host 110 to host 108");
-        let old = self.host("110").wait_export(PATIENCE, "116A2")?;
-        let watch = self
-            .host("110")
-            .node()
-            .spawn(&mut self.host("110").rma_command(&["watch"]))?;
-        // The watch is in place when the daemon has answered it; an event proves it.
-        self.rma("108", &["release", "116A2"])?;
-        self.rma("108", &["allocate", "116A2", "--to", "108"])?;
-        wait_until(PATIENCE, "the export to end on host 110", || !old.exists())?;
-        let new = self.host("108").wait_export(PATIENCE, "116A2")?;
-        wait_until(PATIENCE, "host 110's watch to show the change", || {
-            watch.log().contains("dedicated 108")
-        })?;
-        println!("\n110# rma watch");
-        print!("{}", watch.log());
-        watch.terminate()?;
-        watch.wait(PATIENCE)?;
-        say(&format!(
-            "gone from host 110; on host 108 it is {}",
-            new.display()
-        ));
-        Ok(())
-    }
-
-    fn reboot(&self) -> Result<()> {
-        step("Host 110 reboots, and catches up");
-        self.host("110").kill9()?;
-        say("host 110 is killed; meanwhile 116A2 goes back to host 110, allocated from host 108:");
-        self.rma("108", &["allocate", "116A2", "--to", "110"])?;
-        self.host("110").restart()?;
-        wait_equal_tables(PATIENCE, &[self.host("108"), self.host("110")], 11)?;
-        println!();
-        for line in self
-            .host("110")
-            .log()
-            .lines()
-            .filter(|l| l.contains("block 5"))
-        {
-            println!(
-                "  {}",
-                line.split_once("block ").map_or(line, |(_, text)| text)
-            );
-        }
-        let path = self.host("110").wait_export(PATIENCE, "116A2")?;
-        self.check_fig4("110")?;
-        say(&format!(
-            "host 110 has Fig. 4's table again and serves 116A2 at {}",
-            path.display()
-        ));
         Ok(())
     }
 
