@@ -315,7 +315,7 @@ impl ControlClient {
 
     /// Waits for one line.
     pub fn receive(&mut self) -> Result<String, AskError> {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 16_384];
         let mut searched = 0;
         loop {
             if let Some(end) = self.input[searched..].iter().position(|b| *b == b'\n') {

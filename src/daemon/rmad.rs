@@ -286,7 +286,7 @@ impl Rmad {
                         return Ok(Outcome::Stopped);
                     }
                     Event::Reload => {
-                        log::info!("nothing to reload: the configuration is read at start")
+                        log::info!("nothing to reload: the configuration is read at start");
                     }
                     Event::Ready {
                         token: TOKEN_PACKETS,
