@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rma::session::Request;
-use rma::unit::{DiskError, DiskOp, MAX_QUEUED_CHANGES, SpecError, StoredRegisters, Unit};
+use rma::unit::{
+    DiskError, DiskOp, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_QUEUED_CHANGES, MAX_UNIT_REGISTERS,
+    SpecError, StoredRegisters, Unit,
+};
 use rma::wire::kind::Event;
 use rma::wire::message::{
     Conflict, ControllersReply, DevicesReply, IdentifyReply, OwnershipRegister, RegistersReply,
@@ -424,6 +427,105 @@ fn transactions_wait_for_their_turn_and_too_many_are_refused() {
         };
         assert_eq!(world.reply(host, 0, command).0, expected, "{number}");
     }
+}
+
+/// Gives DISK to `hosts` beside A, with everything above it, and lets its operations hang.
+fn hanging_disk(hosts: &[Guid], credits: u16) -> World {
+    let mut world = world();
+    for host in hosts {
+        world.add_host_with(*host, "A", credits);
+    }
+    let all = shared(hosts);
+    let rows = [UNIT, IOC1, DISK].map(|row| (row, 0, all.clone()));
+    assert_eq!(world.set(HOST_A, 1, &rows).0, Status::Ok);
+    world.disk_hangs = true;
+    world
+}
+
+#[test]
+fn operations_under_way_are_bounded_in_number() {
+    let hosts: Vec<Guid> = (0x20..0x24).map(Guid).collect();
+    let mut world = hanging_disk(&hosts, 1100);
+    let flush = Request {
+        expect: 0,
+        ..io_request(Kind::Flush, 1, 1, vec![])
+    };
+    let mut commands = Vec::new();
+    for host in &hosts {
+        for _ in 0..1100 {
+            let now = world.now;
+            let command = world.client(*host, 1).submit(now, flush.clone());
+            commands.push((*host, command.unwrap()));
+        }
+    }
+    world.pass(SECOND / 10);
+    assert_eq!(world.unit.in_flight(), MAX_IN_FLIGHT);
+    let mut taken = |world: &mut World| {
+        let mut statuses = Vec::new();
+        commands.retain(
+            |(host, command)| match world.take_reply(*host, 1, *command) {
+                Some((status, _)) => {
+                    statuses.push(status);
+                    false
+                }
+                None => true,
+            },
+        );
+        statuses
+    };
+    assert_eq!(taken(&mut world), [Status::Busy; 4400 - MAX_IN_FLIGHT]);
+    world.disk_hangs = false;
+    world.pump();
+    world.pass(SECOND / 10);
+    assert_eq!(taken(&mut world), vec![Status::Ok; MAX_IN_FLIGHT]);
+    assert_eq!(world.unit.in_flight(), 0);
+}
+
+#[test]
+fn operations_under_way_are_bounded_in_bytes() {
+    // More than one session's window lets through.
+    let hosts: Vec<Guid> = (0x20..0x40).map(Guid).collect();
+    let mut world = hanging_disk(&hosts, 32);
+    let read = Request {
+        expect: 0,
+        ..io_request(Kind::Read, 1, 1, range(0, 1 << 20, &[]))
+    };
+    let mut commands = Vec::new();
+    for host in &hosts {
+        for _ in 0..32 {
+            commands.push((*host, world.submit(*host, 1, read.clone())));
+        }
+    }
+    world.pass(SECOND / 10);
+    let most = (MAX_IN_FLIGHT_BYTES >> 20) as usize;
+    assert_eq!(world.unit.in_flight(), most);
+    let busy = commands
+        .iter()
+        .filter_map(|(host, command)| world.take_reply(*host, 1, *command))
+        .filter(|(status, _)| *status == Status::Busy)
+        .count();
+    assert!(busy > 0 && busy + most <= commands.len(), "{busy} busy");
+}
+
+#[test]
+fn registers_are_bounded() {
+    let registers = (1..=MAX_UNIT_REGISTERS as u128 - 3).map(|row| OwnershipRegister {
+        row: Guid(row << 64),
+        ownership: Ownership::Unallocated,
+        owned: OwnershipStamp::default(),
+    });
+    let mut world = world();
+    let stored = StoredRegisters {
+        registers: registers.collect(),
+        term: 0,
+    };
+    world.restart_with(Some(stored));
+    world.own_disk(dedicated(HOST_A));
+    // Another row has no register yet; those that have one can still change.
+    let (status, body) = world.set(HOST_A, 1, &[(DISK2, 0, dedicated(HOST_A))]);
+    assert_eq!((status, conflict(&body).row), (Status::NoSpace, DISK2));
+    let reply = world.set(HOST_A, 1, &[(DISK, 1, dedicated(HOST_B))]);
+    assert_eq!(reply.0, Status::Ok);
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub fn unit_config(incarnation: u64, cluster: ClusterName) -> UnitConfig {
         // Nobody answers there: these tests are about hosts.
         fabric_mac: Some(Mac([2, 0, 0, 0, 9, 9])),
         mtu: 1500,
-        credits: 64,
+        credits: 2048,
         max_connections: 64,
     }
 }
@@ -217,6 +217,10 @@ impl World {
     }
 
     pub fn add_host(&mut self, guid: Guid, of: &str) {
+        self.add_host_with(guid, of, 32);
+    }
+
+    pub fn add_host_with(&mut self, guid: Guid, of: &str, credits: u16) {
         let mac = Mac([2, 0, 0, 0, 7, guid.0 as u8]);
         let mut clients = BTreeMap::new();
         for port in [0, 1, 2] {
@@ -230,7 +234,7 @@ impl World {
                 ioc: IocNumber(port),
                 service: port != 0,
                 mtu: 1500,
-                credits: 32,
+                credits,
             };
             let seed = self.seed ^ (guid.0 as u64) << 8 ^ u64::from(port);
             let mut client = Client::new(config, seed);
