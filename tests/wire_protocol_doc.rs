@@ -148,7 +148,7 @@ impl Walk<'_> {
         let field = field.unwrap_or_else(|| panic!("{}: no {name}", self.what));
         assert_eq!(field.name, format!("rma.{name}"), "{}", self.what);
         self.at += field.bytes.len();
-        if name.ends_with(".count") {
+        if name.split('.').next_back() == Some("count") {
             self.count = field.show.parse().expect("a count");
         }
         field

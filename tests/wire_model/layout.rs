@@ -10,7 +10,7 @@ use super::Field;
 struct Fields(Vec<Field>);
 
 impl Fields {
-    fn add(&mut self, name: &'static str, bytes: &[u8], show: impl ToString) {
+    fn add(&mut self, name: &'static str, bytes: &[u8], show: impl std::fmt::Display) {
         self.0.push(Field {
             name,
             bytes: bytes.to_vec(),
@@ -19,7 +19,13 @@ impl Fields {
         });
     }
 
-    fn code(&mut self, name: &'static str, bytes: &[u8], show: impl ToString, code: &'static str) {
+    fn code(
+        &mut self,
+        name: &'static str,
+        bytes: &[u8],
+        show: impl std::fmt::Display,
+        code: &'static str,
+    ) {
         self.add(name, bytes, show);
         self.0.last_mut().expect("just added").code = Some(code);
     }

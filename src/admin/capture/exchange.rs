@@ -244,9 +244,10 @@ impl Exchanges {
     fn key(&self, (src, dst): (Mac, Mac), header: &Header, payload: &[u8]) -> Option<(Key, Role)> {
         let command = header.command.0;
         let connection = Scope::Connection(header.connection.0);
-        let (role, initiator) = match header.is_reply() {
-            true => (Role::Reply, dst),
-            false => (Role::Request, src),
+        let (role, initiator) = if header.is_reply() {
+            (Role::Reply, dst)
+        } else {
+            (Role::Request, src)
         };
         Some(match header.kind {
             Kind::Connect => {
