@@ -337,7 +337,12 @@ impl Rmad {
             match self.socket.recv(&mut self.inbox) {
                 Ok(count) => {
                     let time = now();
+                    let own = self.socket.interface().mac;
                     for frame in self.inbox.frames() {
+                        // A packet socket also sees what the switch floods to others.
+                        if frame.destination != own && !frame.destination.is_multicast() {
+                            continue;
+                        }
                         // What is wrong with a frame is counted by the agent.
                         let _ = self.agent.handle(time, frame.source, frame.payload);
                     }

@@ -77,6 +77,8 @@ enum UnitdError {
     Net(#[from] NetError),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
+    Down(String),
     #[error("mtu {wanted} is over the MTU {actual} of {interface}; enlarge that, or lower the key")]
     Mtu {
         wanted: u16,
@@ -152,6 +154,9 @@ impl Daemon {
     fn start(args: Args) -> Result<Self, UnitdError> {
         let config = UnitdConfig::load(&args.keys, args.config.as_deref())?;
         let interface = Interface::by_name(&config.interface)?;
+        if !interface.up {
+            return Err(UnitdError::Down(interface.name));
+        }
         let mtu = settle_mtu(&config, &interface)?;
         // Before any thread: they inherit the blocked signals.
         let event_loop = Loop::new().map_err(system("set up the event loop"))?;
@@ -514,9 +519,6 @@ fn log_start(
         interface.mac,
         config.controllers.len(),
     );
-    if !interface.up {
-        log::warn!("interface {} is down; waiting for it", interface.name);
-    }
     if unit.cluster().is_none() {
         log::info!("no cluster assigned yet; waiting for fabric services");
     } else {

@@ -122,7 +122,12 @@ impl Port {
             return Ok(());
         }
         self.socket.recv(inbox)?;
+        let own = self.socket.interface().mac;
         for frame in inbox.frames() {
+            // A packet socket also sees what the switch floods to others.
+            if frame.destination != own && !frame.destination.is_multicast() {
+                continue;
+            }
             // What is wrong with a frame is counted by the unit.
             let _ = unit.handle(now, self.is_service, frame.source, frame.payload);
         }
