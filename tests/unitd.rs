@@ -551,23 +551,6 @@ fn foreign_state_is_refused() -> TestResult {
     Ok(())
 }
 
-fn a_down_interface_is_waited_for() -> TestResult {
-    let rig = Rig::new()?;
-    let node = rig.add_node("u112", NodeOptions::default())?;
-    node.interface_down(0)?;
-    let unit = Daemon::start(&rig, node, Program::Unit, "name = \"u\"\n")?;
-    wait_until(PATIENCE, "the unit to say so", || {
-        unit.log()
-            .contains("interface eth0 is down; waiting for it")
-    })?;
-    unit.node().interface_up(0)?;
-    wait_until(PATIENCE, "the unit to go on", || {
-        unit.log().contains("interface eth0 is up")
-    })?;
-    assert_eq!(status(&unit)?.link, "up");
-    Ok(())
-}
-
 rma_rig::test_main!(
     a_unit_serves_through_deaths_and_a_bad_wire,
     a_reload_adds_removes_and_resizes_while_hosts_are_connected,
@@ -575,5 +558,4 @@ rma_rig::test_main!(
     hostile_frames_at_full_rate_are_counted_and_ignored,
     mistakes_are_told_in_one_line_with_exit_status_2,
     foreign_state_is_refused,
-    a_down_interface_is_waited_for,
 );
