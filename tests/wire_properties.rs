@@ -34,8 +34,10 @@ fn mac() -> impl Strategy<Value = Mac> {
     })
 }
 
-fn macs() -> impl Strategy<Value = Vec<Mac>> {
-    btree_set(mac(), 1..=MAX_MACS).prop_map(|set| set.into_iter().rev().collect())
+fn macs() -> BoxedStrategy<Vec<Mac>> {
+    btree_set(mac(), 1..=MAX_MACS)
+        .prop_map(|set| set.into_iter().rev().collect())
+        .boxed()
 }
 
 fn cluster() -> impl Strategy<Value = ClusterName> {
@@ -46,56 +48,66 @@ fn cluster() -> impl Strategy<Value = ClusterName> {
 }
 
 /// At most 63 bytes of any characters.
-fn text() -> impl Strategy<Value = String> {
-    prop_oneof![".{0,15}", "[\\x00-\\x7f]{0,63}", "\u{10ffff}{0,15}"]
+fn text() -> BoxedStrategy<String> {
+    prop_oneof![".{0,15}", "[\\x00-\\x7f]{0,63}", "\u{10ffff}{0,15}"].boxed()
 }
 
-fn observed() -> impl Strategy<Value = ObservationStamp> {
-    (number(), number()).prop_map(|(incarnation, change)| ObservationStamp {
-        incarnation: Incarnation(incarnation),
-        change,
-    })
+fn observed() -> BoxedStrategy<ObservationStamp> {
+    (number(), number())
+        .prop_map(|(incarnation, change)| ObservationStamp {
+            incarnation: Incarnation(incarnation),
+            change,
+        })
+        .boxed()
 }
 
-fn ownership() -> impl Strategy<Value = Ownership> {
+fn ownership() -> BoxedStrategy<Ownership> {
     prop_oneof![
         Just(Ownership::Unallocated),
         guid().prop_map(Ownership::Dedicated),
         vec(guid(), 1..6).prop_map(|v| Ownership::shared(v).expect("few")),
         vec(guid(), MAX_OWNERS).prop_map(|v| Ownership::shared(v).expect("few enough")),
     ]
+    .boxed()
 }
 
-fn owned() -> impl Strategy<Value = OwnershipStamp> {
-    (number(), number(), any_guid()).prop_map(|(epoch, term, writer)| OwnershipStamp {
-        epoch: Epoch(epoch),
-        term,
-        writer,
-    })
+fn owned() -> BoxedStrategy<OwnershipStamp> {
+    (number(), number(), any_guid())
+        .prop_map(|(epoch, term, writer)| OwnershipStamp {
+            epoch: Epoch(epoch),
+            term,
+            writer,
+        })
+        .boxed()
 }
 
-fn stamp() -> impl Strategy<Value = TableStamp> {
-    (number(), number(), any_guid()).prop_map(|(term, counter, writer)| TableStamp {
-        term,
-        counter,
-        writer,
-    })
+fn stamp() -> BoxedStrategy<TableStamp> {
+    (number(), number(), any_guid())
+        .prop_map(|(term, counter, writer)| TableStamp {
+            term,
+            counter,
+            writer,
+        })
+        .boxed()
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
+fn settings() -> BoxedStrategy<Settings> {
     (code(Granularity::ALL), stamp())
         .prop_map(|(granularity, stamp)| Settings { granularity, stamp })
+        .boxed()
 }
 
-fn summary() -> impl Strategy<Value = TableSummary> {
-    (stamp(), any::<u128>(), any::<u32>()).prop_map(|(stamp, digest, row_count)| TableSummary {
-        stamp,
-        digest,
-        row_count,
-    })
+fn summary() -> BoxedStrategy<TableSummary> {
+    (stamp(), any::<u128>(), any::<u32>())
+        .prop_map(|(stamp, digest, row_count)| TableSummary {
+            stamp,
+            digest,
+            row_count,
+        })
+        .boxed()
 }
 
-fn extent() -> impl Strategy<Value = Option<Extent>> {
+fn extent() -> BoxedStrategy<Option<Extent>> {
     prop_oneof![
         Just(None),
         (number(), number()).prop_map(|(offset, len)| {
@@ -103,6 +115,7 @@ fn extent() -> impl Strategy<Value = Option<Extent>> {
             (len > 0).then_some(Extent { offset, len })
         }),
     ]
+    .boxed()
 }
 
 fn block_size() -> impl Strategy<Value = u32> {
@@ -130,7 +143,7 @@ prop_compose! {
 
 /// Rows by ascending GUID.
 fn rows(least: usize) -> impl Strategy<Value = Vec<Row>> {
-    vec(row(), least..5).prop_map(|mut rows| {
+    vec(row().boxed(), least..5).prop_map(|mut rows| {
         rows.sort_by_key(|r| r.guid);
         rows.dedup_by_key(|r| r.guid);
         rows
@@ -162,25 +175,29 @@ prop_compose! {
     }
 }
 
-fn register() -> impl Strategy<Value = OwnershipRegister> {
-    (guid(), ownership(), owned()).prop_map(|(row, ownership, owned)| OwnershipRegister {
-        row,
-        ownership,
-        owned,
-    })
+fn register() -> BoxedStrategy<OwnershipRegister> {
+    (guid(), ownership(), owned())
+        .prop_map(|(row, ownership, owned)| OwnershipRegister {
+            row,
+            ownership,
+            owned,
+        })
+        .boxed()
 }
 
-fn ranges() -> impl Strategy<Value = Missing> {
-    btree_set(0..=MAX_MESSAGE_BYTES as u32, 0..=2 * MAX_RANGES).prop_map(|ends| {
-        let ends: Vec<u32> = ends.into_iter().collect();
-        let ranges = ends.chunks_exact(2).map(|pair| ByteRange {
-            offset: pair[0],
-            len: pair[1] - pair[0],
-        });
-        Missing {
-            ranges: ranges.collect(),
-        }
-    })
+fn ranges() -> BoxedStrategy<Missing> {
+    btree_set(0..=MAX_MESSAGE_BYTES as u32, 0..=2 * MAX_RANGES)
+        .prop_map(|ends| {
+            let ends: Vec<u32> = ends.into_iter().collect();
+            let ranges = ends.chunks_exact(2).map(|pair| ByteRange {
+                offset: pair[0],
+                len: pair[1] - pair[0],
+            });
+            Missing {
+                ranges: ranges.collect(),
+            }
+        })
+        .boxed()
 }
 
 fn link() -> impl Strategy<Value = (u64, u16, u16)> {
@@ -188,7 +205,7 @@ fn link() -> impl Strategy<Value = (u64, u16, u16)> {
 }
 
 /// A header's kind, direction and status with a body that belongs to it.
-fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
+fn message() -> BoxedStrategy<(Header, Body<'static>)> {
     let request = |kind| Header::new(kind);
     let reply = |kind| Header {
         flags: Flags::REPLY,
@@ -261,7 +278,8 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
                 (refused, Body::Empty)
             }
         }),
-    ];
+    ]
+    .boxed();
     let fabric = prop_oneof![
         (guid(), code(Role::ALL)).prop_map(move |(asker, role)| {
             (
@@ -279,7 +297,7 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
                 }),
             )
         }),
-        (member(), cluster()).prop_map(move |(m, cluster)| {
+        (member().boxed(), cluster()).prop_map(move |(m, cluster)| {
             let Member {
                 guid,
                 entity,
@@ -311,8 +329,12 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
             };
             (request(Kind::Membership), Body::MembershipRequest(body))
         }),
-        (number(), btree_map(guid(), member(), 0..5), any::<bool>()).prop_map(
-            move |(version, members, flag)| {
+        (
+            number(),
+            btree_map(guid(), member().boxed(), 0..5),
+            any::<bool>()
+        )
+            .prop_map(move |(version, members, flag)| {
                 let members: Vec<_> = members
                     .into_iter()
                     .map(|(guid, m)| Member { guid, ..m })
@@ -324,8 +346,7 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
                     members,
                 };
                 (reply(Kind::Membership), Body::MembershipReply(body))
-            }
-        ),
+            }),
         (guid(), ownership(), number()).prop_map(move |(unit, ownership, epoch)| {
             let body = UnitOwnership {
                 unit,
@@ -334,7 +355,8 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
             };
             (request(Kind::UnitOwnership), Body::UnitOwnership(body))
         }),
-    ];
+    ]
+    .boxed();
     let tables = prop_oneof![
         summary().prop_map(move |m| (reply(Kind::TableStamp), Body::TableSummary(m))),
         any_guid().prop_map(move |after| {
@@ -361,7 +383,8 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
             };
             (request(Kind::Offer), Body::Offer(body))
         }),
-    ];
+    ]
+    .boxed();
     let controllers = btree_map(guid(), (text(), text(), observed()), 0..5);
     let units = prop_oneof![
         (
@@ -440,8 +463,12 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
             };
             (header, Body::Conflict(Conflict { register }))
         }),
-        (guid(), observed(), btree_map(guid(), device(), 0..5)).prop_map(
-            move |(controller, listed, devices)| {
+        (
+            guid(),
+            observed(),
+            btree_map(guid(), device().boxed(), 0..5)
+        )
+            .prop_map(move |(controller, listed, devices)| {
                 let devices = devices
                     .into_iter()
                     .zip(1..)
@@ -457,9 +484,8 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
                     devices,
                 };
                 (reply(Kind::Devices), Body::DevicesReply(body))
-            }
-        ),
-        (device(), register()).prop_map(move |(device, register)| {
+            }),
+        (device().boxed(), register()).prop_map(move |(device, register)| {
             let body = IdentifyReply { device, register };
             (reply(Kind::Identify), Body::IdentifyReply(body))
         }),
@@ -473,8 +499,9 @@ fn message() -> impl Strategy<Value = (Header, Body<'static>)> {
             let range = IoRange { offset, len: 4 };
             (request(Kind::Write), Body::Write(range, b"data"))
         }),
-    ];
-    prop_oneof![sessions, fabric, tables, units]
+    ]
+    .boxed();
+    prop_oneof![sessions, fabric, tables, units].boxed()
 }
 
 /// What is done to bytes on their way.

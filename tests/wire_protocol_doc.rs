@@ -16,6 +16,8 @@ use wire_model::{Field, Sample, samples};
 fn tables() -> BTreeMap<String, Vec<Vec<String>>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocol.md");
     let text = std::fs::read_to_string(path).expect("docs/protocol.md");
+    // Behind the layouts come the rules, with tables and headings of their own.
+    let (text, _) = text.split_once("\n## Sessions").expect("sessions");
     let mut tables: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
     let mut heading = String::new();
     let mut is_body = false;
