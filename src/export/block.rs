@@ -8,9 +8,6 @@ use crate::wire::{Guid, Status};
 /// far as the protocol obliges, and split by the initiator.
 pub const PREFERRED_MAX_BYTES: u32 = 1 << 20;
 
-/// The largest logical block size that can be exported, in bytes.
-pub const MAX_BLOCK_SIZE: u32 = 1 << 16;
-
 /// The facts of an exported device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
@@ -20,8 +17,8 @@ pub struct ExportInfo {
     pub description: String,
     /// Size in bytes; a last partial block is not served.
     pub size_bytes: u64,
-    /// Logical block size in bytes: a power of two from 1 to [`MAX_BLOCK_SIZE`]. Every request is
-    /// aligned to it.
+    /// Logical block size in bytes: one of [`crate::wire::row::is_block_size`]. Every request
+    /// is aligned to it.
     pub block_size: u32,
     /// Writes, discards and zeroes are refused.
     pub read_only: bool,
@@ -37,11 +34,6 @@ pub struct ExportInfo {
 }
 
 impl ExportInfo {
-    /// Whether the block size is one that can be exported.
-    pub const fn has_good_block_size(&self) -> bool {
-        self.block_size.is_power_of_two() && self.block_size <= MAX_BLOCK_SIZE
-    }
-
     /// The bytes that are served: whole blocks.
     pub fn served_bytes(&self) -> u64 {
         self.size_bytes - self.size_bytes % u64::from(self.block_size.max(1))

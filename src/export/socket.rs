@@ -21,6 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::block::{BlockError, BlockRequest, ExportInfo};
 use super::nbd::Connection;
 use crate::wire::Guid;
+use crate::wire::row::is_block_size;
 
 /// The most connections of one export; beyond it the oldest that has not finished its negotiation
 /// makes room, or the newcomer is turned away.
@@ -44,7 +45,7 @@ pub enum SocketError {
     #[error("{0} is exported already")]
     Exported(Guid),
     /// The device's block size is none that NBD can carry.
-    #[error("a block size of {0} bytes cannot be exported (a power of two up to 65536 can)")]
+    #[error("a device with blocks of {0} bytes cannot be exported")]
     BlockSize(u32),
     /// Another process listens at the path.
     #[error("cannot serve NBD at {path}: another process listens there", path = .0.display())]
@@ -147,7 +148,7 @@ impl NbdSockets {
         if self.exports.contains_key(&device) {
             return Err(SocketError::Exported(device));
         }
-        if !info.has_good_block_size() {
+        if !is_block_size(info.block_size) {
             return Err(SocketError::BlockSize(info.block_size));
         }
         remove_stale(path)?;
@@ -180,7 +181,7 @@ impl NbdSockets {
         let Some(export) = self.exports.get_mut(&device) else {
             return false;
         };
-        if !info.has_good_block_size() {
+        if !is_block_size(info.block_size) {
             self.close(device);
             return false;
         }
