@@ -56,7 +56,7 @@ impl UnitModel {
         self.hub.set_server(Server::new(config, 0));
     }
 
-    fn devices(&self) -> DevicesReply {
+    fn devices() -> DevicesReply {
         DevicesReply {
             controller: Guid(0x10c),
             listed: ObservationStamp::default(),
@@ -185,7 +185,7 @@ impl Bench {
                     ..
                 } = event
                 {
-                    let body = unit.devices().to_body();
+                    let body = UnitModel::devices().to_body();
                     let server = unit.hub.server_mut().unwrap();
                     server.reply(now, connection, command, Status::Ok, body);
                     continue;
@@ -505,7 +505,7 @@ fn devices_are_listed_when_their_controller_can_be_reached() {
             _ => None,
         })
         .collect();
-    let expected = bench.units[0].devices();
+    let expected = UnitModel::devices();
     assert_eq!(
         lists,
         [(Guid(99), Err(Status::NoController)), (unit, Ok(expected))]

@@ -5,8 +5,8 @@ mod session_pair;
 use std::time::Duration;
 
 use rma::session::ClientEvent;
-use rma::wire::{Mac, Status};
-use session_pair::{CLIENT_MAC, Faults, SERVER_MAC, Workload, World};
+use rma::wire::{DropReason, Header, Kind, Mac, Status};
+use session_pair::{CLIENT_MAC, Faults, InFlight, SERVER_MAC, Workload, World};
 
 const OTHER_MAC: Mac = Mac([2, 0, 0, 0, 0, 3]);
 
@@ -247,6 +247,14 @@ fn frames_of_old_connections_change_nothing() {
             }
             assert!(world.disk.executed == executed && world.disk.bytes == bytes);
         }
+        // Once the new connection is open, not one of them gets as far as the duplicate window.
+        let to_server = |f: &&InFlight| {
+            let kind = Header::parse(&f.bytes, true).map(|(h, _)| h.kind);
+            f.dst == SERVER_MAC && kind != Ok(Kind::Connect)
+        };
+        let commands = old.iter().filter(to_server).count() as u64;
+        let dropped = world.server.drops().get(DropReason::Connection);
+        assert!(dropped >= commands * 2, "{dropped} of {commands}");
         work.run(&mut world, 60 * SECONDS);
     }
 }

@@ -29,6 +29,8 @@ impl Place {
 pub(super) struct Controller {
     /// Whether it was removed, and its session is only kept until what was sent has ended.
     leaving: bool,
+    /// The unit's incarnation, while the session has a connection.
+    up: Option<Incarnation>,
     /// Whether its device list is asked for and not answered.
     listing: bool,
     /// Whether its device list has to be asked for (again).
@@ -42,7 +44,11 @@ impl Initiator {
     pub fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
         let key = (unit, ioc);
         if let Some(controller) = self.controllers.get_mut(&key) {
-            controller.leaving = false;
+            if std::mem::take(&mut controller.leaving)
+                && let Some(incarnation) = controller.up
+            {
+                self.events.push_back(up(key, incarnation));
+            }
         } else {
             self.sessions += 1;
             let client = ClientConfig {
@@ -61,6 +67,7 @@ impl Initiator {
             self.hub.insert(key, client);
             let controller = Controller {
                 leaving: false,
+                up: None,
                 listing: false,
                 list_wanted: false,
                 ready: VecDeque::new(),
@@ -85,7 +92,12 @@ impl Initiator {
         let Some(controller) = self.controllers.get_mut(&key) else {
             return;
         };
-        controller.leaving = true;
+        if std::mem::replace(&mut controller.leaving, true) {
+            return;
+        }
+        if controller.up.is_some() {
+            self.events.push_back(down(key));
+        }
         if std::mem::take(&mut controller.list_wanted) || controller.listing {
             self.listed(key, Err(Status::NoController));
         }
@@ -131,27 +143,24 @@ impl Initiator {
         self.listed(key, result);
     }
 
-    pub(super) fn on_connected(
-        &mut self,
-        now: Time,
-        key: ControllerKey,
-        incarnation: Incarnation,
-        resumed: bool,
-    ) {
-        let _ = resumed;
-        self.events.push_back(IoEvent::Up {
-            unit: key.0,
-            ioc: key.1,
-            incarnation,
-        });
-        self.feed(now, key);
+    pub(super) fn on_connected(&mut self, now: Time, key: ControllerKey, incarnation: Incarnation) {
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        controller.up = Some(incarnation);
+        if !controller.leaving {
+            self.events.push_back(up(key, incarnation));
+            self.feed(now, key);
+        }
     }
 
     pub(super) fn on_lost(&mut self, key: ControllerKey) {
-        self.events.push_back(IoEvent::Down {
-            unit: key.0,
-            ioc: key.1,
-        });
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        if controller.up.take().is_some() && !controller.leaving {
+            self.events.push_back(down(key));
+        }
     }
 
     fn devices_at(&self, key: ControllerKey) -> Vec<DeviceId> {
@@ -280,11 +289,7 @@ impl Initiator {
             }
         }
         if let Some(client) = self.hub.client_mut(&key) {
-            let was_up = client.is_connected();
             client.close(now);
-            if was_up {
-                self.on_lost(key);
-            }
         }
         self.hub.remove(&key);
         for (at, sent) in ghosts {
@@ -294,4 +299,16 @@ impl Initiator {
             }
         }
     }
+}
+
+const fn up((unit, ioc): ControllerKey, incarnation: Incarnation) -> IoEvent {
+    IoEvent::Up {
+        unit,
+        ioc,
+        incarnation,
+    }
+}
+
+const fn down((unit, ioc): ControllerKey) -> IoEvent {
+    IoEvent::Down { unit, ioc }
 }

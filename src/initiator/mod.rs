@@ -404,11 +404,9 @@ impl Initiator {
                 continue;
             };
             match event {
-                ClientEvent::Connected {
-                    incarnation,
-                    resumed,
-                    ..
-                } => self.on_connected(now, key, incarnation, resumed),
+                ClientEvent::Connected { incarnation, .. } => {
+                    self.on_connected(now, key, incarnation);
+                }
                 ClientEvent::Lost => self.on_lost(key),
                 ClientEvent::Refused(status) => self.events.push_back(IoEvent::Refused {
                     unit: key.0,
