@@ -5,6 +5,7 @@ mod wire_model;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use rma::wire::kind::{Event, Kind, Progress, Role};
 use rma::wire::message::*;
@@ -12,10 +13,14 @@ use rma::wire::row::{self, BLOCK_SIZES};
 use rma::wire::*;
 use wire_model::{Field, Sample, samples};
 
+fn document() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocol.md");
+    std::fs::read_to_string(path).expect("docs/protocol.md")
+}
+
 /// Rows of the tables of a document by the heading above them; cells are trimmed.
 fn tables() -> BTreeMap<String, Vec<Vec<String>>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocol.md");
-    let text = std::fs::read_to_string(path).expect("docs/protocol.md");
+    let text = document();
     // Behind the layouts come the rules, with tables and headings of their own.
     let (text, _) = text.split_once("\n## Sessions").expect("sessions");
     let mut tables: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
@@ -244,3 +249,101 @@ fn layouts_are_those_of_the_samples() {
         assert!(walk.fields.next().is_none(), "{}", sample.name);
     }
 }
+
+/// `256 KiB`, `1 s`, `24 h`, `4,096`: a number of bytes, of milliseconds, or alone.
+fn quantity(text: &str) -> u64 {
+    let (amount, unit) = text.split_once(' ').unwrap_or((text, ""));
+    let factor = match unit {
+        "" | "ms" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "s" => 1000,
+        "h" => 3_600_000,
+        other => panic!("'{other}' is a unit"),
+    };
+    number(amount) * factor
+}
+
+#[test]
+fn session_constants_are_those_of_the_code() {
+    let text = document();
+    let (_, text) = text.split_once("\n## Sessions").expect("sessions");
+    let (text, _) = text.split_once("\n## Fabric").expect("fabric services");
+    // Cells of constants, each with the cell behind it.
+    let mut found = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        for pair in cells.windows(2) {
+            let names = pair[0].split(", ").map(|name| name.trim_matches('`'));
+            for (name, value) in names.zip(pair[1].split("; ")) {
+                let value = value.split(" (").next().expect("a value");
+                if name.chars().all(|c| c == '_' || c.is_ascii_uppercase()) && !name.is_empty() {
+                    found.insert(name.to_owned(), quantity(value));
+                }
+            }
+        }
+    }
+    macro_rules! check {
+        ($($name:ident),+ $(,)?) => { $(
+            let value = u64::try_from(rma::session::limits::$name.milliseconds()).expect("fits");
+            let documented = found.remove(stringify!($name));
+            assert_eq!(documented, Some(value), stringify!($name));
+        )+ };
+    }
+    check!(
+        MAX_CREDITS,
+        MAX_COMMANDS,
+        MAX_QUEUED_BYTES,
+        MAX_REPLY_BYTES,
+        MAX_SESSION_BYTES,
+        MAX_SERVER_BYTES,
+        MAX_EXECUTING,
+        MAX_SPANS,
+        MAX_CONTROL_FRAMES,
+        MAX_NOTIFICATIONS,
+        MAX_EVENTS,
+        RTO_INITIAL,
+        RTO_MIN,
+        RTO_FIRST_MAX,
+        RTO_MAX,
+        EXECUTING_PROBE_MAX,
+        REORDER_DELAY,
+        REPEAT_INTERVAL,
+        RECONNECT_INTERVAL,
+        KEEPALIVE_INTERVAL,
+        KEEPALIVE_MISSED,
+        HALF_OPEN_TTL,
+        CONNECTION_TTL,
+        SESSION_TTL,
+        STALLED_AFTER,
+        NOTIFY_INTERVAL,
+        NOTIFY_TRIES,
+        RELIEF_INTERVAL,
+        WINDOW_START,
+        WINDOW_MIN,
+        WINDOW_MAX,
+    );
+    assert!(found.is_empty(), "no such constants: {found:?}");
+}
+
+/// Numbers as they are, durations in milliseconds.
+trait Milliseconds {
+    fn milliseconds(self) -> u128;
+}
+
+impl Milliseconds for Duration {
+    fn milliseconds(self) -> u128 {
+        self.as_millis()
+    }
+}
+
+macro_rules! plain {
+    ($($t:ty),+) => { $(
+        impl Milliseconds for $t {
+            fn milliseconds(self) -> u128 {
+                self as u128
+            }
+        }
+    )+ };
+}
+plain!(u16, u32, usize);
