@@ -13,9 +13,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event_loop::{Event, Interest, Loop, now};
 use crate::admin::protocol::ExportInfo as ExportStatus;
-use crate::export::block::{BlockError, BlockOp, BlockRequest, ExportInfo};
+use crate::export::block::{BlockError, BlockRequest, ExportInfo};
 use crate::export::socket::NbdSockets;
-use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, Target};
+use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent, Target};
 use crate::net::{Inbox, LinkState, Outbox, PacketSocket};
 use crate::rma::OwnedDevice;
 use crate::wire::message::DevicesReply;
@@ -342,7 +342,8 @@ impl Service {
     fn take(&mut self, event: IoEvent) {
         match event {
             IoEvent::Done { token, result } => {
-                self.sockets.complete(token, result.map_err(block_error));
+                self.sockets
+                    .complete(token, result.map_err(BlockError::from));
             }
             IoEvent::Devices { unit, ioc, result } => {
                 self.say(ServiceEvent::Devices(unit, ioc, result));
@@ -375,13 +376,7 @@ impl Service {
             return;
         };
         let io = Io {
-            op: match request.op {
-                BlockOp::Read => IoOp::Read,
-                BlockOp::Write => IoOp::Write,
-                BlockOp::Flush => IoOp::Flush,
-                BlockOp::Discard => IoOp::Discard,
-                BlockOp::WriteZeroes => IoOp::WriteZeroes,
-            },
+            op: request.op,
             offset: request.offset,
             len: u64::from(request.len),
             data: request.data,
@@ -568,21 +563,5 @@ fn info(owned: &OwnedDevice) -> ExportInfo {
         discard: has(features::DISCARD),
         write_zeroes: has(features::WRITE_ZEROES),
         rotational: has(features::ROTATIONAL),
-    }
-}
-
-fn block_error(error: IoError) -> BlockError {
-    match error {
-        IoError::OutOfRange | IoError::Misaligned => BlockError::Invalid,
-        IoError::Closed => BlockError::ShuttingDown,
-        IoError::Full => BlockError::NoMemory,
-        IoError::Malformed => BlockError::Io,
-        IoError::Status(status) => match status {
-            Status::NotOwner | Status::StaleEpoch | Status::ReadOnly => BlockError::NotPermitted,
-            Status::OutOfRange | Status::Misaligned | Status::BadRequest => BlockError::Invalid,
-            Status::NoSpace => BlockError::NoSpace,
-            Status::Unsupported => BlockError::NotSupported,
-            _ => BlockError::Io,
-        },
     }
 }
