@@ -55,7 +55,9 @@ impl RoundTrip {
             }
         };
         self.smoothed = Some(smoothed);
-        self.timeout = (smoothed + self.variation * 4).clamp(RTO_MIN, RTO_FIRST_MAX);
+        // A path that is slow all the time is not asked twice for every answer.
+        let most = RTO_FIRST_MAX.max(smoothed * 2);
+        self.timeout = (smoothed + self.variation * 4).clamp(RTO_MIN, most);
     }
 
     /// How long to wait for an answer that was asked for `tries` times in vain before, at most
@@ -156,11 +158,18 @@ mod tests {
             rtt.sample(Duration::from_millis(15));
         }
         assert!((14..40).contains(&rtt.timeout(0, RTO_MAX).as_millis()));
-        rtt.sample(Duration::from_secs(9));
-        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_FIRST_MAX);
+        rtt.sample(Duration::from_millis(120));
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_FIRST_MAX, "one outlier");
         assert_eq!(
             rtt.timeout(30, Duration::from_millis(100)),
             Duration::from_millis(100)
+        );
+        for _ in 0..100 {
+            rtt.sample(Duration::from_millis(300));
+        }
+        assert!(
+            (300..=600).contains(&rtt.timeout(0, RTO_MAX).as_millis()),
+            "a slow path"
         );
     }
 

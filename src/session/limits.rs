@@ -22,8 +22,9 @@ pub const MAX_CREDITS: u16 = 4096;
 /// Retransmission timeout before the first measurement.
 pub const RTO_INITIAL: Duration = Duration::from_millis(20);
 /// The least retransmission timeout.
-pub const RTO_MIN: Duration = Duration::from_millis(2);
-/// The most that measured round trips make of the first timeout of a command.
+pub const RTO_MIN: Duration = Duration::from_millis(4);
+/// The most that the variation of measured round trips makes of the first timeout of a command;
+/// twice the smoothed round trip is always allowed.
 pub const RTO_FIRST_MAX: Duration = Duration::from_millis(40);
 /// The most that backing off makes of a timeout.
 pub const RTO_MAX: Duration = Duration::from_secs(1);

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Peer;
 use crate::session::client::ranges_per_frame;
 use crate::session::flow::reply_charge;
-use crate::session::limits::{MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL};
+use crate::session::limits::{
+    MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL,
+};
 use crate::session::ranges::{Assembly, Ranges};
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
@@ -178,6 +180,11 @@ impl Session {
             .0
             .checked_sub(header.outstanding.into())
             .ok_or(DropReason::Inconsistent)?;
+        // A session that has run commands can only have finished those that its initiator can
+        // hold; without this, one frame could put every later command below the floor.
+        if self.known && floor > self.floor.saturating_add(MAX_COMMANDS as u64) {
+            return Err(DropReason::BeyondCredits);
+        }
         let mut freed = 0;
         while self.floor < floor {
             match self.window.pop_front() {
@@ -210,6 +217,7 @@ impl Session {
         let retry = header.flags.contains(Flags::RETRY);
         let credits = usize::from(self.credits);
         let executing = self.executing;
+        let segment = usize::from(self.mtu) - HEADER_LEN;
         let Some(entry) = self.entry(id) else {
             let charge = header.message_len as usize + reply_charge(header.kind, payload);
             // One command of each session always has room, so that everyone gets on.
@@ -263,7 +271,7 @@ impl Session {
             State::Answered(answer) => {
                 // Without the flag the network has repeated the frame, not the initiator.
                 if retry && answer.may_repeat(now) {
-                    answer.send_whole();
+                    answer.repeat(segment);
                     self.queue(id);
                 }
                 Ok(Taken::Nothing)
@@ -287,6 +295,7 @@ impl Session {
         missing: &Missing,
     ) -> Result<Taken, DropReason> {
         let (id, max) = (header.command.0, ranges_per_frame(self.mtu));
+        let segment = usize::from(self.mtu) - HEADER_LEN;
         let Some(index) = id.checked_sub(self.floor) else {
             return Ok(Taken::Tell(report(Progress::Forgotten, Vec::new())));
         };
@@ -305,7 +314,7 @@ impl Session {
             State::Answered(answer) => {
                 if missing.ranges.is_empty() {
                     if answer.may_repeat(now) {
-                        answer.send_whole();
+                        answer.repeat(segment);
                     }
                 } else {
                     let len = answer.body.len() as u64;
@@ -519,6 +528,18 @@ impl Answer {
     /// Whether the whole reply may be sent (again) now.
     fn may_repeat(&self, now: Time) -> bool {
         !self.queued && self.sent_at.is_none_or(|t| t + REPEAT_INTERVAL <= now)
+    }
+
+    /// Queues what an initiator needs that has heard nothing of the reply: all of it where it was
+    /// never sent, otherwise its last segment. If the rest is only late, that is all that is sent
+    /// twice; if the rest is lost, the last segment shows the gap and a probe names it.
+    fn repeat(&mut self, segment: usize) {
+        if self.sent_at.is_none() || self.body.len() <= segment {
+            return self.send_whole();
+        }
+        let len = self.body.len();
+        let start = (len - 1) / segment * segment;
+        self.unsent.insert(start as u32, len as u32);
     }
 
     fn send_whole(&mut self) {
