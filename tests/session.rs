@@ -209,6 +209,19 @@ fn a_restarted_responder_gets_everything_unanswered_again() {
 }
 
 #[test]
+fn an_initiator_that_is_far_along_goes_on_with_a_restarted_responder() {
+    let mut world = World::new(Faults::NONE, 3, 1500);
+    // More commands than a client can hold at once.
+    let mut work = Workload::new(17_000, 32, 64, 3);
+    work.run(&mut world, 600 * SECONDS);
+    world.restart_server();
+    work.left = 30;
+    let start = world.now;
+    work.run(&mut world, 60 * SECONDS);
+    assert!(world.now.since(start) < 10 * SECONDS);
+}
+
+#[test]
 fn frames_of_old_connections_change_nothing() {
     for restart in [false, true] {
         let mut world = World::new(Faults::NONE, 9, 1500);

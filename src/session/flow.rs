@@ -159,7 +159,10 @@ mod tests {
         }
         assert!((14..40).contains(&rtt.timeout(0, RTO_MAX).as_millis()));
         rtt.sample(Duration::from_millis(120));
-        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_FIRST_MAX, "one outlier");
+        assert!(
+            (40..60).contains(&rtt.timeout(0, RTO_MAX).as_millis()),
+            "one outlier"
+        );
         assert_eq!(
             rtt.timeout(30, Duration::from_millis(100)),
             Duration::from_millis(100)

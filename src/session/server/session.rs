@@ -110,6 +110,9 @@ pub(super) struct Session {
     pub(super) confirmed: bool,
     /// Whether any connection of the session has been used.
     pub(super) known: bool,
+    /// Whether the initiator has said once what is finished: a responder that has restarted
+    /// meets an initiator that is far along.
+    counted: bool,
     /// Whether its connection was given up for silence; the session can still be resumed.
     pub(super) dormant: bool,
     pub(super) mtu: u16,
@@ -151,6 +154,7 @@ impl Session {
             resumed: false,
             confirmed: false,
             known: false,
+            counted: false,
             dormant: false,
             mtu: 0,
             credits,
@@ -180,9 +184,11 @@ impl Session {
             .0
             .checked_sub(header.outstanding.into())
             .ok_or(DropReason::Inconsistent)?;
-        // A session that has run commands can only have finished those that its initiator can
+        // After its first frame a session can only have finished commands that its initiator can
         // hold; without this, one frame could put every later command below the floor.
-        if self.known && floor > self.floor.saturating_add(MAX_COMMANDS as u64) {
+        if std::mem::replace(&mut self.counted, true)
+            && floor > self.floor.saturating_add(MAX_COMMANDS as u64)
+        {
             return Err(DropReason::BeyondCredits);
         }
         let mut freed = 0;
