@@ -3,6 +3,10 @@
 //! It owns listeners and connections and moves bytes between them and [`Connection`]; it knows no
 //! NBD. Nothing blocks and nothing is waited for: readiness comes from one epoll descriptor that the
 //! caller nests into its own.
+//!
+//! A client that goes away leaves writes behind that are still being executed. Until they are
+//! completed nothing more is taken from any client of the device: otherwise one of them could be
+//! applied after, and undo, a newer write that was acknowledged (I3).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -87,6 +91,8 @@ struct Export {
     info: ExportInfo,
     /// Numbers of its connections, oldest first.
     connections: BTreeSet<u32>,
+    /// Changes under way whose clients are gone.
+    orphan_count: usize,
 }
 
 impl Drop for Export {
@@ -111,6 +117,8 @@ struct Client {
     readable: bool,
     /// Completed requests wait for the next poll.
     dirty: bool,
+    /// Nothing is taken from it for now.
+    held: bool,
 }
 
 /// The exported devices with their listeners and connections. No threads: add [`Self::as_fd`] to
@@ -123,6 +131,8 @@ pub struct NbdSockets {
     /// Which export a listener's number means.
     listeners: BTreeMap<u32, Guid>,
     clients: BTreeMap<u32, Client>,
+    /// Tokens of changes under way whose clients are gone, with their device.
+    orphans: BTreeMap<u64, Guid>,
     dirty: Vec<u32>,
     last_number: u32,
     /// Given up for a moment to turn a client away when descriptors run out.
@@ -137,6 +147,7 @@ impl NbdSockets {
             exports: BTreeMap::new(),
             listeners: BTreeMap::new(),
             clients: BTreeMap::new(),
+            orphans: BTreeMap::new(),
             dirty: Vec::new(),
             last_number: 0,
             spare: Some(spare()?),
@@ -165,6 +176,7 @@ impl NbdSockets {
             listener,
             info,
             connections: BTreeSet::new(),
+            orphan_count: 0,
         };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER | u64::from(number));
         self.epoll
@@ -207,6 +219,7 @@ impl NbdSockets {
         for number in &export.connections {
             self.clients.remove(number);
         }
+        self.orphans.retain(|_, of| *of != device);
         true
     }
 
@@ -251,11 +264,26 @@ impl NbdSockets {
     /// [`Self::poll`].
     pub fn complete(&mut self, token: u64, result: Result<Vec<u8>, BlockError>) {
         let number = (token >> 32) as u32;
-        let Some(client) = self.clients.get_mut(&number) else {
-            return;
-        };
-        client.protocol.complete(token, result);
-        if !client.dirty {
+        if let Some(client) = self.clients.get_mut(&number) {
+            client.protocol.complete(token, result);
+            self.mark(number);
+        } else if let Some(device) = self.orphans.remove(&token)
+            && let Some(export) = self.exports.get_mut(&device)
+        {
+            export.orphan_count -= 1;
+            if export.orphan_count == 0 {
+                for number in export.connections.clone() {
+                    self.mark(number);
+                }
+            }
+        }
+    }
+
+    /// Has the next poll look after a connection.
+    fn mark(&mut self, number: u32) {
+        if let Some(client) = self.clients.get_mut(&number)
+            && !client.dirty
+        {
             client.dirty = true;
             self.dirty.push(number);
         }
@@ -339,6 +367,7 @@ impl NbdSockets {
             readable: false,
             // The greeting waits.
             dirty: true,
+            held: false,
         };
         export.connections.insert(number);
         self.clients.insert(number, client);
@@ -350,6 +379,8 @@ impl NbdSockets {
         let Some(client) = self.clients.get_mut(&number) else {
             return;
         };
+        let export = self.exports.get(&client.device);
+        client.held = export.is_some_and(|export| export.orphan_count > 0);
         let outcome = client.drive(ready, sink);
         let outcome = outcome.and_then(|()| {
             if client.protocol.is_finished() {
@@ -375,9 +406,14 @@ impl NbdSockets {
 
     fn drop_client(&mut self, number: u32, why: impl std::fmt::Display) {
         if let Some(client) = self.clients.remove(&number) {
-            log::debug!("NBD client {number} of {}: {why}", client.device);
-            if let Some(export) = self.exports.get_mut(&client.device) {
+            let device = client.device;
+            log::debug!("NBD client {number} of {device}: {why}");
+            if let Some(export) = self.exports.get_mut(&device) {
                 export.connections.remove(&number);
+                for token in client.protocol.unfinished_changes() {
+                    self.orphans.insert(token, device);
+                    export.orphan_count += 1;
+                }
             }
         }
     }
@@ -401,7 +437,9 @@ impl Client {
         let mut reads = 0;
         loop {
             // Sending makes room for requests, and taking requests makes replies (refusals).
-            while let Some(request) = self.protocol.poll_request() {
+            while !self.held
+                && let Some(request) = self.protocol.poll_request()
+            {
                 sink(request);
             }
             let sent = self.send()?;
@@ -443,7 +481,7 @@ impl Client {
     fn receive(&mut self) -> io::Result<bool> {
         let spaces = self.protocol.input();
         let room: usize = spaces.iter().map(|space| space.len()).sum();
-        if room == 0 || !self.readable {
+        if room == 0 || !self.readable || self.held {
             return Ok(false);
         }
         match (&self.stream).read_vectored(&mut spaces.map(IoSliceMut::new)) {
@@ -468,7 +506,8 @@ impl Client {
 
     fn wanted(&mut self) -> EpollFlags {
         let mut wanted = EpollFlags::empty();
-        if self.protocol.input().iter().any(|space| !space.is_empty()) {
+        let has_room = self.protocol.input().iter().any(|space| !space.is_empty());
+        if has_room && !self.held {
             wanted |= EpollFlags::EPOLLIN;
         }
         if self.protocol.has_output() {

@@ -272,17 +272,17 @@ impl Connection {
     /// Completes a request of [`Self::poll_request`]: the data of a read, an empty vector
     /// otherwise. An unknown token is ignored.
     pub fn complete(&mut self, token: u64, result: Result<Vec<u8>, BlockError>) {
-        let low = token as u32;
-        let index = (low as usize) % MAX_REQUESTS;
-        let Some(slot) = self.slots.get_mut(index) else {
+        let index = (token as usize) % MAX_REQUESTS;
+        let Some(slot) = self.slots.get(index) else {
             return;
         };
         let Some(mut command) = slot.command else {
             return;
         };
-        if (token >> 32) as u32 != self.number || token_low(slot.generation, index) != low {
+        if self.token(slot.generation, index) != token {
             return;
         }
+        let slot = &mut self.slots[index];
         slot.generation = slot.generation.wrapping_add(1);
         if result.is_ok() && command.then_flush {
             self.data_bytes -= command.data_bytes();
@@ -304,6 +304,15 @@ impl Connection {
             }
             Ok(_) => self.output.error(form, cookie, BlockError::Io),
         }
+    }
+
+    /// The tokens of requests that change content and are not completed.
+    pub fn unfinished_changes(&self) -> impl Iterator<Item = u64> + '_ {
+        let running = |(index, slot): (usize, &Slot)| {
+            slot.command.filter(|command| is_change(command.op))?;
+            Some(self.token(slot.generation, index))
+        };
+        self.slots.iter().enumerate().filter_map(running)
     }
 
     /// The bytes to send, in order; empty ones are left out.
@@ -503,7 +512,7 @@ impl Connection {
         if flags & !(allowed | CMD_FLAG_FUA) != 0 {
             return Err(BlockError::Invalid);
         }
-        let changes = matches!(op, BlockOp::Write | BlockOp::Discard | BlockOp::WriteZeroes);
+        let changes = is_change(op);
         if changes && info.read_only {
             return Err(BlockError::NotPermitted);
         }
@@ -557,6 +566,12 @@ impl Connection {
         }
     }
 
+    /// A slot's token: the connection, a part of the slot's generation, the slot.
+    const fn token(&self, generation: u32, index: usize) -> u64 {
+        let low = generation.wrapping_mul(MAX_REQUESTS as u32) | index as u32;
+        ((self.number as u64) << 32) | low as u64
+    }
+
     fn request(
         &self,
         index: usize,
@@ -566,10 +581,9 @@ impl Connection {
         data: Vec<u8>,
         fua: bool,
     ) -> BlockRequest {
-        let low = token_low(self.slots[index].generation, index);
         BlockRequest {
             device: self.device,
-            token: (u64::from(self.number) << 32) | u64::from(low),
+            token: self.token(self.slots[index].generation, index),
             op,
             offset,
             len,
@@ -579,9 +593,9 @@ impl Connection {
     }
 }
 
-/// The lower half of a token: a slot and a part of its generation.
-const fn token_low(generation: u32, index: usize) -> u32 {
-    generation.wrapping_mul(MAX_REQUESTS as u32) | index as u32
+/// Whether an operation changes content.
+const fn is_change(op: BlockOp) -> bool {
+    matches!(op, BlockOp::Write | BlockOp::Discard | BlockOp::WriteZeroes)
 }
 
 #[cfg(test)]

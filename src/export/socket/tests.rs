@@ -325,3 +325,60 @@ fn new_facts_reach_live_connections_and_newcomers() {
     rig.sees_end(&client);
     assert_eq!(rig.sockets.exports().count(), 0);
 }
+
+#[test]
+fn what_a_lost_client_left_under_way_is_not_overtaken() {
+    let mut rig = Rig::new();
+    let lost = rig.negotiated();
+    let bystander = rig.negotiated();
+    (&lost)
+        .write_all(&[&request(1, 1, 0, 512)[..], &[1; 512]].concat())
+        .unwrap();
+    let old = rig.request();
+    (&lost).write_all(&request(0, 2, 0, 512)).unwrap();
+    let read = rig.request();
+    drop(lost);
+    rig.turn(None, |rig| (rig.sockets.clients.len() == 1).then_some(()));
+
+    // The same client again, and another one: neither's request passes the old write.
+    let again = rig.connect();
+    (&again).write_all(GO).unwrap();
+    for (client, cookie) in [(&again, 3), (&bystander, 4)] {
+        let bytes = [&request(1, cookie, 0, 512)[..], &[2; 512]].concat();
+        (&mut &*client).write_all(&bytes).unwrap();
+    }
+    let mut idle = [PollFd::new(rig.sockets.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut idle, PollTimeout::ZERO) != Ok(0) {
+        rig.sockets.poll(|r| rig.asked.push(r)).unwrap();
+        idle = [PollFd::new(rig.sockets.as_fd(), PollFlags::POLLIN)];
+    }
+    assert_eq!(rig.asked, []);
+    rig.sockets.complete(read.token, Ok(vec![0; 512]));
+    rig.poll();
+    assert_eq!(rig.asked, [], "a read holds nothing up, and frees nothing");
+    rig.sockets.complete(old.token, Ok(Vec::new()));
+    let mut tokens = [rig.request().token, rig.request().token];
+    tokens.sort_unstable();
+    assert!(tokens[0] != tokens[1] && !tokens.contains(&old.token));
+    rig.read(&again, WENT);
+    for token in tokens {
+        rig.sockets.complete(token, Ok(Vec::new()));
+    }
+    rig.poll();
+    assert_eq!(rig.read(&again, 16)[15], 3);
+    assert_eq!(rig.read(&bystander, 16)[15], 4);
+
+    // A release forgets what was left under way.
+    (&again)
+        .write_all(&[&request(1, 5, 0, 512)[..], &[1; 512]].concat())
+        .unwrap();
+    rig.request();
+    drop(again);
+    rig.turn(None, |rig| (rig.sockets.orphans.len() == 1).then_some(()));
+    let path = rig.path();
+    rig.sockets.close(DEVICE);
+    rig.sockets.open(DEVICE, &path, info()).unwrap();
+    let fresh = rig.negotiated();
+    (&fresh).write_all(&request(3, 6, 0, 0)).unwrap();
+    assert_eq!(rig.request().op, BlockOp::Flush);
+}
