@@ -653,30 +653,12 @@ fn a_device_shows_goes_and_comes_back_with_its_owners() {
 
 #[test]
 fn a_controller_that_comes_back_without_a_device_is_not_kept_out() {
-    use rma::unit::ControllerSpec;
-    use rma::wire::{IocNumber, IodNumber};
     let mut a = cluster_a(15);
     a.world.start_all();
     converge(&mut a.world, s(10));
     allocate_fig_4(&mut a);
     converge(&mut a.world, s(1));
-    let contents = a.world.unit(a.u112).contents.clone();
-    let ioc = IocNumber(1);
-    let spec: ControllerSpec = contents.controllers[&ioc].clone();
-    for (iod, name) in [(1, "116A1"), (2, "116A2")] {
-        let device = a.world.remove_device(a.u112, 1, iod).unwrap();
-        assert_eq!(device.name, name);
-        a.world.add_device(a.u112, 1, device);
-    }
-    a.world.model.removed.insert(spec.guid);
-    a.world.alter_unit(
-        a.u112,
-        |c| {
-            c.controllers.remove(&ioc);
-            c.devices.retain(|(of, _), _| *of != ioc);
-        },
-        |unit, now| unit.remove_controller(now, ioc).unwrap(),
-    );
+    let (spec, mut devices) = a.world.remove_controller(a.u112, 1).unwrap();
     a.world.run_for(s(1));
     assert_eq!(a.world.host(a.h108).exports.iter().flatten().count(), 1);
     let reply = a.world.admin(
@@ -687,20 +669,8 @@ fn a_controller_that_comes_back_without_a_device_is_not_kept_out() {
         },
     );
     assert!(done(reply));
-    let again = spec.clone();
-    let device = contents.devices[&(ioc, IodNumber(2))].clone();
-    let also = device.clone();
-    a.world.alter_unit(
-        a.u112,
-        |c| {
-            c.controllers.insert(ioc, spec);
-            c.devices.insert((ioc, IodNumber(2)), device);
-        },
-        |unit, now| {
-            unit.add_controller(now, again).unwrap();
-            unit.add_device(now, ioc, also).unwrap();
-        },
-    );
+    assert_eq!(devices.remove(0).name, "116A1");
+    a.world.add_controller(a.u112, spec, devices);
     converge(&mut a.world, s(2));
     let rows = figure_4(&table(&mut a.world, a.h110));
     assert!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rma::fabric::Policy;
 use rma::rma::request::AdminRequest;
-use rma::unit::DeviceSpec;
+use rma::unit::{ControllerSpec, DeviceSpec};
 use rma::wire::{IocNumber, IodNumber, Time};
 
 use crate::check::unconverged;
@@ -66,6 +66,7 @@ struct Story {
     hosts: Vec<NodeId>,
     units: Vec<NodeId>,
     shelf: Vec<(NodeId, u16, DeviceSpec)>,
+    pulled: Vec<(NodeId, ControllerSpec, Vec<DeviceSpec>)>,
     log: Vec<String>,
     weights: [u32; 9],
 }
@@ -146,6 +147,7 @@ impl Story {
             hosts,
             units,
             shelf: Vec::new(),
+            pulled: Vec::new(),
             log: Vec::new(),
             weights,
         };
@@ -326,9 +328,18 @@ impl Story {
     }
 
     fn device(&mut self) {
+        if self.rng.u8(0..3) == 0 {
+            self.controller();
+            return;
+        }
         if !self.shelf.is_empty() && self.rng.bool() {
             let at = self.rng.usize(0..self.shelf.len());
             let (unit, ioc, spec) = self.shelf.swap_remove(at);
+            let contents = &self.world.unit(unit).contents;
+            if !contents.controllers.contains_key(&IocNumber(ioc)) {
+                self.shelf.push((unit, ioc, spec));
+                return;
+            }
             self.note(format!("{} comes back", spec.name));
             self.world.add_device(unit, ioc, spec);
             return;
@@ -350,6 +361,28 @@ impl Story {
         if let Some(spec) = self.world.remove_device(unit, ioc.0, iod.0) {
             self.note(format!("{} is taken out", spec.name));
             self.shelf.push((unit, ioc.0, spec));
+        }
+    }
+
+    fn controller(&mut self) {
+        if let Some((unit, spec, mut devices)) = self.pulled.pop() {
+            self.note(format!("{} comes back", spec.name));
+            if self.rng.bool()
+                && let Some(lost) = devices.pop()
+            {
+                self.note(format!("without {}", lost.name));
+                self.shelf.push((unit, spec.ioc.0, lost));
+            }
+            self.world.add_controller(unit, spec, devices);
+            return;
+        }
+        let Some(unit) = self.any(&self.units.clone()) else {
+            return;
+        };
+        let ioc = self.rng.u16(1..=2);
+        if let Some((spec, devices)) = self.world.remove_controller(unit, ioc) {
+            self.note(format!("{} is taken out", spec.name));
+            self.pulled.push((unit, spec, devices));
         }
     }
 

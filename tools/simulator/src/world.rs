@@ -423,6 +423,60 @@ impl World {
         Some(spec)
     }
 
+    /// Takes a controller with its devices out of its unit, and gives them back.
+    pub fn remove_controller(
+        &mut self,
+        id: NodeId,
+        ioc: u16,
+    ) -> Option<(ControllerSpec, Vec<DeviceSpec>)> {
+        let ioc = IocNumber(ioc);
+        let contents = &self.unit(id).contents;
+        let spec = contents.controllers.get(&ioc).cloned()?;
+        let devices: Vec<DeviceSpec> = contents
+            .devices
+            .iter()
+            .filter(|((of, _), _)| *of == ioc)
+            .map(|(_, device)| device.clone())
+            .collect();
+        self.model.removed.insert(spec.guid);
+        self.model.removed.extend(devices.iter().map(|d| d.guid));
+        self.alter_unit(
+            id,
+            |contents| {
+                contents.controllers.remove(&ioc);
+                contents.devices.retain(|(of, _), _| *of != ioc);
+            },
+            |unit, now| {
+                unit.remove_controller(now, ioc)
+                    .expect("the controller is there");
+            },
+        );
+        Some((spec, devices))
+    }
+
+    /// Puts a controller with devices into a unit.
+    pub fn add_controller(&mut self, id: NodeId, spec: ControllerSpec, devices: Vec<DeviceSpec>) {
+        let ioc = spec.ioc;
+        let (also, all) = (spec.clone(), devices.clone());
+        self.alter_unit(
+            id,
+            |contents| {
+                contents.controllers.insert(ioc, spec);
+                for device in devices {
+                    contents.devices.insert((ioc, device.iod), device);
+                }
+            },
+            |unit, now| {
+                unit.add_controller(now, also)
+                    .expect("the controller is possible");
+                for device in all {
+                    unit.add_device(now, ioc, device)
+                        .expect("the device is possible");
+                }
+            },
+        );
+    }
+
     /// Asks a host's agent; the answer comes into [`Host::replies`] under the token.
     pub fn ask(&mut self, id: NodeId, request: AdminRequest) -> u64 {
         let (now, token) = (self.now, self.next_token);
