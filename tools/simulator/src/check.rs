@@ -215,7 +215,7 @@ pub fn unconverged(world: &World) -> Option<String> {
         }
         for row in table.rows() {
             let below_unit = table.unit_of(row.guid).is_some();
-            if below_unit && row.is_valid() && !present.contains(&row.guid) {
+            if below_unit && table.is_present(row.guid) && !present.contains(&row.guid) {
                 return Some(format!("host {name} still has {} ({})", row.name, row.guid));
             }
         }
