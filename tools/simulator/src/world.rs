@@ -19,6 +19,9 @@ use crate::node::{
 /// The most frames that one machine sends at one moment before the world calls it a storm.
 const MAX_BURST: usize = 1_000_000;
 
+/// The most things that happen at one moment before the world calls it a standstill.
+const MAX_STANDSTILL: u64 = 1_000_000;
+
 /// Names a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) usize);
@@ -84,6 +87,8 @@ pub struct World {
     /// What was promised to administrators, and what was broken.
     pub model: Model,
     next_token: u64,
+    /// Things that have happened at this moment.
+    standstill: u64,
     asked: BTreeSet<(usize, u64)>,
     /// Every frame sent, where it is wanted.
     pub capture: Option<Vec<Seen>>,
@@ -110,6 +115,7 @@ impl World {
             disks: DiskFaults::NONE,
             model: Model::default(),
             next_token: 1,
+            standstill: 0,
             asked: BTreeSet::new(),
             capture: None,
             kinds: BTreeMap::new(),
@@ -564,6 +570,15 @@ impl World {
         let Some(event) = self.events.remove(&key) else {
             return false;
         };
+        if key.0 > self.now {
+            self.standstill = 0;
+        }
+        self.standstill += 1;
+        assert!(
+            self.standstill < MAX_STANDSTILL,
+            "the clock stands still at {:?}: {event:?}",
+            self.now
+        );
         self.now = self.now.max(key.0);
         match event {
             Event::Frame {
