@@ -70,6 +70,7 @@ pub fn bin_dir() -> PathBuf {
 pub struct Daemon {
     program: Program,
     node: Node,
+    interface: String,
     dir: PathBuf,
     process: Mutex<Option<Process>>,
 }
@@ -81,11 +82,26 @@ impl Daemon {
     /// # Errors
     /// [`RigError::System`].
     pub fn start(rig: &Rig, node: Node, program: Program, config: &str) -> Result<Self, RigError> {
+        Self::start_on(rig, node, program, "eth0", config)
+    }
+
+    /// As [`Daemon::start`], on another interface than the first one on the switch.
+    ///
+    /// # Errors
+    /// [`RigError::System`].
+    pub fn start_on(
+        rig: &Rig,
+        node: Node,
+        program: Program,
+        interface: &str,
+        config: &str,
+    ) -> Result<Self, RigError> {
         let dir = rig.directory().join(node.name());
         fs::create_dir_all(dir.join("rules.d")).map_err(fail("make a daemon's directory"))?;
         let daemon = Self {
             program,
             node,
+            interface: interface.to_owned(),
             dir,
             process: Mutex::new(None),
         };
@@ -100,7 +116,8 @@ impl Daemon {
     /// [`RigError::System`].
     pub fn configure(&self, config: &str) -> Result<(), RigError> {
         let mut text = format!(
-            "interface = \"eth0\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n",
+            "interface = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n",
+            self.interface,
             self.state_dir().display(),
             self.run_dir().display()
         );
