@@ -10,6 +10,7 @@ mod journal;
 mod members;
 mod peers;
 mod plan;
+mod registers;
 pub mod report;
 pub mod request;
 mod serve;

@@ -11,17 +11,12 @@ use super::report::label;
 use super::timers::Timer;
 use crate::session::Request;
 use crate::wire::kind::Event;
-use crate::wire::message::{
-    ControllersReply, DevicesReply, Notification, OwnershipRegister, RegistersReply,
-    RegistersRequest,
-};
+use crate::wire::message::{ControllersReply, DevicesReply, Notification, OwnershipRegister};
 use crate::wire::{
     CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, Mac, ObservationStamp,
     Row, RowState, Status, Time, Wire,
 };
 
-/// The most registers of a unit that are worked with.
-const MAX_UNIT_REGISTERS: usize = 131_072;
 /// How long a controller may take to list its devices before it is asked again.
 const LIST_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a unit is asked again whose answers do not fit together.
@@ -53,13 +48,13 @@ pub(super) struct Unit {
     controllers_again: bool,
     controllers_known: bool,
     seen: Option<u64>,
-    registers_ask: Option<CommandId>,
-    registers_again: bool,
-    registers_known: bool,
+    pub(super) registers_ask: Option<CommandId>,
+    pub(super) registers_again: bool,
+    pub(super) registers_known: bool,
     /// Pages of registers on their way.
-    pages: Vec<OwnershipRegister>,
+    pub(super) pages: Vec<OwnershipRegister>,
     /// The registers as they were read last, for rows that appear later.
-    registers: Vec<OwnershipRegister>,
+    pub(super) registers: Vec<OwnershipRegister>,
     pub(super) controllers: BTreeMap<IocNumber, Controller>,
     /// The transaction on its way, for which allocation.
     pub(super) set: Option<(CommandId, u64)>,
@@ -129,7 +124,7 @@ impl Agent {
         }
     }
 
-    fn submit_to_unit(
+    pub(super) fn submit_to_unit(
         &mut self,
         now: Time,
         guid: Guid,
@@ -160,28 +155,6 @@ impl Agent {
             if let Some(unit) = self.units.get_mut(&guid) {
                 unit.controllers_ask = ask;
             }
-        }
-    }
-
-    /// Reads a unit's registers from the first page.
-    pub(super) fn ask_registers(&mut self, now: Time, guid: Guid) {
-        let Some(unit) = self.units.get_mut(&guid) else {
-            return;
-        };
-        if unit.registers_ask.is_some() {
-            unit.registers_again = true;
-        } else if unit.station.is_up() {
-            unit.registers_again = false;
-            unit.pages.clear();
-            self.ask_registers_page(now, guid, Guid::NIL);
-        }
-    }
-
-    fn ask_registers_page(&mut self, now: Time, guid: Guid, after: Guid) {
-        let body = RegistersRequest { after }.to_body();
-        let ask = self.submit_to_unit(now, guid, Kind::Registers, body, 16_384);
-        if let Some(unit) = self.units.get_mut(&guid) {
-            unit.registers_ask = ask;
         }
     }
 
@@ -343,7 +316,7 @@ impl Agent {
     }
 
     /// Asks a unit and its controllers again, later each time as long as it does not help.
-    fn ask_again_soon(&mut self, now: Time, unit: Guid) {
+    pub(super) fn ask_again_soon(&mut self, now: Time, unit: Guid) {
         let longest = self.config.intervals.unit_poll;
         let Some(known) = self.units.get_mut(&unit) else {
             return;
@@ -513,82 +486,6 @@ impl Agent {
         if !returned.is_empty() {
             self.ask_again_soon(now, unit);
         }
-    }
-
-    fn on_registers_page(&mut self, now: Time, guid: Guid, status: Status, body: &[u8]) {
-        let Some(unit) = self.units.get_mut(&guid) else {
-            return;
-        };
-        unit.registers_lost = status == Status::NoRegisters;
-        let page = match status {
-            Status::Ok => RegistersReply::from_body(body).ok(),
-            _ => None,
-        };
-        let Some(page) = page else {
-            // Without its registers the unit tells no ownership; the rows keep theirs.
-            unit.registers_known |= unit.registers_lost;
-            self.registers_read(now, guid, false);
-            return;
-        };
-        let last = page.registers.last().map(|register| register.row);
-        unit.pages.extend(page.registers);
-        if let (true, Some(after)) = (page.more && unit.pages.len() <= MAX_UNIT_REGISTERS, last) {
-            self.ask_registers_page(now, guid, after);
-            return;
-        }
-        unit.registers = std::mem::take(&mut unit.pages);
-        let first = !std::mem::replace(&mut unit.registers_known, true);
-        let again = std::mem::take(&mut unit.registers_again);
-        if first {
-            self.extend_patience(now);
-        }
-        if !self.apply_registers(guid) {
-            // Pages of two moments: read them again.
-            self.ask_again_soon(now, guid);
-        }
-        self.registers_read(now, guid, true);
-        if again {
-            self.ask_registers(now, guid);
-        }
-    }
-
-    /// Takes a unit's registers into the table; `false` where they do not fit together.
-    fn apply_registers(&mut self, guid: Guid) -> bool {
-        let Some(unit) = self.units.get(&guid) else {
-            return true;
-        };
-        let newer: Vec<OwnershipRegister> = unit
-            .registers
-            .iter()
-            .filter(|register| {
-                self.table.get(register.row).is_some_and(|row| {
-                    (register.owned, &register.ownership) > (row.owned, &row.ownership)
-                })
-            })
-            .cloned()
-            .collect();
-        self.take_registers(guid, &newer)
-    }
-
-    /// Takes registers of a unit into the table, all or (where they would break the hierarchy)
-    /// none.
-    pub(super) fn take_registers(&mut self, unit: Guid, registers: &[OwnershipRegister]) -> bool {
-        let mut outlook = BTreeMap::new();
-        for register in registers {
-            if let Some(row) = self.table.get(register.row) {
-                let look = Outlook {
-                    ownership: register.ownership.clone(),
-                    ..Outlook::of(row)
-                };
-                outlook.insert(row.guid, look);
-            }
-        }
-        if !offenders(&self.table, &outlook).is_empty() {
-            return false;
-        }
-        let candidates: Vec<Guid> = outlook.into_keys().collect();
-        self.mutate(candidates, |table| table.observe_registers(unit, registers));
-        true
     }
 
     /// A unit says that something changed.
