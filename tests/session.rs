@@ -131,6 +131,46 @@ fn a_first_loss_is_recovered_in_milliseconds() {
     }
 }
 
+#[test]
+fn a_gap_is_asked_for_long_before_the_timeout() {
+    let mut world = World::new(Faults::NONE, 1, 1500);
+    // A slow disk makes a long timeout.
+    world.disk.slowness = Duration::from_millis(60);
+    for op in 0..50 {
+        let id = world.read(op, 0, 512);
+        world.reply(id);
+    }
+    world.disk.slowness = Duration::ZERO;
+    VICTIM.with(|v| v.set(world.segment.frames + 40));
+    world.segment.lose = Some(|number, _| VICTIM.with(|v| v.get() == number));
+    let id = world.read(99, 0, 200_000);
+    let took = world.until(SECONDS, |w| w.take_reply(id).is_some());
+    assert!(took < Duration::from_millis(3), "{took:?}");
+}
+
+#[test]
+fn a_resumed_transfer_does_not_start_again() {
+    for write in [true, false] {
+        let mut world = World::new(Faults::NONE, 1, 1500);
+        world.pass(Duration::from_millis(5));
+        // Every second large frame of the first pass is lost.
+        world.segment.lose = Some(|n, f| n % 2 == 0 && f.bytes.len() > 1000);
+        let id = if write {
+            world.write(1, 0, &pattern(1 << 20, 1))
+        } else {
+            world.read(1, 0, 1 << 20)
+        };
+        world.pass(Duration::from_micros(100));
+        world.segment.lose = None;
+        let now = world.now;
+        world.client.client_mut(&1).unwrap().connect(now, OTHER_MAC);
+        let before = world.segment.bytes;
+        world.reply(id);
+        let sent = world.segment.bytes - before;
+        assert!((400_000..800_000).contains(&sent), "{sent}");
+    }
+}
+
 thread_local! {
     static VICTIM: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }

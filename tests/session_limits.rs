@@ -477,6 +477,26 @@ fn the_newer_incarnation_counts() {
 }
 
 #[test]
+fn a_connect_from_the_past_changes_nothing() {
+    let mut d = Direct::new();
+    d.client.connect(d.now, Mac([2, 0, 0, 0, 7, 7]));
+    d.run();
+    let connection = d.client.connection();
+    assert!(d.client.is_connected());
+    for (session, attempt) in [(1, 1), (1, 2), (0, 9), (0, 1)] {
+        let (header, body) = connect_of(CLIENT.0, 1, session, attempt);
+        d.server.handle(d.now, CLIENT_MAC, &header, &body).unwrap();
+        let mut frame = Vec::new();
+        d.server.poll_transmit(d.now, &mut frame).unwrap();
+        let (answer, _) = Header::parse(&frame, true).unwrap();
+        assert_eq!(answer.kind, Kind::Refused);
+        assert_eq!(answer.status, Status::UnknownConnection);
+    }
+    d.submit(Kind::Flush, Vec::new());
+    assert_eq!(d.requests()[0].0, connection);
+}
+
+#[test]
 fn a_session_number_that_is_taken_is_raised() {
     let mut d = Direct::new();
     d.submit(Kind::Flush, Vec::new());

@@ -389,11 +389,10 @@ impl World {
             },
         };
         let now = self.now;
-        self.client
-            .client_mut(&1)
-            .unwrap()
-            .submit(now, request)
-            .unwrap()
+        let client = self.client.client_mut(&1).unwrap();
+        let id = client.submit(now, request).unwrap();
+        self.pump();
+        id
     }
 
     pub fn read(&mut self, op: u64, offset: u64, len: u64) -> CommandId {
