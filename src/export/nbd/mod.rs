@@ -7,21 +7,22 @@
 //! that the device cannot make durable by itself is followed by a flush before it is answered.
 
 mod codes;
+mod command;
 mod negotiate;
 mod output;
 
 use std::collections::VecDeque;
 
-use zerocopy::byteorder::network_endian::{U16, U32, U64};
+use zerocopy::byteorder::network_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use self::codes::{
-    CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLUSH, CMD_READ, CMD_TRIM,
-    CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, OPTION_MAGIC,
+    CMD_DISC, CMD_WRITE, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, OPTION_MAGIC,
     REQUEST_MAGIC,
 };
+use self::command::{Command, RequestHeader};
 use self::negotiate::{Negotiation, Next};
-use self::output::{Output, ReplyForm};
+use self::output::Output;
 use super::block::{BlockError, BlockOp, BlockRequest, ExportInfo};
 use crate::wire::Guid;
 
@@ -46,20 +47,8 @@ struct OptionHeader {
     len: U32,
 }
 
-#[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RequestHeader {
-    magic: U32,
-    flags: U16,
-    kind: U16,
-    cookie: U64,
-    offset: U64,
-    len: U32,
-}
-
 const _: () = {
     assert!(size_of::<OptionHeader>() == 16);
-    assert!(size_of::<RequestHeader>() == 28);
     assert!(MAX_OPTION_BYTES + size_of::<OptionHeader>() <= BUFFER_BYTES / 2);
 };
 
@@ -110,28 +99,6 @@ struct Arriving {
     command: Command,
     data: Vec<u8>,
     have: usize,
-}
-
-/// A request whose parameters have been found good.
-#[derive(Debug, Clone, Copy)]
-struct Command {
-    cookie: u64,
-    op: BlockOp,
-    offset: u64,
-    len: u32,
-    fua: bool,
-    /// A flush must follow before the reply.
-    then_flush: bool,
-}
-
-impl Command {
-    /// Bytes of memory that the request holds until it is answered.
-    const fn data_bytes(&self) -> usize {
-        match self.op {
-            BlockOp::Read | BlockOp::Write => self.len as usize,
-            BlockOp::Flush | BlockOp::Discard | BlockOp::WriteZeroes => 0,
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -309,7 +276,7 @@ impl Connection {
     /// The tokens of requests that change content and are not completed.
     pub fn unfinished_changes(&self) -> impl Iterator<Item = u64> + '_ {
         let running = |(index, slot): (usize, &Slot)| {
-            slot.command.filter(|command| is_change(command.op))?;
+            slot.command.filter(Command::is_change)?;
             Some(self.token(slot.generation, index))
         };
         self.slots.iter().enumerate().filter_map(running)
@@ -448,7 +415,7 @@ impl Connection {
         if busy >= MAX_REQUESTS {
             return Ok(Step::Wait);
         }
-        let command = match self.check(&header) {
+        let command = match Command::new(&header, &self.info, self.negotiation.form) {
             Ok(command) => command,
             Err(error) => {
                 self.start += size_of::<RequestHeader>();
@@ -492,58 +459,6 @@ impl Connection {
             data,
             have,
         });
-    }
-
-    /// What a request asks for, if this export does it.
-    fn check(&self, header: &RequestHeader) -> Result<Command, BlockError> {
-        let info = &self.info;
-        let (flags, offset, len) = (header.flags.get(), header.offset.get(), header.len.get());
-        let structured = self.negotiation.form == ReplyForm::Structured;
-        let (op, allowed) = match header.kind.get() {
-            CMD_READ if structured => (BlockOp::Read, CMD_FLAG_DF),
-            CMD_READ => (BlockOp::Read, 0),
-            CMD_WRITE => (BlockOp::Write, 0),
-            CMD_FLUSH => (BlockOp::Flush, 0),
-            CMD_TRIM if info.discard => (BlockOp::Discard, 0),
-            // Zeroes are written in place: no hole is ever made.
-            CMD_WRITE_ZEROES if info.write_zeroes => (BlockOp::WriteZeroes, CMD_FLAG_NO_HOLE),
-            _ => return Err(BlockError::Invalid),
-        };
-        if flags & !(allowed | CMD_FLAG_FUA) != 0 {
-            return Err(BlockError::Invalid);
-        }
-        let changes = is_change(op);
-        if changes && info.read_only {
-            return Err(BlockError::NotPermitted);
-        }
-        let wants_fua = changes && flags & CMD_FLAG_FUA != 0;
-        let fua = wants_fua && op == BlockOp::Write && info.fua;
-        let command = Command {
-            cookie: header.cookie.get(),
-            op,
-            offset,
-            len,
-            fua,
-            then_flush: wants_fua && !fua,
-        };
-        if op == BlockOp::Flush {
-            return Ok(command);
-        }
-        let end = offset.checked_add(len.into()).ok_or(BlockError::Invalid)?;
-        let block = u64::from(info.block_size.max(1));
-        if !offset.is_multiple_of(block) || !u64::from(len).is_multiple_of(block) {
-            return Err(BlockError::Invalid);
-        }
-        if end > info.served_bytes() {
-            return Err(match op {
-                BlockOp::Write | BlockOp::WriteZeroes => BlockError::NoSpace,
-                _ => BlockError::Invalid,
-            });
-        }
-        if command.data_bytes() > MAX_REQUEST_BYTES as usize {
-            return Err(BlockError::Invalid);
-        }
-        Ok(command)
     }
 
     /// Puts a command into a slot. Its data is counted already.
@@ -591,11 +506,6 @@ impl Connection {
             fua,
         }
     }
-}
-
-/// Whether an operation changes content.
-const fn is_change(op: BlockOp) -> bool {
-    matches!(op, BlockOp::Write | BlockOp::Discard | BlockOp::WriteZeroes)
 }
 
 #[cfg(test)]
