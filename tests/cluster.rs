@@ -313,6 +313,7 @@ fn a_cluster_of_64_hosts_comes_up_with_equal_tables() -> TestResult {
         device_bytes: 1 << 20,
         backend: "memory",
         mtu: 1500,
+        in_memory: true,
         host_config: String::new(),
     };
     let started = Instant::now();

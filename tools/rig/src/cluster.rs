@@ -22,6 +22,9 @@ pub struct Plan {
     pub backend: &'static str,
     /// MTU of every interface.
     pub mtu: u16,
+    /// Keep what the daemons store in memory: for clusters so large that one disk would be what
+    /// is measured.
+    pub in_memory: bool,
     /// More keys for every host's configuration (TOML).
     pub host_config: String,
 }
@@ -36,6 +39,7 @@ impl Default for Plan {
             device_bytes: 32 << 20,
             backend: "file",
             mtu: 9000,
+            in_memory: false,
             host_config: String::new(),
         }
     }
@@ -99,7 +103,11 @@ impl Cluster {
     /// # Errors
     /// The rig's.
     pub fn start(plan: Plan) -> Result<Self, RigError> {
-        let rig = Rig::new()?;
+        let rig = if plan.in_memory {
+            Rig::in_memory()
+        } else {
+            Rig::new()
+        }?;
         let names = std::iter::once("fabric".to_owned())
             .chain((1..=plan.units).map(|n| format!("u{n}")))
             .chain((1..=plan.hosts).map(|n| format!("h{n}")));

@@ -23,8 +23,14 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(crate) fn new() -> Result<Self, RigError> {
-        let made = tempfile::Builder::new().prefix("rma-rig-").tempdir();
+    /// A directory below `parent`, or where temporary files go.
+    pub(crate) fn new(parent: Option<&Path>) -> Result<Self, RigError> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("rma-rig-");
+        let made = match parent {
+            Some(parent) => builder.tempdir_in(parent),
+            None => builder.tempdir(),
+        };
         let made = made.map_err(system("make a temporary directory"))?;
         let keep = env::var_os("RMA_RIG_KEEP").is_some_and(|keep| keep != "0");
         let sweeper = if keep {

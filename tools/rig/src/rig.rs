@@ -101,7 +101,22 @@ impl Rig {
     /// # Errors
     /// [`RigError::System`].
     pub fn with_seed(seed: u64) -> Result<Self, RigError> {
-        let directory = Directory::new()?;
+        Self::build(seed, None)
+    }
+
+    /// As [`Rig::new`], with the directory in memory where there is a file system for it: a hundred
+    /// machines that make things durable on one disk wait for each other as real ones never do.
+    ///
+    /// # Errors
+    /// [`RigError::System`].
+    pub fn in_memory() -> Result<Self, RigError> {
+        let shm = Path::new("/dev/shm");
+        let writable = nix::unistd::access(shm, nix::unistd::AccessFlags::W_OK).is_ok();
+        Self::build(1, writable.then_some(shm))
+    }
+
+    fn build(seed: u64, parent: Option<&Path>) -> Result<Self, RigError> {
+        let directory = Directory::new(parent)?;
         let spawner = Arc::new(Spawner::new(directory.path())?);
         Ok(Self {
             switch: Switch::start(seed)?,
