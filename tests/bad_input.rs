@@ -215,7 +215,7 @@ fn a_flood_of_bad_frames_is_counted_and_ignored() -> TestResult {
         "--bs=4k",
         "--size=4m",
     ])
-    .args(["--verify=crc32c", "--iodepth=8"])
+    .args(["--verify=crc32c", "--iodepth=8", "--verify_state_save=0"])
     .arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
     let fio = cluster.hosts[0].node().spawn(&mut fio)?;
     let sent = enemy.enter(|| -> Result<u64, rma::net::NetError> {
