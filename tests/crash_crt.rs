@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use rma::crt::image::{Commit, Expected, MemoryStorage};
+use rma::crt::image::{Commit, Expected, Health, MemoryStorage};
 use rma::crt::{Image, ImageError, ImageKind, Storage, Table, TableImage};
 use rma::wire::{ClusterName, EntityType, Guid, Ownership, Row};
 
@@ -334,7 +334,7 @@ impl Run {
         };
         // The file gets its name only after this, so no crash shows less.
         run.advance(0, &[&version]);
-        run.expect_durable(&version);
+        run.expect_durable(&image, &version);
         (run, image, version)
     }
 
@@ -365,9 +365,16 @@ impl Run {
         }
     }
 
-    /// After an acknowledged commit no crash shows anything else.
-    fn expect_durable(&mut self, version: &Version) {
+    /// After an acknowledged commit no crash shows anything else, and no page is lost.
+    fn expect_durable(&mut self, image: &Image<SimStorage>, version: &Version) {
         let seed = self.seed;
+        let counts = |image: Health| (image.live_count, image.previous_count, image.free_count);
+        let (again, _) = read(MemoryStorage(self.platter.durable.clone())).unwrap();
+        assert_eq!(
+            counts(image.health()),
+            counts(again.health()),
+            "seed {seed}"
+        );
         self.platter.crashes(&mut self.rng, 1, &mut |bytes| {
             assert_eq!(
                 read(MemoryStorage(bytes)).unwrap().1,
@@ -377,16 +384,29 @@ impl Run {
         });
     }
 
-    /// Without its newest root, the file is the version before as a whole.
+    /// Without its newest root, the file is the version before as a whole: now, and until the
+    /// next commit has begun to write a root.
     fn expect_two_versions(&self, new: &Version, old: &Version) {
-        let found: Vec<_> = [0, PAGE]
-            .into_iter()
-            .map(|slot| {
-                let mut bytes = self.platter.durable.clone();
-                bytes[slot + 64] ^= 0x10;
-                read(MemoryStorage(bytes)).unwrap().1
-            })
-            .collect();
+        let found = without_one_root(&self.platter.durable);
+        let seed = self.seed;
+        assert!(found.contains(new) && found.contains(old), "seed {seed}");
+    }
+
+    /// As [`Self::expect_two_versions`], while the pages of the next commit are written.
+    fn expect_two_versions_meanwhile(&self, new: &Version, old: &Version) {
+        let disk = self.disk.0.borrow();
+        let mut bytes = self.platter.durable.clone();
+        for op in &disk.log[self.applied..] {
+            match op {
+                Op::Grow { len } => bytes.resize(*len, 0),
+                Op::Write { offset, .. } if *offset < 2 * PAGE => break,
+                Op::Write { offset, bytes: new } => {
+                    bytes[*offset..offset + new.len()].copy_from_slice(new);
+                }
+                _ => {}
+            }
+        }
+        let found = without_one_root(&bytes);
         let seed = self.seed;
         assert!(found.contains(new) && found.contains(old), "seed {seed}");
     }
@@ -408,11 +428,23 @@ impl Run {
     }
 }
 
+/// What the file is without the one root, and without the other.
+fn without_one_root(bytes: &[u8]) -> Vec<Version> {
+    let damaged = [0, PAGE].into_iter().map(|slot| {
+        let mut bytes = bytes.to_vec();
+        bytes[slot + 64] ^= 0x10;
+        read(MemoryStorage(bytes))
+    });
+    damaged.filter_map(|found| Some(found.ok()?.1)).collect()
+}
+
 /// A life of commits and crashes; returns how many crashed files were opened.
 fn live(seed: u64, commits: usize, bulk: usize, failing: bool) -> usize {
     let (mut run, mut image, mut old) = Run::new(seed);
     // What failed commits may have left on the disk nevertheless.
     let mut maybe: Vec<Version> = Vec::new();
+    // The version before the old one, while its root is there.
+    let mut older: Option<Version> = None;
     for _ in 0..commits {
         let (commit, new) = draw(&mut run.rng, &old, bulk);
         if failing && run.rng.u8(..3) == 0 {
@@ -420,6 +452,9 @@ fn live(seed: u64, commits: usize, bulk: usize, failing: bool) -> usize {
         }
         let outcome = image.commit(commit);
         let failed = outcome.is_err();
+        if let Some(older) = older.take() {
+            run.expect_two_versions_meanwhile(&old, &older);
+        }
         let mut allowed: Vec<&Version> = vec![&old, &new];
         allowed.extend(&maybe);
         run.advance(2, &allowed);
@@ -437,10 +472,10 @@ fn live(seed: u64, commits: usize, bulk: usize, failing: bool) -> usize {
             }
             maybe.push(new);
         } else {
-            run.expect_durable(&new);
+            run.expect_durable(&image, &new);
             run.expect_two_versions(&new, &old);
             maybe.clear();
-            old = new;
+            older = Some(std::mem::replace(&mut old, new));
         }
         run.disk.0.borrow_mut().fails_in = None;
         if run.rng.u8(..6) == 0 || (failed && run.rng.bool()) {
@@ -448,6 +483,7 @@ fn live(seed: u64, commits: usize, bulk: usize, failing: bool) -> usize {
             assert!(version == old || maybe.contains(&version), "seed {seed}");
             (image, old) = (reopened, version);
             maybe.clear();
+            older = None;
         }
     }
     run.images
@@ -496,7 +532,7 @@ fn an_error_at_any_operation_is_reported_and_the_next_attempt_succeeds() {
                 nth += 1;
             }
             assert!(nth >= 2, "a root is always written and synced");
-            run.expect_durable(&new);
+            run.expect_durable(&image, &new);
             old = new;
         }
     }
