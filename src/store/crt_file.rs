@@ -522,4 +522,43 @@ mod tests {
         let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
         assert_eq!((file.term(), found), (9, Some(Vec::new())));
     }
+
+    #[test]
+    fn readers_beside_the_writer_see_whole_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crt");
+        let (mut file, mut table) = CrtFile::open(&path, HOST, cluster("A")).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = || {
+                let mut seen = 0;
+                loop {
+                    let last = done.load(std::sync::atomic::Ordering::Acquire);
+                    let table = Snapshot::read(&path).unwrap().table;
+                    let counter = table.stamp().counter;
+                    let generation = counter.to_string();
+                    assert!(counter >= seen, "back in time");
+                    assert!(table.rows().all(|row| row.name == generation), "a mixture");
+                    assert!(counter == 0 || table.len() == 60);
+                    seen = counter;
+                    if last {
+                        return seen;
+                    }
+                }
+            };
+            let readers = [scope.spawn(reader), scope.spawn(reader)];
+            for generation in 1..=60 {
+                let mut changed = Vec::new();
+                for guid in 1..=60 {
+                    changed.extend(table.insert(row(guid, &generation.to_string())));
+                }
+                table.publish(1, HOST);
+                file.commit(&table, &changed).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+            for reader in readers {
+                assert_eq!(reader.join().unwrap(), 60);
+            }
+        });
+    }
 }

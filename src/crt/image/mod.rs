@@ -15,6 +15,8 @@
 
 mod page;
 mod root;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::collections::BTreeSet;
