@@ -1,6 +1,7 @@
 //! What an [`Image`] holds for a host and for a unit: a table, or ownership registers.
 
 use super::image::{Commit, Expected, Health};
+use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
 use crate::wire::message::OwnershipRegister;
 use crate::wire::{
@@ -80,18 +81,25 @@ impl<S: Storage> TableImage<S> {
             cluster,
         };
         // Boxed here, and moved into the table as they are: a large table is in memory once.
-        let mut rows = Vec::new();
+        let mut rows: Vec<(Guid, Box<Row>)> = Vec::new();
+        let mut digest = 0_u128;
         let image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
             if row.guid != key {
                 return Err(DecodeError::BadValue("GUID"));
             }
-            rows.push(Box::new(row));
+            if rows.len() == MAX_ROWS {
+                return Err(DecodeError::TooLarge("rows"));
+            }
+            digest = digest.wrapping_add(encoded_digest(value));
+            rows.push((key, Box::new(row)));
             Ok(())
         })?;
         let info = image.info();
         let meta = TableMeta::from_body(&info.meta).map_err(ImageError::Meta)?;
-        let table = Table::restore(meta.settings, meta.stamp, meta.highest, rows);
+        let highest = meta.highest.max(meta.stamp);
+        let rows = rows.into_iter().collect();
+        let table = Table::assemble(meta.settings, meta.stamp, highest, rows, digest);
         let cluster = if info.cluster.is_none() {
             cluster
         } else {

@@ -55,11 +55,7 @@ impl Table {
         highest: TableStamp,
         rows: impl IntoIterator<Item = Box<Row>>,
     ) -> Self {
-        let mut table = Self::new();
-        table.replace_settings(settings);
-        table.stamp = stamp;
-        table.highest = highest.max(stamp);
-        table.rows = rows
+        let rows: BTreeMap<_, _> = rows
             .into_iter()
             .take(MAX_ROWS)
             .filter(|row| !row.guid.is_nil())
@@ -68,27 +64,45 @@ impl Table {
                 (row.guid, row)
             })
             .collect();
-        table.tree = table
-            .rows
+        let digest = rows
             .values()
-            .filter(|row| !row.parent.is_nil())
-            .map(|row| (row.parent, row.guid))
-            .collect();
-        let stale: Vec<_> = table
-            .rows
-            .values()
-            .filter(|row| !has_own_macs(row.entity) && row.macs != table.macs_below(row.parent))
-            .map(|row| row.guid)
-            .collect();
-        for guid in stale {
-            let parent = table.rows[&guid].parent;
-            let macs = table.macs_below(parent).to_vec();
-            if let Some(row) = table.rows.get_mut(&guid) {
-                row.macs = macs;
+            .fold(0_u128, |sum, row| sum.wrapping_add(row_digest(row)));
+        Self::assemble(settings, stamp, highest.max(stamp), rows, digest)
+    }
+
+    /// A table of `rows`, which fit, have their keys, and whose digests' sum is `digest`.
+    pub(super) fn assemble(
+        settings: Settings,
+        stamp: TableStamp,
+        highest: TableStamp,
+        rows: BTreeMap<Guid, Box<Row>>,
+        digest: u128,
+    ) -> Self {
+        let mut table = Self {
+            tree: rows
+                .values()
+                .filter(|row| !row.parent.is_nil())
+                .map(|row| (row.parent, row.guid))
+                .collect(),
+            rows,
+            settings,
+            digest: digest.wrapping_add(settings_digest(&settings)),
+            stamp,
+            highest,
+        };
+        // Rows with one parent have the same addresses: those are looked up once.
+        let mut below: BTreeMap<Guid, &[Mac]> = BTreeMap::new();
+        let mut stale = Vec::new();
+        for row in table.rows.values().filter(|row| !has_own_macs(row.entity)) {
+            let macs = *below
+                .entry(row.parent)
+                .or_insert_with(|| table.macs_below(row.parent));
+            if row.macs != macs {
+                stale.push((row.guid, macs.to_vec()));
             }
         }
-        for row in table.rows.values() {
-            table.digest = table.digest.wrapping_add(row_digest(row));
+        for (guid, macs) in stale {
+            table.set_macs(guid, macs);
         }
         table
     }
@@ -313,15 +327,18 @@ impl Table {
             }
             let macs = self.macs_below(row.parent);
             if row.macs != macs {
-                let macs = macs.to_vec();
-                self.digest = self.digest.wrapping_sub(row_digest(&self.rows[&child]));
-                if let Some(row) = self.rows.get_mut(&child) {
-                    row.macs = macs;
-                    self.digest = self.digest.wrapping_add(row_digest(row));
-                }
+                self.set_macs(child, macs.to_vec());
                 changed.insert(child);
             }
             self.refresh_below(child, depth - 1, changed);
+        }
+    }
+
+    fn set_macs(&mut self, guid: Guid, macs: Vec<Mac>) {
+        if let Some(row) = self.rows.get_mut(&guid) {
+            self.digest = self.digest.wrapping_sub(row_digest(row));
+            row.macs = macs;
+            self.digest = self.digest.wrapping_add(row_digest(row));
         }
     }
 
@@ -350,10 +367,14 @@ pub(super) fn name_of(row: &Row) -> String {
 
 /// Cuts what would not survive the encoding and its reading.
 fn fit(row: &mut Row) {
-    let mut seen = BTreeSet::new();
-    row.macs
-        .retain(|mac| !mac.is_multicast() && *mac != Mac::default() && seen.insert(*mac));
-    row.macs.truncate(MAX_MACS);
+    let mut macs: Vec<Mac> = Vec::new();
+    for mac in row.macs.drain(..) {
+        let usable = !mac.is_multicast() && mac != Mac::default() && !macs.contains(&mac);
+        if usable && macs.len() < MAX_MACS {
+            macs.push(mac);
+        }
+    }
+    row.macs = macs;
     if !is_block_size(row.block_size) {
         row.block_size = 0;
     }
@@ -374,7 +395,12 @@ fn cut(text: &mut String, max: usize) {
 }
 
 fn row_digest(row: &Row) -> u128 {
-    xxh3_128(&row.to_body())
+    encoded_digest(&row.to_body())
+}
+
+/// The digest of a row from its encoding; there is one encoding of a row.
+pub(super) fn encoded_digest(row: &[u8]) -> u128 {
+    xxh3_128(row)
 }
 
 fn settings_digest(settings: &Settings) -> u128 {
