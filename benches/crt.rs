@@ -1,4 +1,5 @@
 //! Opening and changing the table's file at 65,536 rows, and what the table does in memory.
+#![allow(missing_docs)] // criterion_group! makes a public function without any
 
 use std::hint::black_box;
 use std::path::PathBuf;
