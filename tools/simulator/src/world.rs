@@ -7,10 +7,11 @@ use std::time::Duration;
 use rma::fabric::{Fabric, MemoryCatalog, Policy};
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
-use rma::unit::{ControllerSpec, DeviceSpec, StoredRegisters, Unit, UnitFacts};
+use rma::unit::{ControllerSpec, DeviceSpec, DiskOp, StoredRegisters, Unit, UnitFacts};
 use rma::wire::{ClusterName, Guid, Header, IocNumber, IodNumber, Mac, Time};
 
 use crate::check::Model;
+use crate::data::{BLOCKS, Data};
 use crate::network::Network;
 use crate::node::{
     DiskFaults, Host, Machine, Pending, Services, Storage, StoredTable, UnitContents, device_spec,
@@ -86,6 +87,8 @@ pub struct World {
     pub disks: DiskFaults,
     /// What was promised to administrators, and what was broken.
     pub model: Model,
+    /// What hosts have written and what became of it.
+    pub data: Data,
     next_token: u64,
     /// Things that have happened at this moment.
     standstill: u64,
@@ -114,6 +117,7 @@ impl World {
             network: Network::new(rng.u64(..)),
             disks: DiskFaults::NONE,
             model: Model::default(),
+            data: Data::default(),
             next_token: 1,
             standstill: 0,
             asked: BTreeSet::new(),
@@ -172,6 +176,7 @@ impl World {
             events: Vec::new(),
             blocks: Vec::new(),
             exports: None,
+            written: Vec::new(),
             moved: None,
         })))
     }
@@ -345,11 +350,19 @@ impl World {
             .collect();
         let mut torn = false;
         for key in unfinished {
+            let Some(Event::Disk { pending, .. }) = self.events.remove(&key) else {
+                continue;
+            };
+            if let Pending::Medium(_, device, op) = &pending {
+                // What a medium had not finished is there or not, in no order.
+                if self.rng.bool() {
+                    self.apply(id.0, *device, op);
+                }
+                continue;
+            }
             // In order: what comes after a write that is lost is lost as well.
             torn |= self.rng.bool();
-            if let Some(Event::Disk { pending, .. }) = self.events.remove(&key)
-                && !torn
-            {
+            if !torn {
                 self.write(id.0, &pending);
             }
         }
@@ -365,6 +378,13 @@ impl World {
             Machine::Fabric(services) => services.crash(),
         }
         self.model.check_unit_disk(&self.nodes[id.0].machine);
+    }
+
+    /// Looks for acknowledged writes that are not on their media.
+    pub fn check_media(&mut self) {
+        for what in self.data.lost_writes() {
+            self.model.violated(what);
+        }
     }
 
     /// Plugs a machine's cable in or out.
@@ -666,7 +686,7 @@ impl World {
         let before = self.promises(id);
         let pending = match &mut self.nodes[id].machine {
             Machine::Host(host) => host.act(now),
-            Machine::Unit(unit) => unit.act(now),
+            Machine::Unit(unit) => unit.act(),
             Machine::Fabric(_) => Vec::new(),
         };
         for item in pending {
@@ -677,9 +697,11 @@ impl World {
             let sync = self.disks.sync.as_nanos() as u64;
             let mut at =
                 now + Duration::from_nanos(if sync > 0 { self.rng.u64(0..=sync) } else { 0 });
-            // One disk does one thing after the other.
-            at = at.max(self.nodes[id].disk_until);
-            self.nodes[id].disk_until = at;
+            if !matches!(item, Pending::Medium(..)) {
+                // A file is written in order; a medium may finish later things first.
+                at = at.max(self.nodes[id].disk_until);
+                self.nodes[id].disk_until = at;
+            }
             let event = Event::Disk {
                 node: id,
                 life,
@@ -688,6 +710,7 @@ impl World {
             self.schedule(at, event);
         }
         self.note_promises(id, before);
+        self.note_writes(id);
         self.transmit(id);
         self.rewake(id);
     }
@@ -829,6 +852,16 @@ impl World {
             self.write(id, &pending);
         }
         let now = self.now;
+        if let Pending::Medium(token, device, op) = &pending {
+            let bytes = self.apply(id, *device, op);
+            if let Machine::Unit(storage) = &mut self.nodes[id].machine
+                && let Some(unit) = &mut storage.unit
+            {
+                unit.disk_done(now, *token, Ok(bytes));
+            }
+            self.settle(id);
+            return;
+        }
         match (&mut self.nodes[id].machine, pending) {
             (Machine::Host(host), Pending::Commit(token, _)) => {
                 if let Some(agent) = &mut host.agent {
@@ -843,6 +876,55 @@ impl World {
             _ => {}
         }
         self.settle(id);
+    }
+
+    /// Carries out an operation on a device's medium.
+    fn apply(&mut self, id: usize, device: Guid, op: &DiskOp) -> Vec<u8> {
+        let Machine::Unit(storage) = &self.nodes[id].machine else {
+            return Vec::new();
+        };
+        let register = storage
+            .unit
+            .as_ref()
+            .and_then(|unit| unit.register(device))
+            .map(|r| (r.owned.epoch, r.ownership));
+        let promised = self.model.promised.get(&device);
+        match self.data.apply(device, op, register, promised) {
+            Ok(bytes) => bytes,
+            Err(what) => {
+                self.model.violated(what);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Lets a host write one block of a device that it exports; whether there is one.
+    pub fn write_block(&mut self, id: NodeId) -> bool {
+        let (now, pick, block) = (self.now, self.rng.usize(..), self.rng.u64(0..BLOCKS));
+        let Machine::Host(host) = &mut self.nodes[id.0].machine else {
+            return false;
+        };
+        let devices = host.exports.as_deref().unwrap_or_default();
+        let (Some(service), false) = (&mut host.service, devices.is_empty()) else {
+            return false;
+        };
+        let device = devices[pick % devices.len()].row.guid;
+        let token = self.data.begin(host.guid, device, block);
+        let open = service.write(now, device, block, token);
+        self.settle(id.0);
+        open
+    }
+
+    /// Tells the model which writes have ended.
+    fn note_writes(&mut self, id: usize) {
+        let Machine::Host(host) = &mut self.nodes[id].machine else {
+            return;
+        };
+        for (token, ok) in std::mem::take(&mut host.written) {
+            if ok && let Err(what) = self.data.acknowledge(token) {
+                self.model.violated(what);
+            }
+        }
     }
 
     fn write(&mut self, id: usize, pending: &Pending) {
