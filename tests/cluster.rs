@@ -40,6 +40,7 @@ fn fio(uri: &str, name: &str, more: &[&str]) -> Command {
             "--iodepth=16",
             "--group_reporting",
             "--random_generator=lfsr",
+            "--verify_state_save=0",
         ])
         .arg(format!("--name={name}"))
         .arg(format!("--uri={uri}"))
