@@ -129,6 +129,8 @@ struct Bench {
     ours: String,
     theirs: String,
     _daemons: Vec<Daemon>,
+    /// A namespace without processes lasts as long as its node.
+    _bridge: Node,
     _rig: Rig,
 }
 
@@ -197,6 +199,7 @@ impl Bench {
             ours: format!("nbd+unix:///?socket={}", socket.display()),
             theirs,
             _daemons: vec![fabric, unit, daemon],
+            _bridge: bridge,
             _rig: rig,
         })
     }
