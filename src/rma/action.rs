@@ -18,7 +18,7 @@ pub enum AgentAction {
         /// The rows that changed since the last successful commit.
         changed: Vec<Guid>,
     },
-    /// Keep a service connection to a controller.
+    /// Keep a service connection to a controller; with another address than before, move it there.
     AddController {
         /// Its unit.
         unit: Guid,

@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::action::{AgentAction, CommitToken, OwnedDevice};
+use super::action::{AgentAction, OwnedDevice};
 use super::allocation::Allocations;
 use super::boot::Boot;
 use super::config::{AgentConfig, Intervals, MAX_EVENTS};
-use super::journal::{Journal, Waiter};
+use super::journal::Journal;
 use super::peers::Peer;
-use super::plan::error;
-use super::report;
-use super::request::{AdminReply, ErrorKind, WatchEvent};
+use super::request::{AdminReply, WatchEvent};
 use super::serve::Deferred;
 use super::timers::{Timer, Timers};
 use super::units::Unit;
@@ -20,14 +18,12 @@ use crate::fabric::{FabricLink, Facts, LinkConfig};
 use crate::session::{ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::kind::Role;
 use crate::wire::message::Member;
-use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, Row, Time};
+use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, Time};
 
-/// The most rows whose changes are told one by one; more are summed up.
-const MAX_ROW_EVENTS: usize = 1024;
 /// The most different warnings that are remembered, to say each once.
 const MAX_WARNINGS: usize = 256;
-/// How long a failed commit rests.
-const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// The change number of what a host registers at its start.
+const FIRST_CHANGE: u64 = 1;
 
 /// What fabric services are to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +69,10 @@ pub struct Agent {
     pub(super) allocations: Allocations,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
     pub(super) exported: bool,
+    /// Every address that was this host's since its start.
+    pub(super) own_macs: BTreeSet<Mac>,
+    /// Counts the changes of what this host registers.
+    change: u64,
     /// Sessions that say goodbye and go.
     pub(super) closing: Vec<Guid>,
     pub(super) next_session: u64,
@@ -96,7 +96,7 @@ impl Agent {
                     macs: config.macs.clone(),
                     name: config.name.clone(),
                     cluster: config.cluster,
-                    change: 1,
+                    change: FIRST_CHANGE,
                 },
                 fabric_mac: config.fabric_mac,
                 poll: config.intervals.fabric_poll,
@@ -119,6 +119,8 @@ impl Agent {
             allocations: Allocations::default(),
             owned: BTreeMap::new(),
             exported: false,
+            own_macs: config.macs.iter().copied().collect(),
+            change: FIRST_CHANGE,
             closing: Vec::new(),
             next_session: 1,
             actions: VecDeque::new(),
@@ -170,7 +172,7 @@ impl Agent {
     }
 
     fn is_own(&self, src: Mac) -> bool {
-        src.is_multicast() || self.config.macs.contains(&src)
+        src.is_multicast() || self.own_macs.contains(&src)
     }
 
     fn counted(
@@ -239,6 +241,23 @@ impl Agent {
     pub fn set_intervals(&mut self, now: Time, intervals: Intervals) {
         self.config.intervals = intervals;
         self.link.set_poll(now, intervals.fabric_poll);
+    }
+
+    /// This host has other NICs from now on: they are registered, and others learn of them.
+    pub fn set_macs(&mut self, now: Time, macs: Vec<Mac>) {
+        if macs.is_empty() || macs == self.config.macs {
+            return;
+        }
+        self.own_macs.extend(&macs);
+        self.config.macs = macs;
+        self.change += 1;
+        let facts = Facts {
+            macs: self.config.macs.clone(),
+            name: self.config.name.clone(),
+            cluster: self.config.cluster,
+            change: self.change,
+        };
+        self.link.update(now, facts);
     }
 
     /// Says goodbye to fabric services, peers and units. Poll what is to be sent once more, then
@@ -360,238 +379,5 @@ impl Agent {
         let nanos = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX / 2);
         let tenth = nanos / 10;
         Duration::from_nanos(nanos - tenth + self.rng.u64(0..=tenth.saturating_mul(2)))
-    }
-
-    /// Changes the table and notes what changed. `candidates` are the rows that may change; how
-    /// they look before is remembered for the events.
-    pub(super) fn mutate(
-        &mut self,
-        candidates: impl IntoIterator<Item = Guid>,
-        change: impl FnOnce(&mut Table) -> Vec<Guid>,
-    ) -> Vec<Guid> {
-        let before: Vec<(Guid, Option<Box<Row>>)> = candidates
-            .into_iter()
-            .filter(|guid| !self.journal.before.contains_key(guid))
-            .map(|guid| (guid, self.table.get(guid).cloned().map(Box::new)))
-            .collect();
-        let changed = change(&mut self.table);
-        for (guid, row) in before {
-            if changed.binary_search(&guid).is_ok() {
-                self.journal.before.entry(guid).or_insert(row);
-            }
-        }
-        if !changed.is_empty() {
-            self.journal.note(&changed);
-            self.journal.unpublished = true;
-        }
-        changed
-    }
-
-    /// Asks the shell to store what has changed, unless it is at it already. In Fig. 5 that has
-    /// its time at block 525, except where somebody waits for it.
-    fn seal(&mut self, now: Time) {
-        let journal = &self.journal;
-        let wanted = !journal.waiters.is_empty() || !self.deferred.is_empty();
-        let held = self.boot.holds_commits() && !wanted;
-        if journal.commit.is_some() || held || self.timers.is_set(Timer::Commit) {
-            return;
-        }
-        if !journal.dirty {
-            // What was waited for is durable already.
-            let waiters = std::mem::take(&mut self.journal.waiters);
-            self.release(now, waiters);
-            return;
-        }
-        if self.journal.unpublished {
-            self.table.publish(self.allocations.term, self.config.guid);
-            self.journal.unpublished = false;
-            self.journal.published = true;
-        }
-        let commit = self.journal.begin(self.table.summary());
-        let action = AgentAction::Commit {
-            token: commit.token,
-            changed: commit.rows.iter().copied().collect(),
-        };
-        self.act(action);
-    }
-
-    /// A commit is done (`ok`: it is durable) or has failed (it is asked for again later).
-    pub fn committed(&mut self, now: Time, token: CommitToken, ok: bool) {
-        let Some(commit) = self.journal.commit.take_if(|c| c.token == token) else {
-            return;
-        };
-        if !ok {
-            let waiters = self.journal.undo(commit);
-            self.timers.set(Timer::Commit, now + COMMIT_RETRY);
-            self.disappoint(now, waiters);
-            self.pump(now);
-            return;
-        }
-        self.journal.durable = commit.summary;
-        self.announce();
-        self.refresh_exports(&commit.rows);
-        let news = commit.published;
-        self.release(now, commit.waiters);
-        if news && self.boot.is_steady() {
-            if commit.urgent {
-                self.push(now);
-            } else {
-                // Others have most likely seen the same at the same time: whoever is first tells
-                // all, and who is told what he knows keeps quiet (`on_offer`).
-                let spread = self.push_spread();
-                let at = now + Duration::from_nanos(self.rng.u64(0..=spread.as_nanos() as u64));
-                self.timers.set_sooner(Timer::Push, at);
-            }
-        }
-        self.serve_deferred(now);
-        self.offer_pending(now);
-        self.pump(now);
-    }
-
-    /// Within which time the hosts of the cluster tell what they all have seen.
-    fn push_spread(&self) -> Duration {
-        let hosts = self.peers.len().min(180) as u64;
-        Duration::from_millis(20 + 2 * hosts)
-    }
-
-    /// Answers those who waited for a commit.
-    fn release(&mut self, now: Time, waiters: Vec<Waiter>) {
-        for waiter in waiters {
-            match waiter {
-                Waiter::Offer(connection, command) => {
-                    self.answer_summary(now, connection, command);
-                }
-                Waiter::Allocation(id) => self.allocation_stored(now, id),
-                Waiter::Granularity(token) => {
-                    let reply = self.granularity_reply(true);
-                    self.reply(token, reply);
-                }
-                Waiter::Boot => self.boot_stored(now),
-            }
-        }
-    }
-
-    /// Tells those who waited for a commit that it failed.
-    fn disappoint(&mut self, now: Time, waiters: Vec<Waiter>) {
-        for waiter in waiters {
-            match waiter {
-                Waiter::Offer(connection, command) => {
-                    self.refuse(now, connection, command, crate::wire::Status::NotPersisted);
-                }
-                Waiter::Allocation(id) => self.allocation_not_stored(id),
-                Waiter::Granularity(token) => self.reply(
-                    token,
-                    AdminReply::Error(error(
-                        ErrorKind::NotPersisted,
-                        "the table could not be stored on this host (see the log of rmad); it is \
-                         tried again every second, look with `rma granularity get`",
-                    )),
-                ),
-                // The boot waits until it is stored.
-                Waiter::Boot => self.journal.waiters.push(Waiter::Boot),
-            }
-        }
-    }
-
-    /// Tells those who watch how rows that are durable now differ from before.
-    fn announce(&mut self) {
-        // What has changed again meanwhile is told when that is durable.
-        let rows = &self.journal.rows;
-        let before = std::mem::take(&mut self.journal.before);
-        let (again, told): (BTreeMap<_, _>, BTreeMap<_, _>) = before
-            .into_iter()
-            .partition(|(guid, _)| rows.contains(guid));
-        self.journal.before = again;
-        for (guid, row) in told.into_iter().take(MAX_ROW_EVENTS) {
-            if let Some(event) = self.row_event(guid, row.as_deref()) {
-                self.tell(event);
-            }
-        }
-    }
-
-    fn row_event(&self, guid: Guid, before: Option<&Row>) -> Option<WatchEvent> {
-        let table = &self.table;
-        let after = table.get(guid)?;
-        let info = |row: &Row| Box::new(report::row_info(table, row));
-        let Some(before) = before else {
-            return Some(WatchEvent::Added { row: info(after) });
-        };
-        if before.ownership != after.ownership {
-            return Some(WatchEvent::OwnershipChanged {
-                row: info(after),
-                before: report::ownership_info(table, &before.ownership),
-                after: report::ownership_info(table, &after.ownership),
-            });
-        }
-        match (before.is_valid(), after.is_valid()) {
-            (true, false) => return Some(WatchEvent::Removed { row: info(after) }),
-            (false, true) => return Some(WatchEvent::Added { row: info(after) }),
-            _ => {}
-        }
-        let plain = |row: &Row| Row {
-            observed: crate::wire::ObservationStamp::default(),
-            owned: crate::wire::OwnershipStamp::default(),
-            ..row.clone()
-        };
-        (plain(before) != plain(after)).then(|| WatchEvent::Changed {
-            before: info(before),
-            after: info(after),
-        })
-    }
-
-    /// Brings the owned devices up to date after these rows have changed, and tells the shell.
-    pub(super) fn refresh_exports(&mut self, rows: &BTreeSet<Guid>) {
-        if !self.boot.has_stored() {
-            return;
-        }
-        let mut changed = !self.exported;
-        let mut devices = BTreeSet::new();
-        let rows: Vec<Guid> = if self.exported {
-            rows.iter().copied().collect()
-        } else {
-            self.table.rows().map(|row| row.guid).collect()
-        };
-        for guid in rows {
-            devices.insert(guid);
-            for child in self.table.children(guid) {
-                devices.insert(child.guid);
-                devices.extend(self.table.children(child.guid).map(|row| row.guid));
-            }
-        }
-        for guid in devices {
-            let now = self.owned_device(guid);
-            if self.owned.get(&guid) != now.as_ref() {
-                changed = true;
-                match now {
-                    Some(device) => self.owned.insert(guid, device),
-                    None => self.owned.remove(&guid),
-                };
-            }
-        }
-        self.exported = true;
-        if changed {
-            let all = self.owned.values().cloned().collect();
-            self.act(AgentAction::Export(all));
-        }
-    }
-
-    fn owned_device(&self, guid: Guid) -> Option<OwnedDevice> {
-        let row = self.table.get(guid)?;
-        let mine = row.entity == EntityType::Device && row.ownership.includes(self.config.guid);
-        if !mine || !self.table.is_present(guid) {
-            return None;
-        }
-        let unit = self.table.get(self.table.unit_of(guid)?)?;
-        Some(OwnedDevice {
-            row: row.clone(),
-            unit: unit.guid,
-            unit_name: unit.name.clone(),
-            controller_name: self
-                .table
-                .parent(guid)
-                .map_or_else(String::new, |c| c.name.clone()),
-            unit_macs: unit.macs.clone(),
-            epoch: row.owned.epoch,
-        })
     }
 }

@@ -12,7 +12,7 @@ pub const MAX_OFFER_ROWS: usize = 512;
 pub const MAX_PAGE_BYTES: usize = 256 * 1024;
 /// How often a pull starts again because the peer's table changed under it.
 pub const MAX_PULL_RESTARTS: u32 = 8;
-/// The most actions that wait for the shell; beyond it, watch events are dropped and counted.
+/// The most actions that wait for the shell; beyond it, watch events are dropped.
 pub const MAX_EVENTS: usize = 16_384;
 
 /// Who the agent is and how it behaves.

@@ -178,7 +178,7 @@ impl Agent {
 
     /// Refuses a member that claims to be us or to be where somebody else is.
     fn accepts(&mut self, member: &Member, holders: &mut BTreeMap<Mac, Guid>) -> bool {
-        let ours = member.macs.iter().find(|m| self.config.macs.contains(m));
+        let ours = member.macs.iter().find(|m| self.own_macs.contains(m));
         if (member.guid == self.config.guid) != ours.is_some() {
             let macs: Vec<String> = member.macs.iter().map(ToString::to_string).collect();
             self.warn(if member.guid == self.config.guid {

@@ -11,20 +11,18 @@ use std::time::Duration;
 use super::agent::Agent;
 use super::config::{MAX_OFFER_ROWS, MAX_PAGE_BYTES, MAX_PULL_RESTARTS};
 use super::members::Station;
-use super::plan::{joined_outlook, offenders};
-use super::report;
-use super::request::WatchEvent;
 use super::timers::Timer;
-use crate::crt::{MAX_ROWS, Settled};
+use crate::crt::MAX_ROWS;
 use crate::session::Request;
 use crate::wire::message::{Offer, TableRowsReply, TableRowsRequest, TableSummary, page_len};
-use crate::wire::{
-    CommandId, Epoch, Flags, Guid, IodNumber, Kind, Row, Settings, Status, Time, Wire,
-};
+use crate::wire::{CommandId, Epoch, Flags, Guid, IodNumber, Kind, Row, Status, Time, Wire};
 
 /// How long two tables may differ before they are compared row by row: usually what makes the
 /// difference is on its way.
 const DIFFERENCE_PATIENCE: Duration = Duration::from_millis(150);
+
+/// How soon a peer that refuses a request is asked again at first; it doubles.
+const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
 /// Whether the peer's table has been taken in in block 515.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +43,13 @@ enum Ask {
 /// What a peer is known to have at least: tables only grow newer. What ours has beyond it are the
 /// rows named, and those that changed here afterwards.
 #[derive(Debug, Clone)]
-struct Known {
+pub(super) struct Known {
     /// Digest of its table when it had just that.
-    digest: u128,
+    pub(super) digest: u128,
     /// Position in our log at that time.
-    position: u64,
+    pub(super) position: u64,
     /// What of ours it lacked, at most [`MAX_OFFER_ROWS`].
-    lacks: BTreeSet<Guid>,
+    pub(super) lacks: BTreeSet<Guid>,
 }
 
 impl Known {
@@ -82,7 +80,7 @@ pub(super) struct Peer {
     /// Whether it told so after the last table was taken in in block 515.
     pub(super) fresh: bool,
     /// What it is known to have.
-    known: Option<Known>,
+    pub(super) known: Option<Known>,
     ask: Option<(CommandId, Ask)>,
     /// It is to be offered what we have.
     pub(super) offer: bool,
@@ -90,6 +88,8 @@ pub(super) struct Peer {
     differs_since: Option<Time>,
     pub(super) pull: Option<Pull>,
     pub(super) boot_pull: Pulled,
+    /// Requests that it has refused in a row.
+    refusals: u32,
 }
 
 impl Peer {
@@ -104,6 +104,7 @@ impl Peer {
             differs_since: None,
             pull: None,
             boot_pull: Pulled::No,
+            refusals: 0,
         }
     }
 }
@@ -304,7 +305,11 @@ impl Agent {
         };
         if status != Status::Ok {
             self.abandon_pull(guid);
+            self.ask_again_later(now, guid);
             return;
+        }
+        if let Some(peer) = self.peers.get_mut(&guid) {
+            peer.refusals = 0;
         }
         match ask {
             Ask::Stamp => {
@@ -326,6 +331,17 @@ impl Agent {
                 Ok(page) => self.on_page(now, guid, page),
                 Err(_) => self.abandon_pull(guid),
             },
+        }
+    }
+
+    /// A peer that is starting, busy, or has not heard of us yet, is asked again soon, and less
+    /// often the longer that lasts.
+    fn ask_again_later(&mut self, now: Time, guid: Guid) {
+        let longest = self.config.intervals.peer_poll;
+        if let Some(peer) = self.peers.get_mut(&guid) {
+            let delay = (REFUSAL_DELAY * (1 << peer.refusals.min(10))).min(longest);
+            peer.refusals += 1;
+            self.timers.set_sooner(Timer::Peer(guid), now + delay);
         }
     }
 
@@ -367,25 +383,6 @@ impl Agent {
             self.extend_patience_for_peers(now);
         }
         self.drive_peer(now, guid);
-    }
-
-    /// Whether a table has the content of ours.
-    pub(super) fn same_content(&self, theirs: &TableSummary) -> bool {
-        theirs.digest == self.table.digest() && theirs.row_count as usize == self.table.len()
-    }
-
-    /// Equal content: the larger stamp, and no new version.
-    pub(super) fn adopt_stamp(&mut self, theirs: &TableSummary) {
-        let before = self.table.summary();
-        if self.journal.unpublished && theirs.stamp < before.stamp {
-            return;
-        }
-        if self.table.settle(&before, theirs, self.config.guid) == Settled::Adopted {
-            self.journal.note(&[]);
-            // The content has a stamp now, and whoever published it tells the others.
-            self.journal.unpublished = false;
-            self.journal.published = false;
-        }
     }
 
     fn on_page(&mut self, now: Time, guid: Guid, page: TableRowsReply) {
@@ -433,140 +430,6 @@ impl Agent {
             }
         }
         self.drive_peer(now, guid);
-    }
-
-    /// Joins what a peer has: all of its table, or what it offers of it. Returns whether anything
-    /// changed here.
-    pub(super) fn take_in(
-        &mut self,
-        from: Guid,
-        theirs: &TableSummary,
-        settings: &Settings,
-        mut rows: Vec<Row>,
-        whole: bool,
-    ) -> bool {
-        self.leave_out_offenders(from, &mut rows);
-        let differing: Vec<Guid> = rows
-            .iter()
-            .filter(|row| self.table.get(row.guid) != Some(*row))
-            .map(|row| row.guid)
-            .collect();
-        let lacks = whole.then(|| self.lacks(&rows));
-        let before = self.table.summary();
-        let granularity = self.table.settings().granularity;
-        let old_settings = *self.table.settings();
-        let unpublished = self.journal.unpublished;
-        let changed = self.mutate(differing, |table| table.join(settings, rows).changed);
-        if old_settings != *self.table.settings() {
-            self.journal.note(&[Guid::NIL]);
-        }
-        if let Some(lacks) = lacks {
-            self.note_lacks(theirs.digest, &lacks);
-        }
-        self.settle_stamp(&before, theirs, unpublished);
-        if granularity != self.table.settings().granularity {
-            self.tell(WatchEvent::GranularityChanged {
-                before: granularity.name().to_owned(),
-                after: self.table.settings().granularity.name().to_owned(),
-            });
-        }
-        let news = !changed.is_empty() || old_settings != *self.table.settings();
-        if !changed.is_empty() {
-            let event = WatchEvent::TableAdopted {
-                from: report::name_info(&self.table, from),
-                changed_rows: changed.len() as u64,
-                table: report::summary_info(&self.table.summary()),
-            };
-            self.tell(event);
-        }
-        news
-    }
-
-    /// Which of our rows another whole table lacks or has older.
-    fn lacks(&self, theirs: &[Row]) -> BTreeSet<Guid> {
-        let mut lacks = BTreeSet::new();
-        let mut others = theirs.iter().peekable();
-        for ours in self.table.rows() {
-            while others.next_if(|row| row.guid < ours.guid).is_some() {}
-            let same = others.next_if(|row| row.guid == ours.guid);
-            let newer =
-                same.is_none_or(|row| ours.observed > row.observed || ours.owned > row.owned);
-            if newer {
-                lacks.insert(ours.guid);
-            }
-        }
-        lacks
-    }
-
-    /// Notes what was learnt about every peer that has this table.
-    fn note_lacks(&mut self, digest: u128, lacks: &BTreeSet<Guid>) {
-        if lacks.len() > MAX_OFFER_ROWS {
-            return;
-        }
-        let position = self.journal.position();
-        for peer in self.peers.values_mut() {
-            if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
-                peer.known = Some(Known {
-                    digest,
-                    position,
-                    lacks: lacks.clone(),
-                });
-            }
-        }
-    }
-
-    fn settle_stamp(&mut self, before: &TableSummary, theirs: &TableSummary, unpublished: bool) {
-        match self.table.settle(before, theirs, self.config.guid) {
-            Settled::Adopted => {
-                self.journal.note(&[]);
-                self.journal.unpublished = false;
-                self.journal.published = false;
-            }
-            // Neither theirs nor ours: a version of our own, to be published with the commit. The
-            // stamp just given is above both, and publishing goes above that.
-            Settled::Published => {
-                self.journal.note(&[]);
-                self.journal.unpublished = false;
-                self.journal.published = true;
-            }
-            Settled::Kept => self.journal.unpublished = unpublished,
-        }
-    }
-
-    /// Leaves out units whose rows, as they come, would break the hierarchy when joined: such a
-    /// mixture is never stored; the unit itself is asked instead.
-    fn leave_out_offenders(&mut self, from: Guid, rows: &mut Vec<Row>) {
-        let outlook = joined_outlook(&self.table, rows.iter());
-        let offenders = offenders(&self.table, &outlook);
-        if offenders.is_empty() {
-            return;
-        }
-        let parents: std::collections::BTreeMap<Guid, Guid> =
-            rows.iter().map(|row| (row.guid, row.parent)).collect();
-        let unit_of = |table: &crate::crt::Table, guid: Guid| {
-            let mut at = guid;
-            for _ in 0..4 {
-                match parents.get(&at) {
-                    Some(parent) if !parent.is_nil() => at = *parent,
-                    Some(_) => return at,
-                    None => return table.unit_of(at).unwrap_or(at),
-                }
-            }
-            at
-        };
-        let units: BTreeSet<Guid> = offenders
-            .iter()
-            .map(|guid| unit_of(&self.table, *guid))
-            .collect();
-        rows.retain(|row| !units.contains(&unit_of(&self.table, row.guid)));
-        for unit in units {
-            let name = report::label(&self.table, unit);
-            let from = report::names(&self.table, &[from]);
-            self.warn(format!(
-                "rows of {name} in the table of {from} do not fit ours together; the unit is asked"
-            ));
-            self.timers.set(Timer::Unit(unit), Time::ZERO);
-        }
     }
 
     fn extend_patience_for_peers(&mut self, now: Time) {

@@ -3,39 +3,22 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::action::AgentAction;
 use super::agent::Agent;
+use super::controllers::Controller;
 use super::members::Station;
 use super::plan::{Outlook, offenders};
 use super::report::label;
 use super::timers::Timer;
 use crate::session::Request;
 use crate::wire::kind::Event;
-use crate::wire::message::{ControllersReply, DevicesReply, Notification, OwnershipRegister};
+use crate::wire::message::{ControllersReply, Notification, OwnershipRegister};
 use crate::wire::{
-    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, Mac, ObservationStamp,
+    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, ObservationStamp,
     Row, RowState, Status, Time, Wire,
 };
 
-/// How long a controller may take to list its devices before it is asked again.
-const LIST_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a unit is asked again whose answers do not fit together.
 const MISFIT_DELAY: Duration = Duration::from_millis(50);
-
-/// A controller, as far as asking it is concerned.
-#[derive(Debug)]
-pub(super) struct Controller {
-    guid: Guid,
-    mac: Mac,
-    /// Since when an answer is awaited.
-    asked: Option<Time>,
-    /// It is to be asked again as soon as it has answered.
-    again: bool,
-    /// It has answered, or said that it cannot.
-    pub(super) answered: bool,
-    /// What it answered last.
-    seen: Option<u64>,
-}
 
 /// An I/O unit.
 #[derive(Debug)]
@@ -91,7 +74,7 @@ impl Unit {
 }
 
 /// Says in one number what a list says; an unchanged list need not be read again.
-fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, ObservationStamp)>) -> u64 {
+pub(super) fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, ObservationStamp)>) -> u64 {
     let mut bytes = Vec::new();
     for (guid, number, stamp) in parts {
         bytes.extend_from_slice(&guid.0.to_be_bytes());
@@ -143,7 +126,7 @@ impl Agent {
         self.hub.client_mut(&guid)?.submit(now, request).ok()
     }
 
-    fn ask_controllers(&mut self, now: Time, guid: Guid) {
+    pub(super) fn ask_controllers(&mut self, now: Time, guid: Guid) {
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
@@ -259,7 +242,7 @@ impl Agent {
         self.warn_foreign(unit, &refused);
     }
 
-    fn warn_foreign(&mut self, unit: Guid, refused: &[Guid]) {
+    pub(super) fn warn_foreign(&mut self, unit: Guid, refused: &[Guid]) {
         for guid in refused {
             let (unit, row) = (label(&self.table, unit), label(&self.table, *guid));
             let path = self.table.path(*guid).join("/");
@@ -273,7 +256,7 @@ impl Agent {
 
     /// Rows that come back under a parent that does not permit their last owners. The unit has
     /// reset their registers; they are listed once those have been read.
-    fn returned_misfits(
+    pub(super) fn returned_misfits(
         &self,
         unit: Guid,
         listed: impl Iterator<Item = (Guid, Guid)>,
@@ -332,162 +315,6 @@ impl Agent {
         self.timers.set_sooner(Timer::Unit(unit), now + delay);
     }
 
-    /// Keeps a service connection to each controller that the unit lists.
-    fn sync_controllers(&mut self, now: Time, guid: Guid, listed: &[(IocNumber, Guid)]) {
-        let Some(unit) = self.units.get_mut(&guid) else {
-            return;
-        };
-        let Some(mac) = unit.station.mac() else {
-            return;
-        };
-        let mut actions = Vec::new();
-        let gone: Vec<IocNumber> = unit
-            .controllers
-            .iter()
-            .filter(|(ioc, known)| known.mac != mac || !listed.contains(&(**ioc, known.guid)))
-            .map(|(ioc, _)| *ioc)
-            .collect();
-        for ioc in gone {
-            unit.controllers.remove(&ioc);
-            self.timers.cancel(Timer::Controller(guid, ioc));
-            actions.push(AgentAction::RemoveController { unit: guid, ioc });
-        }
-        let mut fresh = Vec::new();
-        for (ioc, controller) in listed.iter().copied() {
-            unit.controllers.entry(ioc).or_insert_with(|| {
-                fresh.push(ioc);
-                actions.push(AgentAction::AddController {
-                    unit: guid,
-                    ioc,
-                    mac,
-                });
-                Controller {
-                    guid: controller,
-                    mac,
-                    asked: None,
-                    again: false,
-                    answered: false,
-                    seen: None,
-                }
-            });
-        }
-        for action in actions {
-            self.act(action);
-        }
-        for ioc in fresh {
-            self.poll_controller(now, guid, ioc);
-        }
-    }
-
-    /// Asks a controller for its devices, and again after its interval.
-    pub(super) fn poll_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let interval = self.spread(self.config.intervals.controller_poll);
-        let known = |u: &Unit| u.controllers.contains_key(&ioc);
-        if self.units.get(&unit).is_some_and(known) {
-            self.timers
-                .set(Timer::Controller(unit, ioc), now + interval);
-            self.list_devices(now, unit, ioc);
-        }
-    }
-
-    fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let Some(controller) = self
-            .units
-            .get_mut(&unit)
-            .and_then(|u| u.controllers.get_mut(&ioc))
-        else {
-            return;
-        };
-        if controller
-            .asked
-            .is_some_and(|at| now.since(at) < LIST_PATIENCE)
-        {
-            controller.again = true;
-            return;
-        }
-        controller.asked = Some(now);
-        controller.again = false;
-        self.act(AgentAction::ListDevices { unit, ioc });
-    }
-
-    /// A controller has answered [`AgentAction::ListDevices`], or could not be asked.
-    pub fn devices_listed(
-        &mut self,
-        now: Time,
-        unit: Guid,
-        ioc: IocNumber,
-        result: Result<DevicesReply, Status>,
-    ) {
-        let Some(controller) = self
-            .units
-            .get_mut(&unit)
-            .and_then(|u| u.controllers.get_mut(&ioc))
-        else {
-            return;
-        };
-        controller.asked = None;
-        let first = !std::mem::replace(&mut controller.answered, true);
-        let again = std::mem::take(&mut controller.again);
-        match result {
-            Ok(reply) if reply.controller == controller.guid => {
-                if first {
-                    self.extend_patience(now);
-                }
-                self.on_devices(now, unit, ioc, reply);
-            }
-            // Another controller has taken the number: the unit knows.
-            Ok(_) | Err(Status::NoController) => self.ask_controllers(now, unit),
-            Err(_) => {}
-        }
-        if again {
-            self.list_devices(now, unit, ioc);
-        }
-        self.pump(now);
-    }
-
-    fn on_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber, mut reply: DevicesReply) {
-        let mut refused = Vec::new();
-        reply.devices.retain(|record| {
-            let Some(row) = self.table.get(record.guid) else {
-                return true;
-            };
-            let foreign = row.entity != EntityType::Device
-                || (self.table.is_present(row.guid)
-                    && self.table.unit_of(row.guid).is_some_and(|of| of != unit));
-            if foreign {
-                refused.push(record.guid);
-            }
-            !foreign
-        });
-        self.warn_foreign(unit, &refused);
-        let controller = reply.controller;
-        let returned =
-            self.returned_misfits(unit, reply.devices.iter().map(|d| (d.guid, controller)));
-        reply.devices.retain(|d| !returned.contains(&d.guid));
-        let print = fingerprint(
-            std::iter::once((controller, 0, reply.listed))
-                .chain(reply.devices.iter().map(|d| (d.guid, d.iod.0, d.observed))),
-        );
-        let known = self
-            .units
-            .get_mut(&unit)
-            .and_then(|u| u.controllers.get_mut(&ioc));
-        let Some(known) = known else { return };
-        if known.seen.replace(print) != Some(print) {
-            let candidates: Vec<Guid> = self
-                .table
-                .children(controller)
-                .map(|row| row.guid)
-                .chain(reply.devices.iter().map(|d| d.guid))
-                .collect();
-            self.mutate(candidates, |table| table.observe_devices(unit, &reply));
-            self.apply_registers(unit);
-        }
-        if !returned.is_empty() {
-            self.ask_again_soon(now, unit);
-        }
-    }
-
     /// A unit says that something changed.
     pub(super) fn unit_notified(&mut self, now: Time, unit: Guid, notification: Notification) {
         match notification.event {
@@ -499,21 +326,5 @@ impl Agent {
             Event::DevicesChanged => self.list_devices(now, unit, notification.ioc),
             Event::MembershipChanged => {}
         }
-    }
-
-    /// A controller says that something changed.
-    pub fn service_notified(
-        &mut self,
-        now: Time,
-        unit: Guid,
-        ioc: IocNumber,
-        notification: Notification,
-    ) {
-        if notification.event == Event::DevicesChanged {
-            self.list_devices(now, unit, ioc);
-        } else {
-            self.unit_notified(now, unit, notification);
-        }
-        self.pump(now);
     }
 }

@@ -1,0 +1,168 @@
+//! Taking in what another host's table has: the join, its stamp, and what must not be mixed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::agent::Agent;
+use super::config::MAX_OFFER_ROWS;
+use super::peers::Known;
+use super::plan::{joined_outlook, offenders};
+use super::report;
+use super::request::WatchEvent;
+use super::timers::Timer;
+use crate::crt::{Settled, Table};
+use crate::wire::message::TableSummary;
+use crate::wire::{Guid, Row, Settings, Time};
+
+impl Agent {
+    /// Whether a table has the content of ours.
+    pub(super) fn same_content(&self, theirs: &TableSummary) -> bool {
+        theirs.digest == self.table.digest() && theirs.row_count as usize == self.table.len()
+    }
+
+    /// Equal content: the larger stamp, and no new version.
+    pub(super) fn adopt_stamp(&mut self, theirs: &TableSummary) {
+        let before = self.table.summary();
+        if self.journal.unpublished && theirs.stamp < before.stamp {
+            return;
+        }
+        if self.table.settle(&before, theirs, self.config.guid) == Settled::Adopted {
+            self.journal.note(&[]);
+            // The content has a stamp now, and whoever published it tells the others.
+            self.journal.unpublished = false;
+            self.journal.published = false;
+        }
+    }
+
+    /// Joins what a peer has: all of its table, or what it offers of it. Returns whether anything
+    /// changed here.
+    pub(super) fn take_in(
+        &mut self,
+        from: Guid,
+        theirs: &TableSummary,
+        settings: &Settings,
+        mut rows: Vec<Row>,
+        whole: bool,
+    ) -> bool {
+        self.leave_out_offenders(from, &mut rows);
+        let differing: Vec<Guid> = rows
+            .iter()
+            .filter(|row| self.table.get(row.guid) != Some(*row))
+            .map(|row| row.guid)
+            .collect();
+        let lacks = whole.then(|| self.lacks(&rows));
+        let before = self.table.summary();
+        let granularity = self.table.settings().granularity;
+        let old_settings = *self.table.settings();
+        let unpublished = self.journal.unpublished;
+        let changed = self.mutate(differing, |table| table.join(settings, rows).changed);
+        if old_settings != *self.table.settings() {
+            self.journal.note(&[Guid::NIL]);
+        }
+        if let Some(lacks) = lacks {
+            self.note_lacks(theirs.digest, &lacks);
+        }
+        self.settle_stamp(&before, theirs, unpublished);
+        if granularity != self.table.settings().granularity {
+            self.tell(WatchEvent::GranularityChanged {
+                before: granularity.name().to_owned(),
+                after: self.table.settings().granularity.name().to_owned(),
+            });
+        }
+        let news = !changed.is_empty() || old_settings != *self.table.settings();
+        if !changed.is_empty() {
+            let event = WatchEvent::TableAdopted {
+                from: report::name_info(&self.table, from),
+                changed_rows: changed.len() as u64,
+                table: report::summary_info(&self.table.summary()),
+            };
+            self.tell(event);
+        }
+        news
+    }
+
+    /// Which of our rows another whole table lacks or has older.
+    fn lacks(&self, theirs: &[Row]) -> BTreeSet<Guid> {
+        let mut lacks = BTreeSet::new();
+        let mut others = theirs.iter().peekable();
+        for ours in self.table.rows() {
+            while others.next_if(|row| row.guid < ours.guid).is_some() {}
+            let same = others.next_if(|row| row.guid == ours.guid);
+            let newer =
+                same.is_none_or(|row| ours.observed > row.observed || ours.owned > row.owned);
+            if newer {
+                lacks.insert(ours.guid);
+            }
+        }
+        lacks
+    }
+
+    /// Notes what was learnt about every peer that has this table.
+    fn note_lacks(&mut self, digest: u128, lacks: &BTreeSet<Guid>) {
+        if lacks.len() > MAX_OFFER_ROWS {
+            return;
+        }
+        let position = self.journal.position();
+        for peer in self.peers.values_mut() {
+            if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
+                peer.known = Some(Known {
+                    digest,
+                    position,
+                    lacks: lacks.clone(),
+                });
+            }
+        }
+    }
+
+    fn settle_stamp(&mut self, before: &TableSummary, theirs: &TableSummary, unpublished: bool) {
+        match self.table.settle(before, theirs, self.config.guid) {
+            Settled::Adopted => {
+                self.journal.note(&[]);
+                self.journal.unpublished = false;
+                self.journal.published = false;
+            }
+            // Neither theirs nor ours: a version of our own, to be published with the commit. The
+            // stamp just given is above both, and publishing goes above that.
+            Settled::Published => {
+                self.journal.note(&[]);
+                self.journal.unpublished = false;
+                self.journal.published = true;
+            }
+            Settled::Kept => self.journal.unpublished = unpublished,
+        }
+    }
+
+    /// Leaves out units whose rows, as they come, would break the hierarchy when joined: such a
+    /// mixture is never stored; the unit itself is asked instead.
+    fn leave_out_offenders(&mut self, from: Guid, rows: &mut Vec<Row>) {
+        let outlook = joined_outlook(&self.table, rows.iter());
+        let offenders = offenders(&self.table, &outlook);
+        if offenders.is_empty() {
+            return;
+        }
+        let parents: BTreeMap<Guid, Guid> = rows.iter().map(|row| (row.guid, row.parent)).collect();
+        let unit_of = |table: &Table, guid: Guid| {
+            let mut at = guid;
+            for _ in 0..4 {
+                match parents.get(&at) {
+                    Some(parent) if !parent.is_nil() => at = *parent,
+                    Some(_) => return at,
+                    None => return table.unit_of(at).unwrap_or(at),
+                }
+            }
+            at
+        };
+        let units: BTreeSet<Guid> = offenders
+            .iter()
+            .map(|guid| unit_of(&self.table, *guid))
+            .collect();
+        rows.retain(|row| !units.contains(&unit_of(&self.table, row.guid)));
+        for unit in units {
+            let name = report::label(&self.table, unit);
+            let from = report::names(&self.table, &[from]);
+            self.warn(format!(
+                "rows of {name} in the table of {from} do not fit ours together; the unit is asked"
+            ));
+            self.timers.set(Timer::Unit(unit), Time::ZERO);
+        }
+    }
+}
