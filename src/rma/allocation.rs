@@ -163,12 +163,14 @@ impl Agent {
         for (id, stage) in waiting {
             match (stage, ok) {
                 (Stage::Reading, true) => self.set_registers(now, id),
-                (Stage::Confirming, _) => self.store_allocation(now, id),
-                (_, _) if self.units.get(&unit).is_some_and(|u| u.registers_lost) => {
+                (Stage::Confirming, true) if self.has_changes(id) => {
+                    self.store_allocation(now, id);
+                }
+                (Stage::Reading, _) if self.units.get(&unit).is_some_and(|u| u.registers_lost) => {
                     let e = registers_lost(&label(&self.table, unit));
                     self.fail_allocation(now, id, e);
                 }
-                // Busy or starting: until the patience is over.
+                // Busy, starting, or not fitting together yet: until the patience is over.
                 _ => self.timers.set(Timer::Resend(id), now + BUSY_DELAY),
             }
         }
@@ -329,11 +331,24 @@ impl Agent {
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
-        if matches!(allocation.stage, Stage::Reading | Stage::Setting) {
-            allocation.stage = Stage::Reading;
-            let unit = allocation.unit;
-            self.ask_registers(now, unit);
+        match allocation.stage {
+            Stage::Reading | Stage::Confirming => {}
+            // A unit that was busy has not made the change: plan it anew.
+            Stage::Setting => allocation.stage = Stage::Reading,
+            Stage::Queued | Stage::Storing => return,
         }
+        let unit = allocation.unit;
+        self.ask_registers(now, unit);
+    }
+
+    /// Whether the table has what the unit has made, or something newer.
+    fn has_changes(&self, id: u64) -> bool {
+        self.allocations.active.get(&id).is_some_and(|allocation| {
+            allocation.changes.iter().all(|change| {
+                let row = self.table.get(change.row);
+                row.is_some_and(|row| row.owned.epoch > change.expected)
+            })
+        })
     }
 
     /// The unit has made the change, and the table has it: it is stored.

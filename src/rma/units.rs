@@ -13,8 +13,8 @@ use crate::session::Request;
 use crate::wire::kind::Event;
 use crate::wire::message::{ControllersReply, Notification, OwnershipRegister};
 use crate::wire::{
-    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, ObservationStamp,
-    Row, RowState, Status, Time, Wire,
+    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, ObservationStamp, Row,
+    RowState, Status, Time, Wire,
 };
 
 /// How soon a unit is asked again whose answers do not fit together.

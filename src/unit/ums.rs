@@ -194,6 +194,12 @@ impl Unit {
         if let Some(registers) = &mut self.registers {
             registers.install(done.registers.clone(), done.term);
         }
+        // Rows that came (back) while this was under way were permitted by what was before.
+        for register in &done.registers {
+            for child in self.inventory.children(register.row) {
+                self.reset_register(now, child);
+            }
+        }
         self.management.reply(
             now,
             done.connection,

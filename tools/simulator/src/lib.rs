@@ -5,6 +5,7 @@
 //! the invariants at every step and demands that everything converges once the faults are over.
 
 pub mod check;
+pub mod data;
 pub mod network;
 pub mod node;
 pub mod scenario;

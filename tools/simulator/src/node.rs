@@ -8,7 +8,8 @@ use rma::fabric::{Fabric, FabricConfig, MemoryCatalog, Policy};
 use rma::rma::request::{AdminReply, WatchEvent};
 use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
 use rma::unit::{
-    ControllerSpec, DeviceSpec, DiskInfo, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts,
+    ControllerSpec, DeviceSpec, DiskInfo, DiskOp, StoredRegisters, Unit, UnitAction, UnitConfig,
+    UnitFacts,
 };
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{
@@ -90,6 +91,7 @@ impl StoredTable {
 pub(crate) enum Pending {
     Commit(CommitToken, Box<StoredTable>),
     Registers(u64, Vec<OwnershipRegister>, u64),
+    Medium(u64, Guid, DiskOp),
 }
 
 /// A host.
@@ -115,6 +117,8 @@ pub struct Host {
     pub blocks: Vec<(u16, String)>,
     /// The devices that it exports.
     pub exports: Option<Vec<OwnedDevice>>,
+    /// Writes that have ended since the last look, and whether well.
+    pub(crate) written: Vec<(u64, bool)>,
     /// Where the agent said that it belongs now.
     pub moved: Option<ClusterName>,
 }
@@ -163,6 +167,7 @@ impl Host {
                     Heard::Notified(unit, ioc, notification) => {
                         agent.service_notified(now, unit, ioc, notification);
                     }
+                    Heard::Written(token, result) => self.written.push((token, result.is_ok())),
                 }
                 continue;
             }
@@ -188,10 +193,13 @@ impl Host {
                     service.add_controller(now, unit, ioc, mac);
                 }
                 AgentAction::RemoveController { unit, ioc } => {
-                    service.remove_controller(unit, ioc);
+                    service.remove_controller(now, unit, ioc);
                 }
                 AgentAction::ListDevices { unit, ioc } => service.list_devices(now, unit, ioc),
-                AgentAction::Export(devices) => self.exports = Some(devices),
+                AgentAction::Export(devices) => {
+                    service.export(now, &devices);
+                    self.exports = Some(devices);
+                }
                 AgentAction::AdminReply { token, reply } => {
                     self.replies.insert(token, *reply);
                 }
@@ -199,7 +207,7 @@ impl Host {
                 AgentAction::Joined(cluster) => {
                     // A label in the file: written with the next commit at the latest.
                     self.stored.cluster = cluster;
-                    service.cluster = cluster;
+                    service.join(cluster);
                 }
                 AgentAction::Moved { to, .. } => self.moved = Some(to),
                 AgentAction::Block(number, text) => self.blocks.push((number, text)),
@@ -258,7 +266,7 @@ impl Storage {
     }
 
     /// Carries out what the unit wants; gives back what the disk has to do.
-    pub(crate) fn act(&mut self, now: Time) -> Vec<Pending> {
+    pub(crate) fn act(&mut self) -> Vec<Pending> {
         let mut pending = Vec::new();
         let Some(unit) = &mut self.unit else {
             return pending;
@@ -270,7 +278,9 @@ impl Storage {
                     registers,
                     term,
                 } => pending.push(Pending::Registers(token, registers, term)),
-                UnitAction::Disk { token, .. } => unit.disk_done(now, token, Ok(Vec::new())),
+                UnitAction::Disk { token, device, op } => {
+                    pending.push(Pending::Medium(token, device, op));
+                }
                 UnitAction::Joined(cluster) => self.cluster = cluster,
                 _ => {}
             }

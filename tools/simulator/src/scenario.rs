@@ -42,6 +42,8 @@ pub struct Outcome {
     pub unconverged: Option<String>,
     /// Allocations acknowledged as changes.
     pub acknowledged: u64,
+    /// Writes acknowledged to hosts.
+    pub writes: u64,
     /// Frames sent.
     pub frames: u64,
     /// How long the healing took.
@@ -68,7 +70,7 @@ struct Story {
     shelf: Vec<(NodeId, u16, DeviceSpec)>,
     pulled: Vec<(NodeId, ControllerSpec, Vec<DeviceSpec>)>,
     log: Vec<String>,
-    weights: [u32; 9],
+    weights: [u32; 10],
 }
 
 /// Plays the story of a seed.
@@ -76,7 +78,7 @@ pub fn run(seed: u64, shape: Shape, capture: bool) -> Outcome {
     let mut story = Story::new(seed, shape, capture);
     let begin = story.world.now();
     while story.world.now().since(begin) < shape.chaos {
-        let pause = story.rng.u64(1..=400);
+        let pause = story.rng.u64(1..=300);
         story.world.run_for(Duration::from_millis(pause));
         story.act();
     }
@@ -128,7 +130,7 @@ impl Story {
             failure: up_to(&mut rng, 0.05),
             spared: Vec::new(),
         };
-        // Allocate, release, crash, start, cable, part, mend, device, granularity.
+        // Allocate, release, crash, start, cable, part, mend, device, granularity, writes.
         let weights = [
             30,
             15,
@@ -139,6 +141,7 @@ impl Story {
             6,
             rng.u32(0..12),
             rng.u32(0..2),
+            40,
         ];
         let mut story = Self {
             world,
@@ -195,7 +198,8 @@ impl Story {
                 self.note("all ways are mended");
             }
             7 => self.device(),
-            _ => self.granularity(),
+            8 => self.granularity(),
+            _ => self.writes(),
         }
     }
 
@@ -386,6 +390,15 @@ impl Story {
         }
     }
 
+    /// A burst of writes at several hosts.
+    fn writes(&mut self) {
+        for _ in 0..self.rng.usize(1..20) {
+            if let Some(host) = self.running_host() {
+                self.world.write_block(host);
+            }
+        }
+    }
+
     fn granularity(&mut self) {
         if let Some(host) = self.running_host() {
             let names = ["unit", "controller", "device", "device"];
@@ -414,6 +427,7 @@ impl Story {
         }
         let healing = self.world.now().since(begin);
         self.world.run_for(Duration::from_secs(3));
+        self.world.check_media();
         let unconverged = unconverged(&self.world);
         let model = std::mem::take(&mut self.world.model);
         Outcome {
@@ -422,6 +436,7 @@ impl Story {
             violations: model.violations,
             unconverged,
             acknowledged: model.acknowledged,
+            writes: self.world.data.acknowledged_count,
             frames: self.world.network.sent,
             healing,
             log: self.log,

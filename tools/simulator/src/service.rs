@@ -1,32 +1,41 @@
-//! A host's service connections, as far as the agent needs them: device lists and notifications.
+//! A host's service connections: the daemons' initiator, and the devices that the host has open.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use rma::session::{Client, ClientConfig, ClientEvent, Hub, HubEvent, Request};
-use rma::wire::kind::Role;
+use rma::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, Target};
+use rma::rma::OwnedDevice;
 use rma::wire::message::{DevicesReply, Notification};
-use rma::wire::{
-    ClusterName, CommandId, DropReason, Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber,
-    Kind, Mac, Status, Time, Wire,
-};
+use rma::wire::{ClusterName, DropReason, Guid, Incarnation, IocNumber, Mac, Status, Time};
+
+use crate::data::BLOCK_BYTES;
 
 /// What comes from controllers.
 pub(crate) enum Heard {
     Devices(Guid, IocNumber, Result<DevicesReply, Status>),
     Notified(Guid, IocNumber, Notification),
+    Written(u64, Result<(), IoError>),
 }
 
 /// Service connections of a host.
 #[derive(Debug)]
 pub(crate) struct Service {
-    local: Guid,
-    incarnation: Incarnation,
-    pub(crate) cluster: ClusterName,
-    mtu: u16,
-    hub: Hub<(Guid, IocNumber)>,
-    asked: BTreeSet<((Guid, IocNumber), CommandId)>,
+    config: InitiatorConfig,
+    initiator: Initiator,
+    open: BTreeMap<Guid, DeviceId>,
     rng: fastrand::Rng,
-    session: u64,
+}
+
+fn target(device: &OwnedDevice) -> Target {
+    Target {
+        unit: device.unit,
+        ioc: device.row.ioc,
+        iod: device.row.iod,
+        device: device.row.guid,
+        epoch: device.epoch,
+        size_bytes: device.row.size_bytes,
+        block_size: device.row.block_size,
+        features: device.row.features,
+    }
 }
 
 impl Service {
@@ -38,99 +47,114 @@ impl Service {
         mtu: u16,
         seed: u64,
     ) -> Self {
-        Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let config = InitiatorConfig {
             local,
             incarnation,
             cluster,
+            local_macs: vec![mac],
             mtu,
-            hub: Hub::new(true, vec![mac], seed),
-            asked: BTreeSet::new(),
-            rng: fastrand::Rng::with_seed(seed ^ 1),
-            session: 1,
+            credits: 32,
+        };
+        Self {
+            initiator: Initiator::new(config.clone(), rng.u64(..)),
+            config,
+            open: BTreeMap::new(),
+            rng,
         }
+    }
+
+    /// The host belongs to a cluster now.
+    pub(crate) fn join(&mut self, cluster: ClusterName) {
+        self.config.cluster = cluster;
+        self.initiator = Initiator::new(self.config.clone(), self.rng.u64(..));
+        self.open.clear();
     }
 
     pub(crate) fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
-        let config = ClientConfig {
-            local: self.local,
-            incarnation: self.incarnation,
-            role: Role::Host,
-            cluster: self.cluster,
-            session: self.session,
-            remote: unit,
-            ioc,
-            service: true,
-            mtu: self.mtu,
-            credits: 32,
-        };
-        self.session += 1;
-        let mut client = Client::new(config, self.rng.u64(..));
-        client.connect(now, mac);
-        self.hub.insert((unit, ioc), client);
+        self.initiator.add_controller(now, unit, ioc, mac);
     }
 
-    pub(crate) fn remove_controller(&mut self, unit: Guid, ioc: IocNumber) {
-        self.hub.remove(&(unit, ioc));
-        self.asked.retain(|(key, _)| *key != (unit, ioc));
+    pub(crate) fn remove_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+        self.initiator.remove_controller(now, unit, ioc);
     }
 
     pub(crate) fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let request = Request {
-            kind: Kind::Devices,
-            flags: Flags::NONE,
-            iod: IodNumber(0),
-            epoch: Epoch(0),
-            body: Vec::new(),
-            expect: 4096,
-        };
-        if let Some(client) = self.hub.client_mut(&(unit, ioc))
-            && let Ok(command) = client.submit(now, request)
-        {
-            self.asked.insert(((unit, ioc), command));
+        self.initiator.list_devices(now, unit, ioc);
+    }
+
+    /// Opens what the host owns now, and closes what it no longer does.
+    pub(crate) fn export(&mut self, now: Time, devices: &[OwnedDevice]) {
+        let gone: Vec<Guid> = self
+            .open
+            .keys()
+            .filter(|guid| !devices.iter().any(|d| d.row.guid == **guid))
+            .copied()
+            .collect();
+        for guid in gone {
+            if let Some(id) = self.open.remove(&guid) {
+                self.initiator.close(now, id);
+            }
+        }
+        for device in devices {
+            let target = target(device);
+            if let Some(id) = self.open.get(&target.device) {
+                self.initiator.retarget(now, *id, target);
+            } else {
+                let id = self.initiator.open(now, target);
+                self.open.insert(target.device, id);
+            }
         }
     }
 
+    /// Writes one block full of a token; whether the device is open.
+    pub(crate) fn write(&mut self, now: Time, device: Guid, block: u64, token: u64) -> bool {
+        let Some(id) = self.open.get(&device) else {
+            return false;
+        };
+        let data = token.to_be_bytes().repeat(BLOCK_BYTES as usize / 8);
+        let io = Io {
+            op: IoOp::Write,
+            offset: block * BLOCK_BYTES,
+            len: BLOCK_BYTES,
+            data,
+            fua: false,
+        };
+        self.initiator.submit(now, *id, io, token);
+        true
+    }
+
     pub(crate) fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        self.hub.handle(now, src, frame)
+        self.initiator.handle(now, src, frame)
     }
 
     pub(crate) fn tick(&mut self, now: Time) {
-        self.hub.tick(now);
+        self.initiator.tick(now);
     }
 
     pub(crate) fn deadline(&self) -> Option<Time> {
-        self.hub.deadline()
+        self.initiator.deadline()
     }
 
     pub(crate) fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        self.hub.poll_transmit(now, out)
+        self.initiator.poll_transmit(now, out)
     }
 
     pub(crate) fn poll(&mut self) -> Option<Heard> {
-        while let Some(event) = self.hub.poll_event() {
-            let HubEvent::Client((unit, ioc), event) = event else {
-                continue;
-            };
+        while let Some(event) = self.initiator.poll_event() {
             match event {
-                ClientEvent::Reply {
-                    command,
-                    status,
-                    body,
-                } => {
-                    if !self.asked.remove(&((unit, ioc), command)) {
-                        continue;
-                    }
-                    let result = if status == Status::Ok {
-                        DevicesReply::from_body(&body).map_err(|_| Status::BadRequest)
-                    } else {
-                        Err(status)
-                    };
+                IoEvent::Devices { unit, ioc, result } => {
                     return Some(Heard::Devices(unit, ioc, result));
                 }
-                ClientEvent::Notified(notification) => {
-                    return Some(Heard::Notified(unit, ioc, notification));
+                IoEvent::Notified {
+                    unit,
+                    ioc,
+                    notification,
+                } => return Some(Heard::Notified(unit, ioc, notification)),
+                IoEvent::Done { token, result } => {
+                    return Some(Heard::Written(token, result.map(drop)));
                 }
-                _ => {}
+                IoEvent::Up { .. } | IoEvent::Down { .. } | IoEvent::Refused { .. } => {}
             }
         }
         None

@@ -10,10 +10,11 @@ use std::time::Duration;
 use rma::fabric::{Fabric, MemoryCatalog, Policy};
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
-use rma::unit::{ControllerSpec, DeviceSpec, StoredRegisters, Unit, UnitFacts};
+use rma::unit::{ControllerSpec, DeviceSpec, DiskOp, StoredRegisters, Unit, UnitFacts};
 use rma::wire::{ClusterName, Guid, Header, IocNumber, IodNumber, Mac, Time};
 
 use crate::check::Model;
+use crate::data::{BLOCKS, Data};
 use crate::network::Network;
 use crate::node::{
     DiskFaults, Host, Machine, Pending, Services, Storage, StoredTable, UnitContents, device_spec,
@@ -89,6 +90,8 @@ pub struct World {
     pub disks: DiskFaults,
     /// What was promised to administrators, and what was broken.
     pub model: Model,
+    /// What hosts have written and what became of it.
+    pub data: Data,
     next_token: u64,
     /// Things that have happened at this moment.
     standstill: u64,
@@ -117,6 +120,7 @@ impl World {
             network: Network::new(rng.u64(..)),
             disks: DiskFaults::NONE,
             model: Model::default(),
+            data: Data::default(),
             next_token: 1,
             standstill: 0,
             asked: BTreeSet::new(),
@@ -175,6 +179,7 @@ impl World {
             events: Vec::new(),
             blocks: Vec::new(),
             exports: None,
+            written: Vec::new(),
             moved: None,
         })))
     }
@@ -348,11 +353,19 @@ impl World {
             .collect();
         let mut torn = false;
         for key in unfinished {
+            let Some(Event::Disk { pending, .. }) = self.events.remove(&key) else {
+                continue;
+            };
+            if let Pending::Medium(_, device, op) = &pending {
+                // What a medium had not finished is there or not, in no order.
+                if self.rng.bool() {
+                    self.apply(id.0, *device, op);
+                }
+                continue;
+            }
             // In order: what comes after a write that is lost is lost as well.
             torn |= self.rng.bool();
-            if let Some(Event::Disk { pending, .. }) = self.events.remove(&key)
-                && !torn
-            {
+            if !torn {
                 self.write(id.0, &pending);
             }
         }
@@ -368,6 +381,13 @@ impl World {
             Machine::Fabric(services) => services.crash(),
         }
         self.model.check_unit_disk(&self.nodes[id.0].machine);
+    }
+
+    /// Looks for acknowledged writes that are not on their media.
+    pub fn check_media(&mut self) {
+        for what in self.data.lost_writes() {
+            self.model.violated(what);
+        }
     }
 
     /// Sends a frame of nobody's making to a machine.
@@ -400,5 +420,61 @@ impl World {
                 return is_so(self);
             }
         }
+    }
+
+    /// Lets a host write one block of a device that it exports; whether there is one.
+    pub fn write_block(&mut self, id: NodeId) -> bool {
+        let (now, pick, block) = (self.now, self.rng.usize(..), self.rng.u64(0..BLOCKS));
+        let Machine::Host(host) = &mut self.nodes[id.0].machine else {
+            return false;
+        };
+        let devices = host.exports.as_deref().unwrap_or_default();
+        let (Some(service), false) = (&mut host.service, devices.is_empty()) else {
+            return false;
+        };
+        let device = devices[pick % devices.len()].row.guid;
+        let token = self.data.begin(host.guid, device, block);
+        let open = service.write(now, device, block, token);
+        self.settle(id.0);
+        open
+    }
+
+    /// Tells the model which writes have ended.
+    fn note_writes(&mut self, id: usize) {
+        let Machine::Host(host) = &mut self.nodes[id].machine else {
+            return;
+        };
+        for (token, ok) in std::mem::take(&mut host.written) {
+            if ok && let Err(what) = self.data.acknowledge(token) {
+                self.model.violated(what);
+            }
+        }
+    }
+
+    fn write(&mut self, id: usize, pending: &Pending) {
+        match (&mut self.nodes[id].machine, pending) {
+            (Machine::Host(host), Pending::Commit(_, stored)) => {
+                let cluster = host.stored.cluster();
+                host.stored = (**stored).clone();
+                host.stored.keep_cluster(cluster);
+                self.model.check_silence(host);
+            }
+            (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
+                storage.write(registers, *term);
+                self.model.check_unit_disk(&self.nodes[id].machine);
+            }
+            _ => {}
+        }
+    }
+
+    /// The units' GUIDs with their present controllers and devices.
+    pub fn present(&self) -> BTreeSet<Guid> {
+        let mut present = BTreeSet::new();
+        for (_, storage) in self.units() {
+            present.insert(storage.facts.guid);
+            present.extend(storage.contents.controllers.values().map(|c| c.guid));
+            present.extend(storage.contents.devices.values().map(|d| d.guid));
+        }
+        present
     }
 }

@@ -65,6 +65,7 @@ struct Figures {
     violations: u64,
     unconverged: u64,
     acknowledged: u64,
+    writes: u64,
     frames: u64,
     healing_max_ms: u64,
     failing_seeds: Vec<u64>,
@@ -147,14 +148,15 @@ fn play(args: &Args) -> io::Result<bool> {
     }
     writeln!(
         out,
-        "{} seeds of {} hosts, {} units, {} devices each in {:.1} s: {} allocations acknowledged, \
-         {} lost, {} violations, {} unconverged; healing took at most {:.1} s",
+        "{} seeds of {} hosts, {} units, {} devices each in {:.1} s: {} allocations and {} \
+         writes acknowledged, {} allocations lost, {} violations, {} unconverged; healing took at most {:.1} s",
         figures.seeds,
         figures.hosts,
         figures.units,
         figures.devices,
         figures.wall_ms as f64 / 1000.0,
         figures.acknowledged,
+        figures.writes,
         figures.lost_acknowledged,
         figures.violations,
         figures.unconverged,
@@ -170,6 +172,7 @@ struct Played {
     violations: Vec<String>,
     unconverged: Option<String>,
     acknowledged: u64,
+    writes: u64,
     frames: u64,
     healing: Duration,
     log: Vec<String>,
@@ -183,6 +186,7 @@ impl From<Outcome> for Played {
             violations: o.violations,
             unconverged: o.unconverged,
             acknowledged: o.acknowledged,
+            writes: o.writes,
             frames: o.frames,
             healing: o.healing,
             log: o.log,
@@ -198,6 +202,7 @@ impl Played {
             violations: vec![what],
             unconverged: None,
             acknowledged: 0,
+            writes: 0,
             frames: 0,
             healing: Duration::ZERO,
             log: Vec::new(),
@@ -215,6 +220,7 @@ fn report(
     figures.violations += played.violations.len() as u64;
     figures.unconverged += u64::from(played.unconverged.is_some());
     figures.acknowledged += played.acknowledged;
+    figures.writes += played.writes;
     figures.frames += played.frames;
     let healing = played.healing.as_millis() as u64;
     figures.healing_max_ms = figures.healing_max_ms.max(healing);

@@ -1,7 +1,7 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, BTreeSet, Duration, Event, Fabric, Guid, Header, MAX_BURST, MAX_STANDSTILL, Mac,
+    AdminReply, DiskOp, Duration, Event, Fabric, Guid, Header, MAX_BURST, MAX_STANDSTILL, Mac,
     Machine, NodeId, Pending, Rc, Seen, Time, Unit, World,
 };
 
@@ -111,20 +111,24 @@ impl World {
         let before = self.promises(id);
         let pending = match &mut self.nodes[id].machine {
             Machine::Host(host) => host.act(now),
-            Machine::Unit(unit) => unit.act(now),
+            Machine::Unit(unit) => unit.act(),
             Machine::Fabric(_) => Vec::new(),
         };
         for item in pending {
-            if let Pending::Commit(_, table) = &item {
-                self.model.check_table(&table.table());
+            match (&item, &self.nodes[id].machine) {
+                (Pending::Commit(_, table), _) => self.model.check_table(&table.table()),
+                (Pending::Registers(..), Machine::Unit(unit)) => self.model.check_registers(unit),
+                _ => {}
             }
             let life = self.nodes[id].life;
             let sync = self.disks.sync.as_nanos() as u64;
             let mut at =
                 now + Duration::from_nanos(if sync > 0 { self.rng.u64(0..=sync) } else { 0 });
-            // One disk does one thing after the other.
-            at = at.max(self.nodes[id].disk_until);
-            self.nodes[id].disk_until = at;
+            if !matches!(item, Pending::Medium(..)) {
+                // A file is written in order; a medium may finish later things first.
+                at = at.max(self.nodes[id].disk_until);
+                self.nodes[id].disk_until = at;
+            }
             let event = Event::Disk {
                 node: id,
                 life,
@@ -133,6 +137,7 @@ impl World {
             self.schedule(at, event);
         }
         self.note_promises(id, before);
+        self.note_writes(id);
         self.transmit(id);
         self.rewake(id);
     }
@@ -274,6 +279,16 @@ impl World {
             self.write(id, &pending);
         }
         let now = self.now;
+        if let Pending::Medium(token, device, op) = &pending {
+            let bytes = self.apply(id, *device, op);
+            if let Machine::Unit(storage) = &mut self.nodes[id].machine
+                && let Some(unit) = &mut storage.unit
+            {
+                unit.disk_done(now, *token, Ok(bytes));
+            }
+            self.settle(id);
+            return;
+        }
         match (&mut self.nodes[id].machine, pending) {
             (Machine::Host(host), Pending::Commit(token, _)) => {
                 if let Some(agent) = &mut host.agent {
@@ -288,32 +303,28 @@ impl World {
             _ => {}
         }
         self.settle(id);
-    }
-
-    pub(super) fn write(&mut self, id: usize, pending: &Pending) {
-        match (&mut self.nodes[id].machine, pending) {
-            (Machine::Host(host), Pending::Commit(_, stored)) => {
-                let cluster = host.stored.cluster();
-                host.stored = (**stored).clone();
-                host.stored.keep_cluster(cluster);
-                self.model.check_silence(host);
-            }
-            (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
-                storage.write(registers, *term);
-                self.model.check_unit_disk(&self.nodes[id].machine);
-            }
-            _ => {}
+        if let Machine::Unit(unit) = &self.nodes[id].machine {
+            self.model.check_registers(unit);
         }
     }
 
-    /// The units' GUIDs with their present controllers and devices.
-    pub fn present(&self) -> BTreeSet<Guid> {
-        let mut present = BTreeSet::new();
-        for (_, storage) in self.units() {
-            present.insert(storage.facts.guid);
-            present.extend(storage.contents.controllers.values().map(|c| c.guid));
-            present.extend(storage.contents.devices.values().map(|d| d.guid));
+    /// Carries out an operation on a device's medium.
+    pub(super) fn apply(&mut self, id: usize, device: Guid, op: &DiskOp) -> Vec<u8> {
+        let Machine::Unit(storage) = &self.nodes[id].machine else {
+            return Vec::new();
+        };
+        let register = storage
+            .unit
+            .as_ref()
+            .and_then(|unit| unit.register(device))
+            .map(|r| r.owned.epoch);
+        let promised = self.model.promised.get(&device);
+        match self.data.apply(device, op, register, promised) {
+            Ok(bytes) => bytes,
+            Err(what) => {
+                self.model.violated(what);
+                Vec::new()
+            }
         }
-        present
     }
 }
