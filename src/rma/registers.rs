@@ -45,6 +45,9 @@ impl Agent {
         let Some(page) = page else {
             // Without its registers the unit tells no ownership; the rows keep theirs.
             unit.registers_known |= unit.registers_lost;
+            if matches!(status, Status::Busy | Status::NotReady) {
+                self.ask_again_soon(now, guid);
+            }
             self.registers_read(now, guid, false);
             return;
         };

@@ -41,8 +41,8 @@ pub(super) struct Unit {
     pub(super) controllers: BTreeMap<IocNumber, Controller>,
     /// The transaction on its way, for which allocation.
     pub(super) set: Option<(CommandId, u64)>,
-    /// How often in a row its answers did not fit together.
-    misfits: u32,
+    /// How often in a row its answers did not fit together, and when that was the last time.
+    misfits: (u32, Time),
 }
 
 impl Unit {
@@ -61,7 +61,7 @@ impl Unit {
             registers: Vec::new(),
             controllers: BTreeMap::new(),
             set: None,
-            misfits: 0,
+            misfits: (0, Time::ZERO),
         }
     }
 
@@ -220,8 +220,6 @@ impl Agent {
         self.sync_controllers(now, guid, &listed);
         if !returned.is_empty() {
             self.ask_again_soon(now, guid);
-        } else if let Some(unit) = self.units.get_mut(&guid) {
-            unit.misfits = 0;
         }
     }
 
@@ -305,8 +303,11 @@ impl Agent {
             return;
         };
         known.seen = None;
-        let delay = (MISFIT_DELAY * (1 << known.misfits.min(10))).min(longest);
-        known.misfits += 1;
+        let (count, last) = known.misfits;
+        let in_a_row = now.since(last) <= longest * 2;
+        let count = if in_a_row { count } else { 0 };
+        let delay = (MISFIT_DELAY * (1 << count.min(10))).min(longest);
+        known.misfits = (count + 1, now);
         for (ioc, controller) in &mut known.controllers {
             controller.seen = None;
             self.timers

@@ -38,7 +38,7 @@ use crate::wire::{
 use inventory::Inventory;
 use ioc::InFlight;
 use registers::Registers;
-use ums::{QueuedChange, Transaction};
+use ums::{QueuedChange, Resets, Transaction};
 
 /// The most disk operations under way; a request beyond is answered busy.
 pub const MAX_IN_FLIGHT: usize = 4096;
@@ -118,6 +118,7 @@ pub struct Unit {
     in_flight_bytes: u64,
     next_token: u64,
     transaction: Option<Transaction>,
+    resets: Resets,
     queue: VecDeque<QueuedChange>,
     actions: VecDeque<UnitAction>,
     management_drops: Counters,
@@ -169,6 +170,7 @@ impl Unit {
             in_flight_bytes: 0,
             next_token: 1,
             transaction: None,
+            resets: Resets::default(),
             queue: VecDeque::new(),
             actions: VecDeque::new(),
             management_drops: Counters::default(),
@@ -180,7 +182,7 @@ impl Unit {
     pub fn add_controller(&mut self, now: Time, spec: ControllerSpec) -> Result<(), SpecError> {
         let guid = spec.guid;
         self.inventory.add_controller(spec)?;
-        self.reset_register(now, guid);
+        self.reset_register(guid);
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         Ok(())
     }
@@ -210,7 +212,7 @@ impl Unit {
     ) -> Result<(), SpecError> {
         let guid = spec.guid;
         self.inventory.add_device(ioc, spec)?;
-        self.reset_register(now, guid);
+        self.reset_register(guid);
         self.notify(now, Event::DevicesChanged, ioc);
         Ok(())
     }
@@ -327,6 +329,7 @@ impl Unit {
         self.link.tick(now);
         self.management.tick(now);
         self.service.tick(now);
+        self.retry_resets(now);
         self.drain(now);
     }
 
@@ -336,6 +339,7 @@ impl Unit {
             self.link.deadline(),
             self.management.deadline(),
             self.service.deadline(),
+            self.resets.deadline(),
         ]
         .into_iter()
         .flatten()

@@ -1,6 +1,7 @@
 //! The unit management service: lists of controllers, ownership registers, and transactions on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::registers::Verdict;
 use super::{MAX_QUEUED_CHANGES, Unit, UnitAction};
@@ -31,6 +32,32 @@ pub(super) struct Transaction {
     /// Writes under way of hosts that lose the device.
     draining: BTreeSet<u64>,
     is_durable: bool,
+}
+
+/// How long a reset register that could not be stored rests.
+const RESET_RETRY: Duration = Duration::from_secs(1);
+
+/// Registers that were reset because their row came back under other owners: in force at once, so
+/// that nobody writes who must not, and told to nobody before they are durable.
+#[derive(Debug, Default)]
+pub(super) struct Resets {
+    /// On their way to the disk, by token.
+    storing: BTreeMap<u64, OwnershipRegister>,
+    /// Could not be stored.
+    failed: Vec<OwnershipRegister>,
+    retry_at: Option<Time>,
+}
+
+impl Resets {
+    /// Whether all of them are durable.
+    fn are_durable(&self) -> bool {
+        self.storing.is_empty() && self.failed.is_empty()
+    }
+
+    /// When the next try is due.
+    pub(super) const fn deadline(&self) -> Option<Time> {
+        self.retry_at
+    }
 }
 
 impl Transaction {
@@ -85,6 +112,9 @@ impl Unit {
     fn registers_page(&self, body: &[u8]) -> Result<Vec<u8>, Status> {
         let request = RegistersRequest::from_body(body).map_err(|_| Status::BadRequest)?;
         let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        if !self.resets.are_durable() {
+            return Err(Status::Busy);
+        }
         Ok(registers.page(request.after).to_body())
     }
 
@@ -162,8 +192,10 @@ impl Unit {
     }
 
     pub(super) fn finish_persist(&mut self, now: Time, token: u64, ok: bool) {
+        if let Some(register) = self.resets.storing.remove(&token) {
+            return self.finish_reset(now, register, ok);
+        }
         let Some(transaction) = self.transaction.as_mut().filter(|t| t.token == token) else {
-            // A register that was reset is made durable again with the next reset or change.
             return;
         };
         if ok {
@@ -197,7 +229,7 @@ impl Unit {
         // Rows that came (back) while this was under way were permitted by what was before.
         for register in &done.registers {
             for child in self.inventory.children(register.row) {
-                self.reset_register(now, child);
+                self.reset_register(child);
             }
         }
         self.management.reply(
@@ -212,24 +244,47 @@ impl Unit {
     }
 
     /// A row came (back) into the unit: where its parent does not permit its last owners any more,
-    /// it is unallocated from now on. The same happens at every start until it is durable, so
-    /// nothing has to wait for that.
-    pub(super) fn reset_register(&mut self, now: Time, row: Guid) {
+    /// it is unallocated from now on.
+    pub(super) fn reset_register(&mut self, row: Guid) {
         let Some(registers) = &mut self.registers else {
             return;
         };
         let Some(register) = registers.reset(row, &self.inventory) else {
             return;
         };
-        let term = registers.term();
-        registers.install(vec![register.clone()], term);
-        let token = self.token();
+        registers.install(vec![register.clone()], registers.term());
+        self.store_reset(register);
+    }
+
+    fn store_reset(&mut self, register: OwnershipRegister) {
+        let (token, term) = (self.token(), self.term());
+        self.resets.storing.insert(token, register.clone());
         self.actions.push_back(UnitAction::PersistRegisters {
             token,
             registers: vec![register],
             term,
         });
-        self.notify(now, Event::RegistersChanged, IocNumber(0));
+    }
+
+    fn finish_reset(&mut self, now: Time, register: OwnershipRegister, ok: bool) {
+        if !ok {
+            self.resets.failed.push(register);
+            self.resets.retry_at = Some(now + RESET_RETRY);
+        } else if self.resets.are_durable() {
+            self.notify(now, Event::RegistersChanged, IocNumber(0));
+        }
+    }
+
+    /// Stores again what could not be stored, as far as no newer change has taken its place.
+    pub(super) fn retry_resets(&mut self, now: Time) {
+        if self.resets.retry_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        for register in std::mem::take(&mut self.resets.failed) {
+            if self.register(register.row).as_ref() == Some(&register) {
+                self.store_reset(register);
+            }
+        }
     }
 }
 
