@@ -538,6 +538,31 @@ fn an_error_at_any_operation_is_reported_and_the_next_attempt_succeeds() {
     }
 }
 
+/// A process that ends leaves what it wrote where the next one sees it, durable or not. What that
+/// one finds, and may act on, no power cut takes back.
+#[test]
+fn what_the_next_process_finds_survives_a_power_cut() {
+    for seed in 5000..5040 {
+        let (mut run, mut image, mut old) = Run::new(seed);
+        for _ in 0..8 {
+            let (commit, new) = draw(&mut run.rng, &old, 0);
+            run.disk.0.borrow_mut().fails_in = Some(run.rng.u32(..8));
+            let done = image.commit(commit).is_ok();
+            run.disk.0.borrow_mut().fails_in = None;
+            drop(image);
+            let (mut reopened, found) = read(run.disk.clone()).unwrap();
+            reopened.confirm().unwrap();
+            assert!(found == new || (!done && found == old), "seed {seed}");
+            run.advance(0, &[]);
+            run.platter.crashes(&mut run.rng, 3, &mut |bytes| {
+                let (_, version) = read(MemoryStorage(bytes)).unwrap();
+                assert!(version == found, "seed {seed}: undone by a power cut");
+            });
+            (image, old) = (reopened, found);
+        }
+    }
+}
+
 /// The same with rows, stamps and digests: what comes back is the table that was committed.
 #[test]
 fn a_table_comes_back_with_its_stamp_and_digest() {

@@ -205,7 +205,8 @@ fuzz_target!(|steps: Vec<Step>| {
             Step::FailingCommit { puts, after } => (commit(puts, 3, false), Some(*after)),
             Step::PowerCut { puts, after, .. } => (commit(puts, 4, false), Some(*after)),
             Step::Reopen => {
-                let (reopened, found) = open(image.into_storage()).expect("a whole version");
+                let (mut reopened, found) = open(image.into_storage()).expect("a whole version");
+                reopened.confirm().expect("the disk works");
                 assert!(found == model || uncertain.contains(&found));
                 (image, model) = (reopened, found);
                 uncertain.clear();

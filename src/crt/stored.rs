@@ -69,7 +69,7 @@ impl<S: Storage> TableImage<S> {
     }
 
     /// Opens the table in `storage`. `owner` `None` takes anyone's; `cluster` NONE takes whatever
-    /// cluster it is of, and a table of no cluster takes `cluster`.
+    /// cluster it is of, and a table of no cluster takes `cluster`. What it gives is durable.
     pub fn open(
         storage: S,
         owner: Option<Guid>,
@@ -83,7 +83,7 @@ impl<S: Storage> TableImage<S> {
         // Boxed here, and moved into the table as they are: a large table is in memory once.
         let mut rows: Vec<(Guid, Box<Row>)> = Vec::new();
         let mut digest = 0_u128;
-        let image = Image::open(storage, &expected, |key, value| {
+        let mut image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
             if row.guid != key {
                 return Err(DecodeError::BadValue("GUID"));
@@ -105,6 +105,7 @@ impl<S: Storage> TableImage<S> {
         } else {
             info.cluster
         };
+        image.confirm()?;
         Ok((Self { image, cluster }, table))
     }
 
@@ -218,7 +219,7 @@ impl<S: Storage> RegistersImage<S> {
     }
 
     /// Opens the registers of `unit` in `storage`; they are `None` where they were lost and have
-    /// not been restored.
+    /// not been restored. What it gives is durable.
     pub fn open(
         storage: S,
         unit: Guid,
@@ -229,7 +230,7 @@ impl<S: Storage> RegistersImage<S> {
             cluster: ClusterName::NONE,
         };
         let mut registers = Vec::new();
-        let image = Image::open(storage, &expected, |key, value| {
+        let mut image = Image::open(storage, &expected, |key, value| {
             let register = OwnershipRegister::from_body(value)?;
             if register.row != key {
                 return Err(DecodeError::BadValue("GUID"));
@@ -238,6 +239,7 @@ impl<S: Storage> RegistersImage<S> {
             Ok(())
         })?;
         let meta = RegistersMeta::from_body(&image.info().meta).map_err(ImageError::Meta)?;
+        image.confirm()?;
         Ok((Self { image, meta }, (!meta.lost).then_some(registers)))
     }
 

@@ -312,7 +312,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// Opens the image in `storage`: chooses the newest whole root, checks every page below it and
-    /// hands every record to `visit`, by ascending key.
+    /// hands every record to `visit`, by ascending key. Nothing is written: see [`Image::confirm`].
     pub fn open(
         mut storage: S,
         expected: &Expected,
@@ -359,6 +359,13 @@ impl<S: Storage> Image<S> {
             uncertain: false,
             roots,
         })
+    }
+
+    /// Makes sure that the version which was opened is durable; before it acts on that version, a
+    /// writer must. A process that ended may have left its root written and not synced, and an
+    /// error of a sync may have made the system forget that it is not. So it is written again.
+    pub fn confirm(&mut self) -> Result<(), ImageError> {
+        self.write_slot(self.root.slot(), &self.root.encode())
     }
 
     /// What the image says about itself.
