@@ -328,7 +328,41 @@ fn a_cluster_of_64_hosts_comes_up_with_equal_tables() -> TestResult {
     Ok(())
 }
 
+fn a_reload_takes_the_intervals_and_refuses_a_mistake() -> TestResult {
+    let cluster = Cluster::up(
+        Plan {
+            hosts: 1,
+            ..Plan::default()
+        },
+        PATIENCE,
+    )?;
+    let host = &cluster.hosts[0];
+    let before = fs::read_to_string(host.config_path())?;
+    let kept: String = before
+        .lines()
+        .filter(|line| !line.starts_with("poll_units_ms"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let reload = |more: &str, expected: &str| -> TestResult {
+        fs::write(host.config_path(), format!("{kept}{more}\n"))?;
+        host.reload()?;
+        wait_until(PATIENCE, expected, || host.log().contains(expected))?;
+        Ok(())
+    };
+    reload("poll_units_ms = 70", "units every 70ms")?;
+    reload(
+        "poll_units_ms = 7",
+        "configuration refused, nothing changed",
+    )?;
+    reload(
+        "poll_units_ms = 70\nmtu = 1400",
+        "mtu has changed; that takes effect at the next start",
+    )?;
+    assert!(host.digest().is_some(), "it goes on");
+    Ok(())
+}
+
 rma_rig::test_main!(
+    a_reload_takes_the_intervals_and_refuses_a_mistake,
     clients_work_at_mtu_1500_on_a_good_and_a_bad_wire,
     clients_work_at_mtu_9000_on_a_good_and_a_bad_wire,
     only_owners_have_an_export_and_a_release_closes_it,

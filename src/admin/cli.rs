@@ -120,8 +120,7 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the man pages of rma's verbs into a directory
-    #[command(hide = true)]
+    /// Write the man pages of rma, its verbs and the daemons into a directory
     Manpages {
         /// The directory
         dir: PathBuf,
@@ -219,7 +218,7 @@ enum CliError {
 }
 
 /// Runs `rma` with the process's arguments.
-pub fn main() -> ExitCode {
+pub fn main(daemons: fn() -> [clap::Command; 3]) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -231,7 +230,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    match cli.run() {
+    match cli.run(daemons) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         // A reader that went away (`rma devices | head`) is no error.
@@ -244,7 +243,7 @@ pub fn main() -> ExitCode {
 }
 
 impl Cli {
-    fn run(self) -> Result<bool, CliError> {
+    fn run(self, daemons: fn() -> [clap::Command; 3]) -> Result<bool, CliError> {
         let style = Style {
             ruled: self.ruled,
             verbose: self.verbose,
@@ -300,7 +299,9 @@ impl Cli {
                     source,
                 };
                 std::fs::create_dir_all(dir).map_err(fail)?;
-                clap_mangen::generate_to(Self::command(), dir).map_err(fail)?;
+                for command in daemons().into_iter().chain([Self::command()]) {
+                    clap_mangen::generate_to(command, dir).map_err(fail)?;
+                }
                 return Ok(true);
             }
         };

@@ -3,9 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of these lines; another one means that a field has changed its meaning or is gone.
-pub const SCHEMA: u32 = 1;
-
 /// What `rma unit` asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
@@ -39,8 +36,6 @@ pub enum UnitReply {
 /// The unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitStatus {
-    /// [`SCHEMA`].
-    pub schema: u32,
     /// What it is.
     pub guid: String,
     /// Its name.

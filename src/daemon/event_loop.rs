@@ -244,6 +244,13 @@ pub fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// Tells the service manager that the configuration is read again; say ready when that is over.
+pub fn notify_reloading() {
+    let mut state = vec![sd_notify::NotifyState::Reloading];
+    state.extend(sd_notify::NotifyState::monotonic_usec_now());
+    notify(&state);
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

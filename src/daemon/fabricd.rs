@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::config::ConfigError;
-use super::event_loop::{Event, Interest, Loop, notify, now};
+use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::fabricd_admin::{DaemonFacts, answer, chain};
 use super::fabricd_config::FabricdConfig;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
@@ -243,6 +243,7 @@ impl Fabricd {
     }
 
     fn reload(&mut self, reload: &dyn Fn() -> Result<FabricdConfig, ConfigError>) {
+        notify_reloading();
         match reload() {
             Ok(config) => {
                 log::info!(
@@ -251,8 +252,9 @@ impl Fabricd {
                 );
                 self.fabric.set_policy(config.policy);
             }
-            Err(e) => log::error!("the configuration stays as it was: {e}"),
+            Err(e) => log::error!("configuration refused, nothing changed: {e}"),
         }
+        notify(&[sd_notify::NotifyState::Ready]);
     }
 
     fn receive(&mut self) {

@@ -1,5 +1,6 @@
 //! The daemons' loops: wait, drain, handle, act; no protocol decisions.
 
+pub mod args;
 pub mod config;
 pub mod event_loop;
 pub mod fabricd;

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use super::event_loop::{Event, Interest, Loop, notify, now};
+use super::config::ConfigError;
+use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlError, ControlEvent, ControlId, ControlServer};
@@ -104,11 +105,15 @@ enum Outcome {
 /// Runs the daemon until it is told to stop.
 ///
 /// When fabric services move the host to another cluster, the old cluster's table is put away
-/// beside the new one's file, and the daemon starts again with an empty table.
-pub fn run(config: &RmadConfig) -> Result<(), RmadError> {
-    let mut config = config.clone();
+/// beside the new one's file, and the daemon starts again with an empty table. `reload` reads the
+/// configuration again, flags over file.
+pub fn run(
+    config: &RmadConfig,
+    reload: &dyn Fn() -> Result<RmadConfig, ConfigError>,
+) -> Result<(), RmadError> {
+    let mut cluster = config.cluster;
     loop {
-        match run_once(&config)? {
+        match run_once(config, cluster, reload)? {
             Outcome::Stopped => return Ok(()),
             Outcome::Moved { from, to } => {
                 let crt = config.state_dir.join("crt");
@@ -118,13 +123,17 @@ pub fn run(config: &RmadConfig) -> Result<(), RmadError> {
                     away.display()
                 );
                 std::fs::rename(&crt, &away).map_err(system("put the old table away"))?;
-                config.cluster = to;
+                cluster = to;
             }
         }
     }
 }
 
-fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
+fn run_once(
+    config: &RmadConfig,
+    cluster: ClusterName,
+    reload: &dyn Fn() -> Result<RmadConfig, ConfigError>,
+) -> Result<Outcome, RmadError> {
     let mut event_loop = Loop::new().map_err(system("wait for events"))?;
     let interface = Interface::by_name(&config.interface)?;
     if !interface.up {
@@ -143,7 +152,7 @@ fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
     let control = ControlServer::bind(&config.run_dir.join("rmad.sock"))?;
     let mut identity = Identity::open(&config.state_dir, config.guid)?;
     let crt = config.state_dir.join("crt");
-    let (file, table) = CrtFile::open(&crt, identity.guid(), config.cluster)?;
+    let (file, table) = CrtFile::open(&crt, identity.guid(), cluster)?;
     identity.settle()?;
     let known_cluster = file.cluster();
     log::info!(
@@ -178,17 +187,11 @@ fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
             incarnation: identity.incarnation(),
             name: config.name.clone(),
             macs: vec![interface.mac],
-            cluster: config.cluster,
+            cluster,
             known_cluster,
             fabric_mac: config.fabric_mac,
             mtu,
-            intervals: Intervals {
-                fabric_poll: config.poll_fabric,
-                unit_poll: config.poll_units,
-                controller_poll: config.poll_controllers,
-                peer_poll: config.poll_peers,
-                ..Intervals::default()
-            },
+            intervals: intervals(config),
         },
         table,
         seed,
@@ -221,12 +224,23 @@ fn run_once(config: &RmadConfig) -> Result<Outcome, RmadError> {
         watchers: BTreeSet::new(),
         moved: None,
         blocked: false,
+        config: config.clone(),
     };
     notify(&[sd_notify::NotifyState::Ready]);
-    let result = daemon.run(&mut event_loop, &service);
+    let result = daemon.run(&mut event_loop, &service, reload);
     notify(&[sd_notify::NotifyState::Stopping]);
     service.stop();
     result
+}
+
+fn intervals(config: &RmadConfig) -> Intervals {
+    Intervals {
+        fabric_poll: config.poll_fabric,
+        unit_poll: config.poll_units,
+        controller_poll: config.poll_controllers,
+        peer_poll: config.poll_peers,
+        ..Intervals::default()
+    }
 }
 
 /// A seed that no other host and no other start of this one has.
@@ -265,10 +279,17 @@ struct Rmad {
     moved: Option<Outcome>,
     /// The packet socket takes no more for now.
     blocked: bool,
+    /// What is in force.
+    config: RmadConfig,
 }
 
 impl Rmad {
-    fn run(mut self, event_loop: &mut Loop, service: &ServiceHandle) -> Result<Outcome, RmadError> {
+    fn run(
+        mut self,
+        event_loop: &mut Loop,
+        service: &ServiceHandle,
+        reload: &dyn Fn() -> Result<RmadConfig, ConfigError>,
+    ) -> Result<Outcome, RmadError> {
         let mut seen = Vec::new();
         self.act(service);
         self.transmit();
@@ -285,9 +306,7 @@ impl Rmad {
                         self.transmit();
                         return Ok(Outcome::Stopped);
                     }
-                    Event::Reload => {
-                        log::info!("nothing to reload: the configuration is read at start");
-                    }
+                    Event::Reload => self.reload(reload),
                     Event::Ready {
                         token: TOKEN_PACKETS,
                         ..
@@ -330,6 +349,35 @@ impl Rmad {
                 });
             }
         }
+    }
+
+    /// Reads the configuration again: the intervals count at once, other keys at the next start.
+    fn reload(&mut self, reload: &dyn Fn() -> Result<RmadConfig, ConfigError>) {
+        notify_reloading();
+        match reload() {
+            Ok(config) => {
+                for key in self.config.fixed_keys_that_differ(&config) {
+                    log::warn!("{key} has changed; that takes effect at the next start");
+                }
+                let (before, after) = (intervals(&self.config), intervals(&config));
+                if before == after {
+                    log::info!("configuration read again: the intervals are as they were");
+                } else {
+                    log::info!(
+                        "configuration read again: asking fabric services every {:?}, units every \
+                         {:?}, controllers every {:?}, peers every {:?}",
+                        after.fabric_poll,
+                        after.unit_poll,
+                        after.controller_poll,
+                        after.peer_poll
+                    );
+                    self.agent.set_intervals(now(), after);
+                }
+                self.config.take_intervals(&config);
+            }
+            Err(e) => log::error!("configuration refused, nothing changed: {e}"),
+        }
+        notify(&[sd_notify::NotifyState::Ready]);
     }
 
     fn receive(&mut self) {

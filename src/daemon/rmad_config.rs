@@ -139,6 +139,39 @@ impl RmadConfig {
         Self::from_keys(keys, path.unwrap_or(default))
     }
 
+    /// The keys, but for the intervals, in which another configuration differs.
+    pub fn fixed_keys_that_differ(&self, other: &Self) -> Vec<&'static str> {
+        macro_rules! differing {
+            ($($key:ident),+ $(,)?) => {
+                [$( (stringify!($key), self.$key != other.$key) ),+]
+            };
+        }
+        differing!(
+            interface,
+            name,
+            cluster,
+            guid,
+            fabric_mac,
+            state_dir,
+            run_dir,
+            udev_rules_dir,
+            ethertype_management,
+            ethertype_service,
+            mtu,
+        )
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+
+    /// Takes the intervals of another configuration.
+    pub fn take_intervals(&mut self, other: &Self) {
+        self.poll_fabric = other.poll_fabric;
+        self.poll_units = other.poll_units;
+        self.poll_controllers = other.poll_controllers;
+        self.poll_peers = other.poll_peers;
+    }
+
     fn from_keys(keys: Keys, path: &Path) -> Result<Self, ConfigError> {
         let bad = |key: &str, why: String| {
             ConfigError::Missing(format!("{}: {key}: {why}", path.display()))

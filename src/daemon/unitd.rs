@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::Parser as _;
 use nix::errno::Errno;
 use sd_notify::NotifyState;
 
+use super::args::UnitdArgs;
 use super::config::ConfigError;
-use super::event_loop::{self, Event, Interest, Loop, notify};
+use super::event_loop::{self, Event, Interest, Loop, notify, notify_reloading};
 use super::unitd_config::UnitdConfig;
-use super::unitd_keys::Keys;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
 use super::unitd_state::{StateError, UnitState};
@@ -41,20 +41,6 @@ const TOKEN_SERVICE: u64 = 1;
 const TOKEN_POOL: u64 = 2;
 const TOKEN_CONTROL: u64 = 3;
 const TOKEN_LINKS: u64 = 4;
-
-/// An I/O unit: serves disks on an Ethernet segment to the hosts that own them
-#[derive(Debug, Parser)]
-#[command(name = "rma-unitd", version)]
-struct Args {
-    /// Configuration file [default: /etc/rma/unitd.toml]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// What is logged unless RUST_LOG says otherwise: error, warn, info, debug, trace
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
-    log: String,
-    #[command(flatten)]
-    keys: Keys,
-}
 
 /// Why the daemon cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +104,7 @@ pub(super) fn one_line(error: &dyn std::error::Error) -> String {
 
 /// Runs the daemon with the process's arguments; exit status 2 where it cannot start.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = UnitdArgs::parse();
     event_loop::init_logging(&args.log);
     let outcome = Daemon::start(args).and_then(|mut daemon| daemon.run());
     match outcome {
@@ -131,7 +117,7 @@ pub fn main() -> ExitCode {
 }
 
 struct Daemon {
-    args: Args,
+    args: UnitdArgs,
     config: UnitdConfig,
     incarnation: u64,
     mtu: u16,
@@ -151,7 +137,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(args: Args) -> Result<Self, UnitdError> {
+    fn start(args: UnitdArgs) -> Result<Self, UnitdError> {
         let config = UnitdConfig::load(&args.keys, args.config.as_deref())?;
         let interface = Interface::by_name(&config.interface)?;
         if !interface.up {
@@ -415,9 +401,7 @@ impl Daemon {
     }
 
     fn reload_by_signal(&mut self) {
-        let mut state = vec![NotifyState::Reloading];
-        state.extend(NotifyState::monotonic_usec_now());
-        notify(&state);
+        notify_reloading();
         // What comes of it is in the log.
         let _ = self.reload();
         notify(&[NotifyState::Ready]);

@@ -2,8 +2,7 @@
 
 use super::unitd_media::Media;
 use crate::admin::unit_protocol::{
-    ConnectionInfo, ControllerInfo, DeviceInfo, DropCount, RegisterInfo, SCHEMA, TrafficInfo,
-    UnitStatus,
+    ConnectionInfo, ControllerInfo, DeviceInfo, DropCount, RegisterInfo, TrafficInfo, UnitStatus,
 };
 use crate::net;
 use crate::session::Counters;
@@ -49,7 +48,6 @@ pub fn status(seen: &Seen<'_>) -> UnitStatus {
         .collect();
     let [management, service] = &seen.traffic;
     UnitStatus {
-        schema: SCHEMA,
         guid: all.unit.to_string(),
         name: all.name,
         incarnation: seen.incarnation,

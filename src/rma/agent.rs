@@ -237,10 +237,17 @@ impl Agent {
         self.actions.pop_front()
     }
 
-    /// Polls and waits by other intervals from now on.
+    /// Polls and waits by other intervals from now on; a poll that is further away than the new
+    /// interval is made sooner.
     pub fn set_intervals(&mut self, now: Time, intervals: Intervals) {
         self.config.intervals = intervals;
         self.link.set_poll(now, intervals.fabric_poll);
+        self.timers.hasten(|timer| match timer {
+            Timer::Peer(_) => Some(now + intervals.peer_poll),
+            Timer::Unit(_) => Some(now + intervals.unit_poll),
+            Timer::Controller(..) => Some(now + intervals.controller_poll),
+            _ => None,
+        });
     }
 
     /// This host has other NICs from now on: they are registered, and others learn of them.

@@ -49,6 +49,18 @@ impl Timers {
         }
     }
 
+    /// Makes those that are set due no later than `latest` says of them.
+    pub(super) fn hasten(&mut self, latest: impl Fn(Timer) -> Option<Time>) {
+        let late: Vec<_> = self
+            .at
+            .iter()
+            .filter_map(|(timer, at)| Some((*timer, latest(*timer).filter(|l| l < at)?)))
+            .collect();
+        for (timer, at) in late {
+            self.set(timer, at);
+        }
+    }
+
     /// Whether the timer is set.
     pub(super) fn is_set(&self, timer: Timer) -> bool {
         self.at.contains_key(&timer)
@@ -99,5 +111,24 @@ mod tests {
         assert_eq!(timers.take_due(at(99)), None);
         assert_eq!(timers.next(), None);
         assert!(!timers.is_set(Timer::Commit));
+    }
+    #[test]
+    fn only_those_that_would_be_late_are_hastened() {
+        let at = Time::from_nanos;
+        let mut timers = Timers::default();
+        timers.set(Timer::Unit(Guid(1)), at(90));
+        timers.set(Timer::Unit(Guid(2)), at(3));
+        timers.set(Timer::Push, at(50));
+        timers.hasten(|timer| matches!(timer, Timer::Unit(_)).then_some(at(10)));
+        let mut due = Vec::new();
+        while let Some(next) = timers.next() {
+            due.push((next, timers.take_due(next)));
+        }
+        let expected = [
+            (at(3), Some(Timer::Unit(Guid(2)))),
+            (at(10), Some(Timer::Unit(Guid(1)))),
+            (at(50), Some(Timer::Push)),
+        ];
+        assert_eq!(due, expected);
     }
 }

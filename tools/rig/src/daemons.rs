@@ -167,6 +167,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// SIGHUP: it reads its configuration again.
+    ///
+    /// # Errors
+    /// [`RigError::System`].
+    pub fn reload(&self) -> Result<(), RigError> {
+        match self.lock().as_ref() {
+            Some(process) => process.reload(),
+            None => Ok(()),
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.process
             .lock()

@@ -89,6 +89,14 @@ impl Process {
         self.signal(Signal::SIGTERM)
     }
 
+    /// Has it read its configuration again (SIGHUP).
+    ///
+    /// # Errors
+    /// [`RigError::System`].
+    pub fn reload(&self) -> Result<(), RigError> {
+        self.signal(Signal::SIGHUP)
+    }
+
     /// Ends it at once (SIGKILL) and waits until it is gone.
     ///
     /// # Errors
