@@ -8,6 +8,7 @@ pub mod fabricd_admin;
 pub mod fabricd_config;
 pub mod rmad;
 pub mod rmad_config;
+pub mod rmad_error;
 pub mod service;
 pub mod unitd;
 pub mod unitd_config;

@@ -8,17 +8,19 @@ use std::path::PathBuf;
 use super::config::ConfigError;
 use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
+pub use super::rmad_error::RmadError;
+use super::rmad_error::{chain, system};
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
-use crate::admin::control::{ControlError, ControlEvent, ControlId, ControlServer};
+use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
 use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
-use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, NetError, Outbox, PacketSocket};
+use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Outbox, PacketSocket};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
-use crate::store::crt_file::{CrtFile, StoreError};
-use crate::store::identity::{Identity, IdentityError};
+use crate::store::crt_file::CrtFile;
+use crate::store::identity::Identity;
 use crate::wire::ClusterName;
 
 const TOKEN_PACKETS: u64 = 0;
@@ -30,68 +32,6 @@ const TOKEN_SERVICE: u64 = 3;
 const SERVICE_CREDITS: u16 = 128;
 /// The most batches that are received before timers, administrators and sending have their turn.
 const MAX_RECEIVE_ROUNDS: usize = 16;
-
-/// Why `rmad` cannot start or go on: one line for people.
-#[derive(Debug, thiserror::Error)]
-pub enum RmadError {
-    /// The interface or a socket on it.
-    #[error("{}", chain(.0))]
-    Net(#[from] NetError),
-    /// The interface is down.
-    #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
-    Down(String),
-    /// The MTU asked for is over the interface's.
-    #[error(
-        "mtu {asked} is over the {has} of interface {interface}; lower it or raise the interface's"
-    )]
-    Mtu {
-        /// Asked for.
-        asked: u16,
-        /// The interface.
-        interface: String,
-        /// What it has.
-        has: u16,
-    },
-    /// A directory cannot be made.
-    #[error("{path}: cannot make the directory: {source}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The table's file.
-    #[error(transparent)]
-    Crt(#[from] StoreError),
-    /// The identity file.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The control socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// Something that the kernel normally never refuses.
-    #[error("cannot {action}: {source}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
-}
-
-fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> RmadError {
-    move |source| RmadError::System { action, source }
-}
 
 /// How a run of the daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
