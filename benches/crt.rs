@@ -39,7 +39,7 @@ fn cluster() -> Table {
     for number in 0..HOSTS {
         let mut host = row(1, number, EntityType::Host, "host");
         host.macs = vec![Mac([2, 1, 0, 0, 0, number as u8])];
-        rows.push(Box::new(host));
+        rows.push(std::sync::Arc::new(host));
     }
     for number in 0..UNITS {
         let mut unit = row(2, number, EntityType::Unit, "unit");
@@ -47,14 +47,14 @@ fn cluster() -> Table {
             Mac([2, 2, 0, 0, 0, number as u8]),
             Mac([2, 2, 0, 0, 1, number as u8]),
         ];
-        rows.push(Box::new(unit));
+        rows.push(std::sync::Arc::new(unit));
     }
     let controllers = UNITS * CONTROLLERS_PER_UNIT;
     for number in 0..controllers {
         let mut controller = row(3, number, EntityType::Controller, "controller");
         controller.parent = guid(2, number % UNITS);
         controller.ioc = IocNumber((number / UNITS + 1) as u16);
-        rows.push(Box::new(controller));
+        rows.push(std::sync::Arc::new(controller));
     }
     for number in 0..(ROWS - rows.len()) as u128 {
         let mut device = row(4, number, EntityType::Device, "device");
@@ -73,7 +73,7 @@ fn cluster() -> Table {
             term: 1,
             writer: guid(1, 0),
         };
-        rows.push(Box::new(device));
+        rows.push(std::sync::Arc::new(device));
     }
     assert_eq!(rows.len(), ROWS);
     let mut table = Table::restore(

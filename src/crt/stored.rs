@@ -1,5 +1,7 @@
 //! What an [`Image`] holds for a host and for a unit: a table, or ownership registers.
 
+use std::sync::Arc;
+
 use super::image::{Commit, Expected, Health};
 use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
@@ -80,8 +82,8 @@ impl<S: Storage> TableImage<S> {
             owner,
             cluster,
         };
-        // Boxed here, and moved into the table as they are: a large table is in memory once.
-        let mut rows: Vec<(Guid, Box<Row>)> = Vec::new();
+        // Allocated here, and moved into the table as they are: a large table is in memory once.
+        let mut rows: Vec<(Guid, Arc<Row>)> = Vec::new();
         let mut digest = 0_u128;
         let mut image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
@@ -92,7 +94,7 @@ impl<S: Storage> TableImage<S> {
                 return Err(DecodeError::TooLarge("rows"));
             }
             digest = digest.wrapping_add(encoded_digest(value));
-            rows.push((key, Box::new(row)));
+            rows.push((key, Arc::new(row)));
             Ok(())
         })?;
         let info = image.info();

@@ -1,6 +1,7 @@
 //! The table itself: rows by GUID, the tree they form, and the digest of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -17,7 +18,8 @@ const MAX_DEPTH: usize = 4;
 /// A cluster resource table (Fig. 4, 216).
 #[derive(Debug, Clone)]
 pub struct Table {
-    rows: BTreeMap<Guid, Box<Row>>,
+    /// Shared, so that a copy of the table (what a commit under way writes) costs no copy of its rows.
+    rows: BTreeMap<Guid, Arc<Row>>,
     /// (parent, child) of every row with a parent.
     tree: BTreeSet<(Guid, Guid)>,
     settings: Settings,
@@ -53,14 +55,16 @@ impl Table {
         settings: Settings,
         stamp: TableStamp,
         highest: TableStamp,
-        rows: impl IntoIterator<Item = Box<Row>>,
+        rows: impl IntoIterator<Item = Arc<Row>>,
     ) -> Self {
         let rows: BTreeMap<_, _> = rows
             .into_iter()
             .take(MAX_ROWS)
             .filter(|row| !row.guid.is_nil())
             .map(|mut row| {
-                fit(&mut row);
+                if !fits(&row) {
+                    fit(Arc::make_mut(&mut row));
+                }
                 (row.guid, row)
             })
             .collect();
@@ -75,7 +79,7 @@ impl Table {
         settings: Settings,
         stamp: TableStamp,
         highest: TableStamp,
-        rows: BTreeMap<Guid, Box<Row>>,
+        rows: BTreeMap<Guid, Arc<Row>>,
         digest: u128,
     ) -> Self {
         let mut table = Self {
@@ -173,12 +177,28 @@ impl Table {
 
     /// The row of an entity.
     pub fn get(&self, guid: Guid) -> Option<&Row> {
-        self.rows.get(&guid).map(Box::as_ref)
+        self.rows.get(&guid).map(Arc::as_ref)
+    }
+
+    /// As [`Table::get`], to keep: whatever becomes of the table, the row stays as it is now.
+    pub fn get_shared(&self, guid: Guid) -> Option<Arc<Row>> {
+        self.rows.get(&guid).map(Arc::clone)
+    }
+
+    /// Puts equal rows of `known` in the place of this table's, so that both are in memory once.
+    /// Nothing else changes.
+    pub fn share(&mut self, guid: Guid, known: &Arc<Row>) {
+        if let Some(row) = self.rows.get_mut(&guid)
+            && !Arc::ptr_eq(row, known)
+            && row == known
+        {
+            *row = Arc::clone(known);
+        }
     }
 
     /// Every row by ascending GUID, tombstones included.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values().map(Box::as_ref)
+        self.rows.values().map(Arc::as_ref)
     }
 
     /// A page of rows with GUIDs larger than `after`, and whether more follow. The encoded rows
@@ -306,7 +326,7 @@ impl Table {
         if !row.parent.is_nil() {
             self.tree.insert((row.parent, guid));
         }
-        self.rows.insert(guid, Box::new(row));
+        self.rows.insert(guid, Arc::new(row));
         changed.insert(guid);
         if spreads {
             // A row that is its own ancestor has no unit; its own addresses may change as well.
@@ -337,7 +357,7 @@ impl Table {
     fn set_macs(&mut self, guid: Guid, macs: Vec<Mac>) {
         if let Some(row) = self.rows.get_mut(&guid) {
             self.digest = self.digest.wrapping_sub(row_digest(row));
-            row.macs = macs;
+            Arc::make_mut(row).macs = macs;
             self.digest = self.digest.wrapping_add(row_digest(row));
         }
     }
@@ -365,8 +385,25 @@ pub(super) fn name_of(row: &Row) -> String {
     }
 }
 
+/// Whether there is nothing for [`fit`] to cut.
+fn fits(row: &Row) -> bool {
+    let usable = |(at, mac): (usize, &Mac)| {
+        !mac.is_multicast() && *mac != Mac::default() && !row.macs[..at].contains(mac)
+    };
+    row.macs.len() <= MAX_MACS
+        && row.macs.iter().enumerate().all(usable)
+        && (row.block_size == 0 || is_block_size(row.block_size))
+        && row.name.len() <= MAX_NAME_BYTES
+        && [&row.vendor, &row.model, &row.serial]
+            .iter()
+            .all(|text| text.len() <= MAX_LABEL_BYTES)
+}
+
 /// Cuts what would not survive the encoding and its reading.
 fn fit(row: &mut Row) {
+    if fits(row) {
+        return;
+    }
     let mut macs: Vec<Mac> = Vec::new();
     for mac in row.macs.drain(..) {
         let usable = !mac.is_multicast() && mac != Mac::default() && !macs.contains(&mac);

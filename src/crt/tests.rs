@@ -1,6 +1,7 @@
 //! Stories and properties of the table: what is seen, joined, stamped, allowed and found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -711,7 +712,7 @@ proptest! {
     #[test]
     fn digests_are_equal_where_the_content_is(a in tables(), b in tables()) {
         prop_assert_eq!(a.digest() == b.digest(), content(&a) == content(&b));
-        let rows: Vec<_> = a.rows().cloned().map(Box::new).collect();
+        let rows: Vec<_> = a.rows().cloned().map(Arc::new).collect();
         let again = Table::restore(*a.settings(), a.stamp(), a.highest_stamp(), rows);
         prop_assert_eq!(again.summary(), a.summary());
         prop_assert_eq!(content(&again), content(&a));
@@ -944,4 +945,30 @@ proptest! {
     fn permits_is_the_subset_rule(a in ownerships(), b in ownerships()) {
         prop_assert_eq!(permits(&a, &b), naive_permits(&a, &b));
     }
+}
+
+#[test]
+fn equal_rows_of_two_tables_are_in_memory_once() {
+    let mut a = Table::new();
+    let mut row = Row::new(Guid(7), EntityType::Host);
+    row.name = "h".into();
+    a.insert(row.clone());
+    let copy = a.clone();
+    let shared = |t: &Table| t.get_shared(Guid(7)).unwrap();
+    assert!(Arc::ptr_eq(&shared(&a), &shared(&copy)));
+    let mut b = Table::new();
+    b.insert(row.clone());
+    assert!(!Arc::ptr_eq(&shared(&a), &shared(&b)));
+    b.share(Guid(7), &shared(&a));
+    assert!(Arc::ptr_eq(&shared(&a), &shared(&b)));
+    // Another row does not take its place, and a change of one table is none of the other.
+    row.name = "other".into();
+    b.share(Guid(7), &Arc::new(row.clone()));
+    assert_eq!(b.digest(), a.digest());
+    b.insert(row);
+    assert_eq!(
+        (a.get(Guid(7)).unwrap().name.as_str(), a.digest()),
+        ("h", copy.digest())
+    );
+    assert_ne!(b.digest(), a.digest());
 }

@@ -2,6 +2,7 @@
 //! Nothing that depends on a commit leaves before the commit is done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::action::{AgentAction, CommitToken, OwnedDevice};
@@ -27,10 +28,10 @@ impl Agent {
         candidates: impl IntoIterator<Item = Guid>,
         change: impl FnOnce(&mut Table) -> Vec<Guid>,
     ) -> Vec<Guid> {
-        let before: Vec<(Guid, Option<Box<Row>>)> = candidates
+        let before: Vec<(Guid, Option<Arc<Row>>)> = candidates
             .into_iter()
             .filter(|guid| !self.journal.before.contains_key(guid))
-            .map(|guid| (guid, self.table.get(guid).cloned().map(Box::new)))
+            .map(|guid| (guid, self.table.get_shared(guid)))
             .collect();
         let changed = change(&mut self.table);
         for (guid, row) in before {

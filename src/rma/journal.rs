@@ -2,6 +2,7 @@
 //! Knows no protocol.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::action::CommitToken;
 use crate::wire::message::TableSummary;
@@ -56,7 +57,7 @@ pub(super) struct Journal {
     /// The table as it is durable.
     pub(super) durable: TableSummary,
     /// How rows that changed since the last commit ended looked before; `None`: they were not there.
-    pub(super) before: BTreeMap<Guid, Option<Box<Row>>>,
+    pub(super) before: BTreeMap<Guid, Option<Arc<Row>>>,
     log: VecDeque<Guid>,
     /// How many changes there have been; the log holds the last ones.
     count: u64,

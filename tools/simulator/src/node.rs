@@ -1,6 +1,7 @@
 //! Machines: a host with its agent, a unit, fabric services; each with what survives its crashes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rma::crt::Table;
@@ -45,7 +46,7 @@ impl DiskFaults {
 #[derive(Debug, Clone)]
 pub struct StoredTable {
     /// The rows.
-    pub rows: BTreeMap<Guid, Row>,
+    pub rows: BTreeMap<Guid, Arc<Row>>,
     /// The settings.
     pub settings: Settings,
     /// The stamp.
@@ -81,7 +82,7 @@ impl StoredTable {
             self.settings,
             self.stamp,
             self.highest,
-            self.rows.values().cloned().map(Box::new),
+            self.rows.values().cloned(),
         )
     }
 }
@@ -179,8 +180,8 @@ impl Host {
                     let mut stored = self.stored.clone();
                     let table = agent.table();
                     for guid in changed {
-                        match table.get(guid) {
-                            Some(row) => stored.rows.insert(guid, row.clone()),
+                        match table.get_shared(guid) {
+                            Some(row) => stored.rows.insert(guid, row),
                             None => stored.rows.remove(&guid),
                         };
                     }
