@@ -47,6 +47,8 @@ fn tables() -> String {
         ("max_devices", MAX_DEVICES as u64),
         ("max_registers", MAX_REGISTERS as u64),
         ("max_page_rows", MAX_PAGE_ROWS as u64),
+        ("max_parts", MAX_PARTS as u64),
+        ("max_part_level", MAX_PART_LEVEL.into()),
         ("max_changes", MAX_CHANGES as u64),
         ("max_macs", row::MAX_MACS as u64),
         ("max_owners", row::MAX_OWNERS as u64),
@@ -367,9 +369,13 @@ fn messages_of_several_segments_are_put_together() {
     let body = page.to_body();
     let (request, reply) = exchange(Kind::TableRows, 5, 6);
     let rows = |from, to| segment(&reply, false, &body, from, to);
-    let asked = TableRowsRequest { after: Guid::NIL }.to_body();
+    let asked = TableRowsRequest {
+        after: Guid::NIL,
+        parts: Parts::whole(),
+    }
+    .to_body();
     let frames = [
-        segment(&request, false, &asked, 0, 16),
+        segment(&request, false, &asked, 0, asked.len()),
         // Out of order, one of them twice, and with other borders when it is sent again.
         rows(1412, 2824),
         rows(0, 1412),

@@ -98,11 +98,28 @@ fn settings() -> BoxedStrategy<Settings> {
 }
 
 fn summary() -> BoxedStrategy<TableSummary> {
-    (stamp(), any::<u128>(), any::<u32>())
-        .prop_map(|(stamp, digest, row_count)| TableSummary {
+    (stamp(), any::<u128>(), any::<u32>(), stamp())
+        .prop_map(|(stamp, digest, row_count, floor)| TableSummary {
             stamp,
             digest,
             row_count,
+            floor,
+        })
+        .boxed()
+}
+
+fn parts(deepest: u8) -> BoxedStrategy<Parts> {
+    (0..=deepest)
+        .prop_flat_map(|level| {
+            let last = ((1_u32 << (4 * level)) - 1) as u16;
+            (
+                Just(level),
+                btree_set(0..=last, 1..=8.min(usize::from(last) + 1)),
+            )
+        })
+        .prop_map(|(level, numbers)| Parts {
+            level,
+            numbers: numbers.into_iter().collect(),
         })
         .boxed()
 }
@@ -359,10 +376,25 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
     .boxed();
     let tables = prop_oneof![
         summary().prop_map(move |m| (reply(Kind::TableStamp), Body::TableSummary(m))),
-        any_guid().prop_map(move |after| {
-            let body = TableRowsRequest { after };
+        (any_guid(), parts(4)).prop_map(move |(after, parts)| {
+            let body = TableRowsRequest { after, parts };
             (request(Kind::TableRows), Body::TableRowsRequest(body))
         }),
+        (parts(3), 1..=2_u8).prop_map(move |(parts, depth)| {
+            let depth = depth.min(4 - parts.level);
+            let body = TableDigestsRequest { parts, depth };
+            (request(Kind::TableDigests), Body::TableDigestsRequest(body))
+        }),
+        (summary(), settings(), vec(any::<u64>(), 0..300)).prop_map(
+            move |(summary, settings, digests)| {
+                let body = TableDigestsReply {
+                    summary,
+                    settings,
+                    digests,
+                };
+                (reply(Kind::TableDigests), Body::TableDigestsReply(body))
+            }
+        ),
         (summary(), settings(), any::<bool>(), rows(1)).prop_map(
             move |(summary, settings, more, rows)| {
                 let body = TableRowsReply {
@@ -739,6 +771,33 @@ fn what_no_honest_sender_says_is_refused() {
                 refused(&TableRowsReply {
                     rows: unsorted,
                     ..m
+                });
+            }
+            Body::TableDigestsRequest(m) => {
+                let parts = |level, numbers: &[u16]| Parts {
+                    level,
+                    numbers: numbers.to_vec(),
+                };
+                for parts in [
+                    parts(5, &[0]),
+                    parts(0, &[1]),
+                    parts(2, &[256]),
+                    parts(2, &[]),
+                    parts(2, &[1, 1]),
+                    parts(2, &[2, 1]),
+                ] {
+                    refused(&parts);
+                }
+                for depth in [0, 3] {
+                    refused(&TableDigestsRequest { depth, ..m.clone() });
+                }
+                refused(&TableDigestsRequest {
+                    parts: parts(4, &[0]),
+                    depth: 1,
+                });
+                refused(&TableDigestsRequest {
+                    parts: parts(3, &[0]),
+                    depth: 2,
                 });
             }
             Body::ControllersReply(m) => {

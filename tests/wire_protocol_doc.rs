@@ -126,6 +126,7 @@ fn limits_are_those_of_the_code() {
         MAX_DEVICES,
         MAX_REGISTERS,
         MAX_PAGE_ROWS,
+        MAX_PARTS,
         MAX_CHANGES,
         row::MAX_MACS,
         row::MAX_OWNERS,

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use rma::crt::Table;
-use rma::wire::message::TableRowsReply;
+use rma::wire::message::{Parts, TableRowsReply};
 use rma::wire::{Guid, Row, Settings, Wire};
 
 fn table(settings: &Settings, rows: &[Row]) -> Table {
@@ -40,6 +40,6 @@ fuzz_target!(|input: (&[u8], &[u8])| {
         );
         let _ = (a.ancestry(row.guid).count(), a.children(row.guid).count());
     }
-    let (page, _) = a.rows_after(Guid::NIL, usize::MAX);
+    let (page, _) = a.rows_after(Guid::NIL, &Parts::whole(), usize::MAX);
     assert_eq!(page.len(), a.len());
 });

@@ -46,6 +46,7 @@ impl VerifyInfo {
             stamp: report.stamp,
             digest: report.digest,
             row_count: report.row_count as u32,
+            floor: report.floor,
         };
         Ok(Self {
             file: path.display().to_string(),

@@ -11,6 +11,7 @@
 //!   always those of their unit's row, and none while that row is unknown.
 //! * A row *is present* when it and everything above it is valid.
 
+mod digests;
 pub mod image;
 mod join;
 mod observe;
@@ -22,6 +23,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use digests::part_level;
 pub use image::{Image, ImageError, ImageInfo, ImageKind, Storage};
 pub use join::JoinOutcome;
 pub use resolve::{Candidate, ResolveError};

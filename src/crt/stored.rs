@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
 use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
@@ -16,6 +17,7 @@ struct TableMeta {
     stamp: TableStamp,
     highest: TableStamp,
     settings: Settings,
+    floor: TableStamp,
 }
 
 impl TableMeta {
@@ -24,6 +26,7 @@ impl TableMeta {
             stamp: table.stamp(),
             highest: table.highest_stamp(),
             settings: *table.settings(),
+            floor: table.floor(),
         }
     }
 }
@@ -33,12 +36,14 @@ impl Wire for TableMeta {
         w.put(&self.stamp);
         w.put(&self.highest);
         w.put(&self.settings);
+        w.put(&self.floor);
     }
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             stamp: r.get()?,
             highest: r.get()?,
             settings: r.get()?,
+            floor: r.get()?,
         })
     }
 }
@@ -84,7 +89,7 @@ impl<S: Storage> TableImage<S> {
         };
         // Allocated here, and moved into the table as they are: a large table is in memory once.
         let mut rows: Vec<(Guid, Arc<Row>)> = Vec::new();
-        let mut digest = 0_u128;
+        let mut sums = Sums::finest();
         let mut image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
             if row.guid != key {
@@ -93,7 +98,7 @@ impl<S: Storage> TableImage<S> {
             if rows.len() == MAX_ROWS {
                 return Err(DecodeError::TooLarge("rows"));
             }
-            digest = digest.wrapping_add(encoded_digest(value));
+            sums.add(key, encoded_digest(value));
             rows.push((key, Arc::new(row)));
             Ok(())
         })?;
@@ -101,7 +106,8 @@ impl<S: Storage> TableImage<S> {
         let meta = TableMeta::from_body(&info.meta).map_err(ImageError::Meta)?;
         let highest = meta.highest.max(meta.stamp);
         let rows = rows.into_iter().collect();
-        let table = Table::assemble(meta.settings, meta.stamp, highest, rows, digest);
+        let table =
+            Table::assemble(meta.settings, meta.stamp, highest, rows, sums).with_floor(meta.floor);
         let cluster = if info.cluster.is_none() {
             cluster
         } else {

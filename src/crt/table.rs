@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::wire::message::TableSummary;
+use super::digests::Sums;
+use crate::wire::message::{Parts, TableSummary};
 use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, is_block_size};
 use crate::wire::{EntityType, Granularity, Guid, Mac, Row, Settings, TableStamp, Wire};
 
@@ -23,10 +24,11 @@ pub struct Table {
     /// (parent, child) of every row with a parent.
     tree: BTreeSet<(Guid, Guid)>,
     settings: Settings,
-    /// Wrapping sum of the digests of the settings and of every row.
-    digest: u128,
+    /// Wrapping sums of the digests of rows.
+    pub(super) sums: Sums,
     pub(super) stamp: TableStamp,
     pub(super) highest: TableStamp,
+    pub(super) floor: TableStamp,
 }
 
 impl Default for Table {
@@ -38,14 +40,14 @@ impl Default for Table {
 impl Table {
     /// An empty table with default settings and the lowest stamp.
     pub fn new() -> Self {
-        let settings = Settings::default();
         Self {
             rows: BTreeMap::new(),
             tree: BTreeSet::new(),
-            settings,
-            digest: settings_digest(&settings),
+            settings: Settings::default(),
+            sums: Sums::new(),
             stamp: TableStamp::default(),
             highest: TableStamp::default(),
+            floor: TableStamp::default(),
         }
     }
 
@@ -68,19 +70,27 @@ impl Table {
                 (row.guid, row)
             })
             .collect();
-        let digest = rows
-            .values()
-            .fold(0_u128, |sum, row| sum.wrapping_add(row_digest(row)));
-        Self::assemble(settings, stamp, highest.max(stamp), rows, digest)
+        let mut sums = Sums::new();
+        for row in rows.values() {
+            sums.add(row.guid, row_digest(row));
+        }
+        Self::assemble(settings, stamp, highest.max(stamp), rows, sums)
     }
 
-    /// A table of `rows`, which fit, have their keys, and whose digests' sum is `digest`.
+    /// The same table with this floor: what was purged up to that version is not in it.
+    #[must_use]
+    pub fn with_floor(mut self, floor: TableStamp) -> Self {
+        self.floor = floor;
+        self
+    }
+
+    /// A table of `rows`, which fit, have their keys, and whose digests' sums are `sums`.
     pub(super) fn assemble(
         settings: Settings,
         stamp: TableStamp,
         highest: TableStamp,
         rows: BTreeMap<Guid, Arc<Row>>,
-        digest: u128,
+        sums: Sums,
     ) -> Self {
         let mut table = Self {
             tree: rows
@@ -90,9 +100,10 @@ impl Table {
                 .collect(),
             rows,
             settings,
-            digest: digest.wrapping_add(settings_digest(&settings)),
+            sums,
             stamp,
             highest,
+            floor: TableStamp::default(),
         };
         // Rows with one parent have the same addresses: those are looked up once.
         let mut below: BTreeMap<Guid, &[Mac]> = BTreeMap::new();
@@ -108,6 +119,7 @@ impl Table {
         for (guid, macs) in stale {
             table.set_macs(guid, macs);
         }
+        table.sums.fit(table.rows.len());
         table
     }
 
@@ -132,16 +144,24 @@ impl Table {
     }
 
     /// Digest of settings and rows: equal where, and practically only where, they are equal.
-    pub const fn digest(&self) -> u128 {
-        self.digest
+    pub fn digest(&self) -> u128 {
+        let settings = settings_digest(&self.settings);
+        self.sums.total().wrapping_add(settings)
     }
 
-    /// Stamp, digest and number of rows.
+    /// The version up to which purged rows are gone: they are not in this table, and one with a
+    /// smaller floor that still has them must not bring them back.
+    pub const fn floor(&self) -> TableStamp {
+        self.floor
+    }
+
+    /// Stamp, digest, number of rows and floor.
     pub fn summary(&self) -> TableSummary {
         TableSummary {
             stamp: self.stamp,
-            digest: self.digest,
+            digest: self.digest(),
             row_count: self.rows.len() as u32,
+            floor: self.floor,
         }
     }
 
@@ -167,11 +187,7 @@ impl Table {
         true
     }
 
-    pub(super) fn replace_settings(&mut self, settings: Settings) {
-        self.digest = self
-            .digest
-            .wrapping_sub(settings_digest(&self.settings))
-            .wrapping_add(settings_digest(&settings));
+    pub(super) const fn replace_settings(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
@@ -201,14 +217,15 @@ impl Table {
         self.rows.values().map(Arc::as_ref)
     }
 
-    /// A page of rows with GUIDs larger than `after`, and whether more follow. The encoded rows
-    /// fill at most `max_bytes`, but there is at least one row where there are any left, and never
-    /// more than [`MAX_PAGE_ROWS`](crate::wire::message::MAX_PAGE_ROWS).
-    pub fn rows_after(&self, after: Guid, max_bytes: usize) -> (Vec<Row>, bool) {
+    /// A page of the rows in `parts` with GUIDs larger than `after`, and whether more follow. The
+    /// encoded rows fill at most `max_bytes`, but there is at least one row where there are any
+    /// left, and never more than [`MAX_PAGE_ROWS`](crate::wire::message::MAX_PAGE_ROWS).
+    pub fn rows_after(&self, after: Guid, parts: &Parts, max_bytes: usize) -> (Vec<Row>, bool) {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut page = Vec::new();
         let mut bytes = 0;
-        for row in self.rows.range((Excluded(after), Unbounded)) {
+        let rest = self.rows.range((Excluded(after), Unbounded));
+        for row in rest.filter(|(guid, _)| parts.contain(**guid)) {
             bytes += row.1.to_body().len();
             let full = bytes > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
             if full && !page.is_empty() {
@@ -293,7 +310,7 @@ impl Table {
     pub fn remove(&mut self, guid: Guid) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
         if let Some(row) = self.rows.remove(&guid) {
-            self.digest = self.digest.wrapping_sub(row_digest(&row));
+            self.sums.subtract(guid, row_digest(&row));
             self.tree.remove(&(row.parent, guid));
             self.refresh_below(guid, MAX_DEPTH, &mut changed);
             changed.insert(guid);
@@ -318,15 +335,18 @@ impl Table {
                 return;
             }
             spreads = old.macs != row.macs || old.parent != row.parent || old.entity != row.entity;
-            self.digest = self.digest.wrapping_sub(row_digest(old));
+            self.sums.subtract(guid, row_digest(old));
             let link = (old.parent, guid);
             self.tree.remove(&link);
         }
-        self.digest = self.digest.wrapping_add(row_digest(&row));
+        self.sums.add(guid, row_digest(&row));
         if !row.parent.is_nil() {
             self.tree.insert((row.parent, guid));
         }
         self.rows.insert(guid, Arc::new(row));
+        if self.sums.is_coarse(self.rows.len()) {
+            self.refine_sums();
+        }
         changed.insert(guid);
         if spreads {
             // A row that is its own ancestor has no unit; its own addresses may change as well.
@@ -356,9 +376,9 @@ impl Table {
 
     fn set_macs(&mut self, guid: Guid, macs: Vec<Mac>) {
         if let Some(row) = self.rows.get_mut(&guid) {
-            self.digest = self.digest.wrapping_sub(row_digest(row));
+            self.sums.subtract(guid, row_digest(row));
             Arc::make_mut(row).macs = macs;
-            self.digest = self.digest.wrapping_add(row_digest(row));
+            self.sums.add(guid, row_digest(row));
         }
     }
 
@@ -431,7 +451,7 @@ fn cut(text: &mut String, max: usize) {
     }
 }
 
-fn row_digest(row: &Row) -> u128 {
+pub(super) fn row_digest(row: &Row) -> u128 {
     encoded_digest(&row.to_body())
 }
 

@@ -9,7 +9,7 @@ use super::rules::{check_change, orphans, permits, plan, violations};
 use super::*;
 use crate::wire::message::{
     Change, ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, Member,
-    OwnershipRegister,
+    OwnershipRegister, Parts, TableDigestsRequest,
 };
 use crate::wire::row::MAX_ROW_BYTES;
 use crate::wire::{
@@ -442,7 +442,7 @@ fn pages_hold_every_row_once() {
     for max_bytes in [0, 300, 700, 1 << 20] {
         let (mut after, mut seen) = (Guid::NIL, Vec::new());
         loop {
-            let (page, more) = table.rows_after(after, max_bytes);
+            let (page, more) = table.rows_after(after, &Parts::whole(), max_bytes);
             let bytes: usize = page.iter().map(|row| row.to_body().len()).sum();
             assert!(page.len() == 1 || bytes <= max_bytes);
             after = page.last().unwrap().guid;
@@ -453,7 +453,86 @@ fn pages_hold_every_row_once() {
         }
         assert!(seen.iter().eq(table.rows()));
     }
-    assert_eq!(Table::new().rows_after(Guid::NIL, 9), (Vec::new(), false));
+    let (page, more) = Table::new().rows_after(Guid::NIL, &Parts::whole(), 9);
+    assert_eq!((page.len(), more), (0, false));
+}
+
+#[test]
+fn the_parts_of_a_level_hold_every_row_once() {
+    let table = allocated();
+    for level in 0..=2 {
+        let mut seen = Vec::new();
+        for number in 0..1_u16 << (4 * level) {
+            let parts = Parts {
+                level,
+                numbers: vec![number],
+            };
+            seen.extend(table.rows_after(Guid::NIL, &parts, 1 << 20).0);
+        }
+        seen.sort_by_key(|row| row.guid);
+        assert!(seen.iter().eq(table.rows()));
+    }
+    assert_eq!(
+        [0, 4, 5, 64, 65, 65_536].map(part_level),
+        [0, 0, 1, 1, 2, 4]
+    );
+}
+
+/// The digests of parts, as docs/protocol.md defines them.
+fn naive_digests(table: &Table, request: &TableDigestsRequest) -> Vec<u64> {
+    let part = |row: &Row, level: u8| {
+        let hash = xxhash_rust::xxh3::xxh3_64(&row.guid.0.to_be_bytes());
+        u128::from(hash) * (1 << (4 * level)) >> 64
+    };
+    let level = request.parts.level + request.depth;
+    let mut digests = Vec::new();
+    for parent in &request.parts.numbers {
+        for child in 0..1_u128 << (4 * request.depth) {
+            let number = (u128::from(*parent) << (4 * request.depth)) + child;
+            let sum = table
+                .rows()
+                .filter(|row| part(row, level) == number)
+                .map(|row| xxhash_rust::xxh3::xxh3_128(&row.to_body()) as u64)
+                .fold(0, u64::wrapping_add);
+            digests.push(sum);
+        }
+    }
+    digests
+}
+
+#[test]
+fn digests_of_a_grown_table_are_those_of_a_read_one_and_of_the_definition() {
+    let mut table = allocated();
+    for n in 0..300_u128 {
+        let mut row = Row::new(Guid(0xabc0_0000 + n), EntityType::Host);
+        row.name = format!("host {n}");
+        table.insert(row);
+        if n % 7 == 0 {
+            table.remove(Guid(0xabc0_0000 + n / 2));
+        }
+    }
+    let again = Table::restore(
+        *table.settings(),
+        table.stamp(),
+        table.highest_stamp(),
+        table.rows().cloned().map(std::sync::Arc::new),
+    );
+    assert_eq!(table.digest(), again.digest());
+    for (level, numbers, depth) in [
+        (0, vec![0], 1),
+        (0, vec![0], 2),
+        (1, vec![0, 7, 15], 1),
+        (1, vec![3, 4], 2),
+        (2, vec![9, 200], 2),
+        (3, vec![0, 4095], 1),
+    ] {
+        let parts = Parts { level, numbers };
+        let request = TableDigestsRequest { parts, depth };
+        let digests = table.part_digests(&request);
+        assert_eq!(digests.len(), request.digest_count());
+        assert_eq!(digests, again.part_digests(&request));
+        assert_eq!(digests, naive_digests(&table, &request));
+    }
 }
 
 #[test]

@@ -10,8 +10,19 @@ use super::report;
 use super::request::WatchEvent;
 use super::timers::Timer;
 use crate::crt::{Settled, Table};
-use crate::wire::message::TableSummary;
+use crate::wire::message::{Parts, TableSummary};
 use crate::wire::{Guid, Row, Settings, Time};
+
+/// How much of another host's table has come.
+#[derive(Debug)]
+pub(super) enum Extent {
+    /// What it offered of it.
+    Offered,
+    /// All rows of these parts; in the others it was equal to ours.
+    Parts(Parts),
+    /// All of it.
+    Whole,
+}
 
 impl Agent {
     /// Whether a table has the content of ours.
@@ -33,23 +44,23 @@ impl Agent {
         }
     }
 
-    /// Joins what a peer has: all of its table, or what it offers of it. Returns whether anything
-    /// changed here.
+    /// Joins what a peer has. `position` is that of our log when it was equal outside of `extent`.
     pub(super) fn take_in(
         &mut self,
         from: Guid,
         theirs: &TableSummary,
         settings: &Settings,
         mut rows: Vec<Row>,
-        whole: bool,
-    ) -> bool {
+        extent: &Extent,
+        position: u64,
+    ) {
         self.leave_out_offenders(from, &mut rows);
         let differing: Vec<Guid> = rows
             .iter()
             .filter(|row| self.table.get(row.guid) != Some(*row))
             .map(|row| row.guid)
             .collect();
-        let lacks = whole.then(|| self.lacks(&rows));
+        let lacks = self.lacks(&rows, extent, position);
         let before = self.table.summary();
         let granularity = self.table.settings().granularity;
         let old_settings = *self.table.settings();
@@ -68,7 +79,6 @@ impl Agent {
                 after: self.table.settings().granularity.name().to_owned(),
             });
         }
-        let news = !changed.is_empty() || old_settings != *self.table.settings();
         if !changed.is_empty() {
             let event = WatchEvent::TableAdopted {
                 from: report::name_info(&self.table, from),
@@ -77,14 +87,25 @@ impl Agent {
             };
             self.tell(event);
         }
-        news
     }
 
-    /// Which of our rows another whole table lacks or has older.
-    fn lacks(&self, theirs: &[Row]) -> BTreeSet<Guid> {
-        let mut lacks = BTreeSet::new();
+    /// Which of our rows another table, as far as it has come, lacks or has older; `None` where
+    /// that cannot be said.
+    fn lacks(&self, theirs: &[Row], extent: &Extent, position: u64) -> Option<BTreeSet<Guid>> {
+        let within = |guid: Guid| match extent {
+            Extent::Offered => false,
+            Extent::Parts(parts) => parts.contain(guid),
+            Extent::Whole => true,
+        };
+        let mut lacks = match extent {
+            Extent::Offered => return None,
+            // What has changed here since the other parts were equal.
+            Extent::Parts(_) => self.journal.since(position)?,
+            Extent::Whole => BTreeSet::new(),
+        };
+        lacks.retain(|guid| !within(*guid));
         let mut others = theirs.iter().peekable();
-        for ours in self.table.rows() {
+        for ours in self.table.rows().filter(|row| within(row.guid)) {
             while others.next_if(|row| row.guid < ours.guid).is_some() {}
             let same = others.next_if(|row| row.guid == ours.guid);
             let newer =
@@ -93,7 +114,7 @@ impl Agent {
                 lacks.insert(ours.guid);
             }
         }
-        lacks
+        Some(lacks)
     }
 
     /// Notes what was learnt about every peer that has this table.

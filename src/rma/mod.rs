@@ -13,6 +13,7 @@ mod journal;
 mod members;
 mod peers;
 mod plan;
+mod pulls;
 mod registers;
 pub mod report;
 pub mod request;

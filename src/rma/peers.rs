@@ -2,22 +2,22 @@
 //! (block 515), offers of ours (block 530), and the same for ever afterwards.
 //!
 //! To each peer there is one request at a time. Equal tables cost one small request and reply.
-//! What changed since both were equal is pushed; only where that is not known the whole table is
-//! fetched, and then exactly the rows that the peer lacks are pushed.
+//! What changed since both were equal is pushed; only where that is not known what differs is looked
+//! for and fetched ([`super::pulls`]), and then exactly the rows that the peer lacks are pushed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::agent::Agent;
-use super::config::{MAX_OFFER_ROWS, MAX_PAGE_BYTES, MAX_PULL_RESTARTS};
+use super::config::{MAX_OFFER_ROWS, MAX_PAGE_BYTES};
 use super::members::Station;
+use super::pulls::Pull;
 use super::timers::Timer;
-use crate::crt::MAX_ROWS;
 use crate::session::Request;
-use crate::wire::message::{Offer, TableRowsReply, TableRowsRequest, TableSummary, page_len};
+use crate::wire::message::{Offer, TableDigestsReply, TableRowsReply, TableSummary, page_len};
 use crate::wire::{CommandId, Epoch, Flags, Guid, IodNumber, Kind, Row, Status, Time, Wire};
 
-/// How long two tables may differ before they are compared row by row: usually what makes the
+/// How long two tables may differ before what differs is looked for: usually what makes the
 /// difference is on its way.
 const DIFFERENCE_PATIENCE: Duration = Duration::from_millis(150);
 
@@ -34,8 +34,9 @@ pub(super) enum Pulled {
 
 /// What a peer has been asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
+pub(super) enum Ask {
     Stamp,
+    Digests,
     Rows,
     Offer { position: u64, digest: u128 },
 }
@@ -54,21 +55,13 @@ pub(super) struct Known {
 
 impl Known {
     /// The peer had all that we had.
-    const fn all(position: u64, digest: u128) -> Self {
+    pub(super) const fn all(position: u64, digest: u128) -> Self {
         Self {
             digest,
             position,
             lacks: BTreeSet::new(),
         }
     }
-}
-
-/// A peer's table on its way.
-#[derive(Debug)]
-pub(super) struct Pull {
-    rows: Vec<Row>,
-    summary: Option<TableSummary>,
-    restarts: u32,
 }
 
 /// The RMA of another host.
@@ -81,11 +74,11 @@ pub(super) struct Peer {
     pub(super) fresh: bool,
     /// What it is known to have.
     pub(super) known: Option<Known>,
-    ask: Option<(CommandId, Ask)>,
+    pub(super) ask: Option<(CommandId, Ask)>,
     /// It is to be offered what we have.
     pub(super) offer: bool,
     /// Since when its table has been known to differ.
-    differs_since: Option<Time>,
+    pub(super) differs_since: Option<Time>,
     pub(super) pull: Option<Pull>,
     pub(super) boot_pull: Pulled,
     /// Requests that it has refused in a row.
@@ -145,7 +138,7 @@ impl Agent {
         }
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         now: Time,
         guid: Guid,
@@ -201,7 +194,7 @@ impl Agent {
     }
 
     /// Does what a peer without an open request is due for.
-    fn drive_peer(&mut self, now: Time, guid: Guid) {
+    pub(super) fn drive_peer(&mut self, now: Time, guid: Guid) {
         let Some(peer) = self.peers.get(&guid) else {
             return;
         };
@@ -261,34 +254,6 @@ impl Agent {
         }
     }
 
-    /// Block 515 for one peer: fetches its table, page by page.
-    pub(super) fn start_pull(&mut self, now: Time, guid: Guid) {
-        if let Some(peer) = self.peers.get_mut(&guid) {
-            peer.pull = Some(Pull {
-                rows: Vec::new(),
-                summary: None,
-                restarts: 0,
-            });
-        }
-        self.pull_page(now, guid, Guid::NIL);
-    }
-
-    fn pull_page(&mut self, now: Time, guid: Guid, after: Guid) {
-        let body = TableRowsRequest { after }.to_body();
-        if !self.ask(now, guid, Ask::Rows, Kind::TableRows, body, MAX_PAGE_BYTES) {
-            self.abandon_pull(guid);
-        }
-    }
-
-    /// A pull has come to nothing; the next exchange of stamps begins another.
-    pub(super) fn abandon_pull(&mut self, guid: Guid) {
-        if let Some(peer) = self.peers.get_mut(&guid)
-            && peer.pull.take().is_some()
-        {
-            peer.boot_pull = Pulled::Failed;
-        }
-    }
-
     pub(super) fn peer_reply(
         &mut self,
         now: Time,
@@ -327,6 +292,10 @@ impl Agent {
                     self.on_summary(now, guid, theirs);
                 }
             }
+            Ask::Digests => match TableDigestsReply::from_body(body) {
+                Ok(reply) => self.on_digests(now, guid, &reply),
+                Err(_) => self.abandon_pull(guid),
+            },
             Ask::Rows => match TableRowsReply::from_body(body) {
                 Ok(page) => self.on_page(now, guid, page),
                 Err(_) => self.abandon_pull(guid),
@@ -370,13 +339,11 @@ impl Agent {
             peer.differs_since.get_or_insert(now);
         } else {
             let since = *peer.differs_since.get_or_insert(now);
-            if self.boot.is_steady() && now.since(since) >= DIFFERENCE_PATIENCE && !peer.offer {
-                peer.differs_since = None;
-                let idle = peer.ask.is_none() && peer.pull.is_none() && peer.station.is_up();
-                if idle {
-                    self.start_pull(now, guid);
-                    return;
-                }
+            let patient = now.since(since) < DIFFERENCE_PATIENCE;
+            let idle = peer.ask.is_none() && peer.pull.is_none() && peer.station.is_up();
+            if self.boot.is_steady() && !patient && !peer.offer && idle && self.may_pull() {
+                self.start_pull(now, guid);
+                return;
             }
         }
         if first {
@@ -385,54 +352,7 @@ impl Agent {
         self.drive_peer(now, guid);
     }
 
-    fn on_page(&mut self, now: Time, guid: Guid, page: TableRowsReply) {
-        self.extend_patience_for_peers(now);
-        let Some(peer) = self.peers.get_mut(&guid) else {
-            return;
-        };
-        let Some(pull) = &mut peer.pull else {
-            return;
-        };
-        let moved = pull.summary.is_some_and(|s| s != page.summary);
-        if moved && pull.restarts < MAX_PULL_RESTARTS {
-            pull.restarts += 1;
-            pull.rows.clear();
-            pull.summary = None;
-            self.pull_page(now, guid, Guid::NIL);
-            return;
-        }
-        pull.summary = Some(page.summary);
-        let next = page.rows.last().map(|row| row.guid);
-        pull.rows.extend(page.rows);
-        if let (true, Some(after)) = (page.more && pull.rows.len() <= MAX_ROWS, next) {
-            self.pull_page(now, guid, after);
-            return;
-        }
-        let Some(pull) = peer.pull.take() else { return };
-        peer.boot_pull = Pulled::Yes;
-        peer.summary = Some(page.summary);
-        for peer in self.peers.values_mut() {
-            peer.fresh = false;
-        }
-        self.take_in(guid, &page.summary, &page.settings, pull.rows, true);
-        self.after_pull(now, guid, &page.summary);
-    }
-
-    fn after_pull(&mut self, now: Time, guid: Guid, theirs: &TableSummary) {
-        let equal = self.same_content(theirs);
-        let position = self.journal.position();
-        let digest = self.table.digest();
-        if let Some(peer) = self.peers.get_mut(&guid) {
-            if equal {
-                peer.known = Some(Known::all(position, digest));
-            } else {
-                peer.offer = true;
-            }
-        }
-        self.drive_peer(now, guid);
-    }
-
-    fn extend_patience_for_peers(&mut self, now: Time) {
+    pub(super) fn extend_patience_for_peers(&mut self, now: Time) {
         if !self.boot.has_units() {
             self.extend_patience(now);
         }

@@ -1,22 +1,31 @@
-//! The side that other hosts' RMAs ask: our stamp, pages of our table, their offers.
+//! The side that other hosts' RMAs ask: our stamp, digests and pages of our table, their offers.
 
 use super::agent::Agent;
 use super::config::MAX_PAGE_BYTES;
+use super::joining::Extent;
 use super::journal::Waiter;
 use super::timers::Timer;
 use crate::session::ServerEvent;
-use crate::wire::message::{Offer, TableRowsReply, TableRowsRequest};
+use crate::wire::message::{
+    Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+};
 use crate::wire::{CommandId, ConnectionId, EntityType, Guid, Kind, Status, Time, Wire};
 
 /// The most pages that wait until the table is stored; further requests are told to come again.
 const MAX_DEFERRED: usize = 4096;
 
-/// A page asked for while the table has changes that are not durable.
-#[derive(Debug, Clone, Copy)]
+/// Something asked for while the table has changes that are not durable.
+#[derive(Debug)]
 pub(super) struct Deferred {
     connection: ConnectionId,
     command: CommandId,
-    after: Guid,
+    wanted: Wanted,
+}
+
+#[derive(Debug)]
+enum Wanted {
+    Digests(TableDigestsRequest),
+    Rows(TableRowsRequest),
 }
 
 impl Agent {
@@ -72,15 +81,19 @@ impl Agent {
                 self.answer_summary(now, connection, command);
                 Ok(())
             }
-            Kind::TableRows => {
-                let request = TableRowsRequest::from_body(body).map_err(|_| Status::BadRequest)?;
+            Kind::TableDigests | Kind::TableRows => {
+                let wanted = match kind {
+                    Kind::TableRows => TableRowsRequest::from_body(body).map(Wanted::Rows),
+                    _ => TableDigestsRequest::from_body(body).map(Wanted::Digests),
+                };
+                let wanted = wanted.map_err(|_| Status::BadRequest)?;
                 if self.deferred.len() >= MAX_DEFERRED {
                     return Err(Status::Busy);
                 }
                 self.deferred.push_back(Deferred {
                     connection,
                     command,
-                    after: request.after,
+                    wanted,
                 });
                 self.serve_deferred(now);
                 Ok(())
@@ -113,7 +126,8 @@ impl Agent {
             // Somebody tells all of them what we were about to tell.
             self.timers.cancel(Timer::Push);
         } else {
-            self.take_in(from, &offer.summary, &offer.settings, offer.rows, false);
+            let (summary, settings) = (&offer.summary, &offer.settings);
+            self.take_in(from, summary, settings, offer.rows, &Extent::Offered, 0);
         }
         self.on_summary(now, from, offer.summary);
         // The answer tells what is durable then.
@@ -147,21 +161,33 @@ impl Agent {
         }
     }
 
-    /// Answers who asked for pages, once all that they would hold is durable.
+    /// Answers who asked for digests and rows, once all that they tell is durable.
     pub(super) fn serve_deferred(&mut self, now: Time) {
         while self.journal.is_clean()
-            && let Some(wanted) = self.deferred.pop_front()
+            && let Some(deferred) = self.deferred.pop_front()
         {
-            let (rows, more) = self.table.rows_after(wanted.after, MAX_PAGE_BYTES);
-            let reply = TableRowsReply {
-                summary: self.journal.durable,
-                settings: *self.table.settings(),
-                more,
-                rows,
+            let (summary, settings) = (self.journal.durable, *self.table.settings());
+            let body = match &deferred.wanted {
+                Wanted::Digests(request) => TableDigestsReply {
+                    summary,
+                    settings,
+                    digests: self.table.part_digests(request),
+                }
+                .to_body(),
+                Wanted::Rows(TableRowsRequest { after, parts }) => {
+                    let (rows, more) = self.table.rows_after(*after, parts, MAX_PAGE_BYTES);
+                    TableRowsReply {
+                        summary,
+                        settings,
+                        more,
+                        rows,
+                    }
+                    .to_body()
+                }
             };
             if let Some(server) = self.hub.server_mut() {
-                let (connection, command) = (wanted.connection, wanted.command);
-                server.reply(now, connection, command, Status::Ok, reply.to_body());
+                let (connection, command) = (deferred.connection, deferred.command);
+                server.reply(now, connection, command, Status::Ok, body);
             }
         }
     }

@@ -18,6 +18,7 @@ pub(super) fn reply_charge(kind: Kind, body: &[u8]) -> usize {
             .map_or(0, |range| range.len.min(MAX_MESSAGE_BYTES as u64) as usize),
         Kind::Membership
         | Kind::TableRows
+        | Kind::TableDigests
         | Kind::Controllers
         | Kind::Registers
         | Kind::Devices => MAX_MESSAGE_BYTES,

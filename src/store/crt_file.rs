@@ -301,6 +301,8 @@ pub struct Report {
     pub health: Health,
     /// The table's stamp.
     pub stamp: TableStamp,
+    /// The version up to which purged rows are gone.
+    pub floor: TableStamp,
     /// Cluster-wide settings.
     pub settings: Settings,
     /// Rows, tombstones included.
@@ -341,6 +343,7 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
         info,
         health,
         stamp: table.stamp(),
+        floor: table.floor(),
         settings: *table.settings(),
         row_count: table.len(),
         invalid_count: table.rows().filter(|row| !row.is_valid()).count(),

@@ -8,8 +8,9 @@ use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
     Discover, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply, MembershipRequest,
-    Missing, Notification, Offer, ProgressReport, Register, Registered, RegistersReply,
-    RegistersRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+    Missing, Notification, Offer, Parts, ProgressReport, Register, Registered, RegistersReply,
+    RegistersRequest, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    TableSummary, UnitOwnership,
 };
 
 macro_rules! bodies {
@@ -78,6 +79,10 @@ bodies! {
     TableRowsReply,
     /// Offer.
     Offer,
+    /// Table-digests.
+    TableDigestsRequest,
+    /// Reply to table-digests.
+    TableDigestsReply,
     /// Reply to controllers.
     ControllersReply,
     /// Registers.
@@ -128,6 +133,8 @@ impl<'a> Body<'a> {
             (Kind::TableRows, false, _) => body!(TableRowsRequest),
             (Kind::TableRows, true, Status::Ok) => body!(TableRowsReply),
             (Kind::Offer, false, _) => body!(Offer),
+            (Kind::TableDigests, false, _) => body!(TableDigestsRequest),
+            (Kind::TableDigests, true, Status::Ok) => body!(TableDigestsReply),
             (Kind::Controllers, true, Status::Ok) => body!(ControllersReply),
             (Kind::Registers, false, _) => body!(RegistersRequest),
             (Kind::CompareAndSet, false, _) => body!(CompareAndSet),
@@ -154,6 +161,13 @@ impl<'a> Body<'a> {
 /// `3 rows`, `1 row`.
 fn count(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn parts(parts: &Parts) -> String {
+    match parts.level {
+        0 => "all".to_owned(),
+        level => format!("{} at level {level}", count(parts.numbers.len(), "part")),
+    }
 }
 
 fn more(more: bool) -> &'static str {
@@ -263,7 +277,18 @@ impl fmt::Display for Body<'_> {
                 write!(f, "{} {} epoch {}", m.unit, m.ownership, m.epoch)
             }
             Self::TableSummary(m) => m.fmt(f),
-            Self::TableRowsRequest(m) => write!(f, "after {}", m.after),
+            Self::TableRowsRequest(m) => write!(f, "{} after {}", parts(&m.parts), m.after),
+            Self::TableDigestsRequest(m) => {
+                write!(
+                    f,
+                    "{}, {} deeper",
+                    parts(&m.parts),
+                    count(m.depth.into(), "level")
+                )
+            }
+            Self::TableDigestsReply(m) => {
+                write!(f, "{} of {}", count(m.digests.len(), "digest"), m.summary)
+            }
             Self::TableRowsReply(m) => write!(
                 f,
                 "{}{} of {}",

@@ -40,6 +40,8 @@ code_table! {
         TableRows = 0x21 => "table-rows",
         /// A table, or what changed in it, is offered to a peer (Fig. 5, block 530).
         Offer = 0x22 => "offer",
+        /// Digests of parts of the peer's table (Fig. 5, block 515).
+        TableDigests = 0x25 => "table-digests",
 
         // UMS, on the management EtherType.
         /// The controllers of a unit (Fig. 5, block 520).

@@ -131,6 +131,17 @@ impl Fields {
         let show: Vec<_> = digest.iter().map(|b| format!("{b:02x}")).collect();
         self.add("rma.table.digest", &digest, show.join(":"));
         self.u32("rma.table.rows", summary.row_count as usize);
+        self.u64("rma.table.floor.term", summary.floor.term);
+        self.u64("rma.table.floor.counter", summary.floor.counter);
+        self.guid("rma.table.floor.writer", summary.floor.writer);
+    }
+
+    fn parts(&mut self, parts: &Parts) {
+        self.u8("rma.parts.level", parts.level);
+        self.u32("rma.parts.count", parts.numbers.len());
+        for number in &parts.numbers {
+            self.add("rma.part", &number.to_be_bytes(), format!("0x{number:04x}"));
+        }
     }
 
     fn settings(&mut self, settings: &Settings) {
@@ -387,7 +398,22 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.u64("rma.unit_ownership.epoch", m.epoch.0);
         }
         Body::TableSummary(m) => f.summary(m),
-        Body::TableRowsRequest(m) => f.guid("rma.after", m.after),
+        Body::TableRowsRequest(m) => {
+            f.guid("rma.after", m.after);
+            f.parts(&m.parts);
+        }
+        Body::TableDigestsRequest(m) => {
+            f.parts(&m.parts);
+            f.u8("rma.digests.depth", m.depth);
+        }
+        Body::TableDigestsReply(m) => {
+            f.summary(&m.summary);
+            f.settings(&m.settings);
+            f.u32("rma.digests.count", m.digests.len());
+            for digest in &m.digests {
+                f.hex64("rma.digest", *digest);
+            }
+        }
         Body::TableRowsReply(m) => {
             f.summary(&m.summary);
             f.settings(&m.settings);

@@ -49,6 +49,7 @@ const fn summary(n: u8) -> TableSummary {
         stamp: table_stamp(n),
         digest: guid(n + 3).0,
         row_count: 0x7001_0203,
+        floor: table_stamp(n + 4),
     }
 }
 
@@ -416,7 +417,33 @@ fn tables(m: &mut Maker) {
     m.add(
         "table-rows-request",
         request(Kind::TableRows),
-        Body::TableRowsRequest(TableRowsRequest { after: guid(0x21) }),
+        Body::TableRowsRequest(TableRowsRequest {
+            after: guid(0x21),
+            parts: Parts {
+                level: 4,
+                numbers: vec![0x2122, 0xfefd],
+            },
+        }),
+    );
+    m.add(
+        "table-digests-request",
+        request(Kind::TableDigests),
+        Body::TableDigestsRequest(TableDigestsRequest {
+            parts: Parts {
+                level: 2,
+                numbers: vec![0x12, 0xfe],
+            },
+            depth: 1,
+        }),
+    );
+    m.add(
+        "table-digests-reply",
+        reply(Kind::TableDigests),
+        Body::TableDigestsReply(TableDigestsReply {
+            summary: summary(0x12),
+            settings: settings(0x16),
+            digests: (0x40..0x60).map(big).collect(),
+        }),
     );
     m.add(
         "table-rows-reply",

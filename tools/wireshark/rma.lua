@@ -44,9 +44,11 @@ end
 
 names(ProtoField.uint8, base.DEC, {
     version = "Version", ["owners.count"] = "Owners", ["row.mode"] = "Mode",
+    ["parts.level"] = "Level", ["digests.depth"] = "Levels deeper",
 })
 add_field("kind", ProtoField.uint8, "Kind", base.HEX, T.kind)
 add_field("flags", ProtoField.uint16, "Flags", base.HEX)
+names(ProtoField.uint16, base.HEX, { part = "Part" })
 names(ProtoField.uint16, base.DEC, {
     payload_length = "Payload length", ioc = "Controller number (IOC)", iod = "Device number (IOD)",
     outstanding = "Outstanding commands", credits = "Credits",
@@ -63,10 +65,11 @@ names(ProtoField.uint32, base.DEC, {
     ["members.count"] = "Members", ["rows.count"] = "Rows", ["table.rows"] = "Rows in the table",
     ["controllers.count"] = "Controllers", ["devices.count"] = "Devices",
     ["registers.count"] = "Registers", ["changes.count"] = "Changes",
+    ["parts.count"] = "Parts", ["digests.count"] = "Digests",
     ["row.block_size"] = "Block size", ["device.block_size"] = "Block size",
 })
 names(ProtoField.uint64, base.HEX, {
-    connection = "Connection", ["connect.features"] = "Feature bits", features = "Features",
+    digest = "Digest of a part", connection = "Connection", ["connect.features"] = "Feature bits", features = "Features",
 })
 names(ProtoField.uint64, base.DEC, {
     command = "Command", epoch = "Epoch",
@@ -78,6 +81,7 @@ names(ProtoField.uint64, base.DEC, {
     ["register.version"] = "Catalog version", ["membership.known_version"] = "Known version",
     ["membership.version"] = "List version", ["unit_ownership.epoch"] = "Ownership epoch",
     ["table.term"] = "Table term", ["table.counter"] = "Table counter",
+    ["table.floor.term"] = "Floor term", ["table.floor.counter"] = "Floor counter",
     ["settings.term"] = "Settings term", ["settings.counter"] = "Settings counter",
     ["row.extent.offset"] = "Extent offset", ["row.extent.length"] = "Extent length",
     ["row.size"] = "Size", ["device.size"] = "Size",
@@ -89,7 +93,7 @@ names(ProtoField.guid, nil, {
     guid = "Any GUID", ["connect.initiator"] = "Initiator", ["connect.responder"] = "Responder",
     ["discover.asker"] = "Asker", ["here.fabric"] = "Fabric services",
     ["member.guid"] = "GUID", ["after"] = "After", ["unit_ownership.unit"] = "Unit",
-    ["table.writer"] = "Table writer", ["settings.writer"] = "Settings writer",
+    ["table.writer"] = "Table writer", ["table.floor.writer"] = "Floor writer", ["settings.writer"] = "Settings writer",
     ["row.guid"] = "GUID", ["row.parent"] = "Parent", owner = "Owner",
     ["owned.writer"] = "Ownership writer", ["unit.guid"] = "Unit", ["controller.guid"] = "Controller",
     ["devices.controller"] = "Controller", ["device.guid"] = "Device",
@@ -429,8 +433,26 @@ function Reader:summary()
     self:guid("table.writer")
     self.tree:add(F["table.digest"], self:take(16))
     local rows = self:uint("table.rows", 4)
+    self:uint("table.floor.term", 8)
+    self:uint("table.floor.counter", 8)
+    self:guid("table.floor.writer")
     return ("stamp %s.%s, %d rows"):format(tostring(start(0, 8):uint64()),
         tostring(start(8, 8):uint64()), rows)
+end
+
+function Reader:parts()
+    local level = self:uint("parts.level", 1)
+    local count = self:uint("parts.count", 4)
+    if count > T.max_parts then bad("parts over its limit") end
+    local before
+    for _ = 1, count do
+        local number = self:uint("part", 2)
+        if before and number <= before then bad("bad value in parts") end
+        before = number
+    end
+    if level > T.max_part_level then bad("bad value in level") end
+    if not before or before >= 2 ^ (4 * level) then bad("bad value in parts") end
+    return level, count
 end
 
 function Reader:settings()
@@ -633,7 +655,28 @@ request[K["unit-ownership"]] = function(r)
     return word
 end
 reply[K["table-stamp"]] = function(r) return r:summary() end
-request[K["table-rows"]] = function(r) r:guid("after") end
+request[K["table-rows"]] = function(r)
+    r:guid("after")
+    local level, count = r:parts()
+    return level == 0 and "all" or ("%d parts at level %d"):format(count, level)
+end
+request[K["table-digests"]] = function(r)
+    local level, count = r:parts()
+    local depth = r:uint("digests.depth", 1)
+    if depth < 1 or depth > 2 or level + depth > T.max_part_level then
+        bad("bad value in depth")
+    end
+    if count * 2 ^ (4 * depth) > T.max_parts then bad("digests over its limit") end
+    return ("%d parts at level %d, %d deeper"):format(count, level, depth)
+end
+reply[K["table-digests"]] = function(r)
+    r:summary()
+    r:settings()
+    local count = r:uint("digests.count", 4)
+    if count > T.max_parts then bad("digests over its limit") end
+    for _ = 1, count do r:uint("digest", 8) end
+    return count .. " digests"
+end
 reply[K["table-rows"]] = function(r)
     r:summary()
     r:settings()

@@ -13,6 +13,7 @@
 //! | table-stamp | empty | [`TableSummary`] |
 //! | table-rows | [`TableRowsRequest`] | [`TableRowsReply`] |
 //! | offer | [`Offer`] | [`TableSummary`] |
+//! | table-digests | [`TableDigestsRequest`] | [`TableDigestsReply`] |
 //! | controllers | empty | [`ControllersReply`] |
 //! | registers | [`RegistersRequest`] | [`RegistersReply`] |
 //! | compare-and-set | [`CompareAndSet`] | [`RegistersReply`] or [`Conflict`] |
@@ -38,7 +39,10 @@ pub use fabric::{
     Discover, Here, Member, MembershipReply, MembershipRequest, Register, Registered, UnitOwnership,
 };
 pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
-pub use table::{Offer, TableRowsReply, TableRowsRequest, TableSummary};
+pub use table::{
+    Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    TableSummary,
+};
 pub use unit::{
     Change, CompareAndSet, Conflict, ControllerRecord, ControllersReply, DeviceRecord,
     DevicesReply, IO_RANGE_BYTES, IdentifyReply, IoRange, OwnershipRegister, RegistersReply,
@@ -63,6 +67,10 @@ pub const MAX_DEVICES: usize = 3072;
 pub const MAX_REGISTERS: usize = 16_384;
 /// The most rows of one table page or offer; an offer of more is made by digest.
 pub const MAX_PAGE_ROWS: usize = 4096;
+/// The deepest level of a table's parts: 65,536 of them.
+pub const MAX_PART_LEVEL: u8 = 4;
+/// The most parts that a request names, and the most digests that it asks for.
+pub const MAX_PARTS: usize = 65_536;
 /// The most changes of one compare-and-set.
 pub const MAX_CHANGES: usize = 4096;
 

@@ -13,5 +13,5 @@ mod service;
 mod world;
 
 pub use network::Faults;
-pub use node::{DiskFaults, device_spec};
+pub use node::{DiskFaults, StoredTable, device_spec};
 pub use world::{NodeId, Seen, World};

@@ -52,6 +52,7 @@ pub struct StoredTable {
     /// The stamp.
     pub stamp: TableStamp,
     highest: TableStamp,
+    floor: TableStamp,
     cluster: ClusterName,
 }
 
@@ -62,6 +63,7 @@ impl Default for StoredTable {
             settings: Settings::default(),
             stamp: TableStamp::default(),
             highest: TableStamp::default(),
+            floor: TableStamp::default(),
             cluster: ClusterName::NONE,
         }
     }
@@ -76,6 +78,21 @@ impl StoredTable {
         self.cluster = cluster;
     }
 
+    /// A file that holds `table`, of `cluster`.
+    pub fn of(table: &Table, cluster: ClusterName) -> Self {
+        Self {
+            rows: table
+                .rows()
+                .map(|row| (row.guid, Arc::new(row.clone())))
+                .collect(),
+            settings: *table.settings(),
+            stamp: table.stamp(),
+            highest: table.highest_stamp(),
+            floor: table.floor(),
+            cluster,
+        }
+    }
+
     /// The table as an agent starts with it.
     pub fn table(&self) -> Table {
         Table::restore(
@@ -84,6 +101,7 @@ impl StoredTable {
             self.highest,
             self.rows.values().cloned(),
         )
+        .with_floor(self.floor)
     }
 }
 
@@ -188,6 +206,7 @@ impl Host {
                     stored.settings = *table.settings();
                     stored.stamp = table.stamp();
                     stored.highest = table.highest_stamp();
+                    stored.floor = table.floor();
                     pending.push(Pending::Commit(token, Box::new(stored)));
                 }
                 AgentAction::AddController { unit, ioc, mac } => {
