@@ -361,7 +361,51 @@ fn a_reload_takes_the_intervals_and_refuses_a_mistake() -> TestResult {
     Ok(())
 }
 
+fn a_device_is_measured_inside_rmad_and_written_only_when_that_is_agreed_to() -> TestResult {
+    let (cluster, _socket) = one_disk(9000)?;
+    let host = &cluster.hosts[0];
+    let bench = ["bench", "u1c1d1", "--seconds", "1", "--ramp", "0"];
+    let read = host
+        .json(&[&bench[..], &["--depth", "4"]].concat())
+        .ok_or("no result")?;
+    let report = &read["report"];
+    assert!(read["iops"].as_f64().is_some_and(|n| n > 100.0), "{read}");
+    assert_eq!(report["errors"], 0);
+    assert_eq!(report["writes"], serde_json::Value::Null);
+    let count = report["reads"]["count"].as_u64();
+    assert_eq!(count, report["ios"].as_u64());
+
+    let write = [&bench[..], &["--rw", "randrw", "--bs", "64k"]].concat();
+    let output = host.rma(&write)?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        output.stderr.contains("--destroy-data"),
+        "{}",
+        output.stderr
+    );
+    let output = host.rma(&[&write[..], &["--destroy-data"]].concat())?;
+    assert!(output.status.success(), "{}", output.stderr);
+    assert!(
+        output.stdout.contains("read:") && output.stdout.contains("write:"),
+        "{}",
+        output.stdout
+    );
+    for (args, word) in [
+        (["bench", "u1c1d2"], "does not own"),
+        (["bench", "nothing"], "nothing"),
+    ] {
+        let output = host.rma(&args)?;
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stderr.contains(word), "{}", output.stderr);
+    }
+    let output = host.rma(&["bench", "u1c1d1", "--bs", "1000"])?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stderr.contains("512"), "{}", output.stderr);
+    Ok(())
+}
+
 rma_rig::test_main!(
+    a_device_is_measured_inside_rmad_and_written_only_when_that_is_agreed_to,
     a_reload_takes_the_intervals_and_refuses_a_mistake,
     clients_work_at_mtu_1500_on_a_good_and_a_bad_wire,
     clients_work_at_mtu_9000_on_a_good_and_a_bad_wire,

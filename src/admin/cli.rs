@@ -104,6 +104,8 @@ enum Verb {
     /// The udev rules that rmad generates
     #[command(subcommand)]
     Udev(UdevVerb),
+    /// Measure a device that this host owns: load made inside rmad, as fio would
+    Bench(super::bench::Args),
     /// Decode a packet capture of the segment, a line per frame
     Capture {
         /// A pcap or pcapng file
@@ -205,6 +207,8 @@ enum CliError {
         source: serde_json::Error,
     },
     #[error(transparent)]
+    Bench(#[from] super::bench::BenchError),
+    #[error(transparent)]
     Crt(#[from] crate::store::crt_file::StoreError),
     #[error(transparent)]
     Capture(#[from] super::capture::CaptureError),
@@ -234,7 +238,11 @@ pub fn main(daemons: fn() -> [clap::Command; 3]) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         // A reader that went away (`rma devices | head`) is no error.
-        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(CliError::Output(e) | CliError::Bench(super::bench::BenchError::Output(e)))
+            if e.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(e) => {
             eprintln!("rma: {}", text::printable(&e.to_string()));
             ExitCode::from(2)
@@ -277,6 +285,10 @@ impl Cli {
             Verb::Watch => return self.watch(),
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
+            Verb::Bench(args) => {
+                let json = self.output == Format::Json;
+                return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
+            }
             Verb::Capture { file } => {
                 let json = self.output == Format::Json;
                 let summary = super::capture::run(file, json, &mut std::io::stdout().lock())?;

@@ -1,5 +1,6 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
+pub mod bench;
 pub mod capture;
 pub mod cli;
 pub mod control;

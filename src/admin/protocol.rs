@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::initiator::load::{LoadReport, LoadSpec};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, WatchEvent};
 
 /// Version of everything that `-o json` prints. It grows when a field changes its meaning or
@@ -18,10 +19,17 @@ pub enum Question {
     Exports,
     /// The udev rules for the devices that this host owns.
     UdevRules,
+    /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
+    Load {
+        /// The device: GUID, its first digits (8 or more), address or name.
+        device: String,
+        /// What load.
+        spec: LoadSpec,
+    },
 }
 
 /// What `rmad` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     /// The agent's reply.
@@ -37,6 +45,13 @@ pub enum Answer {
     UdevRules {
         /// As it is written into the rules directory.
         rules: String,
+    },
+    /// How a load goes.
+    Load {
+        /// So far.
+        report: LoadReport,
+        /// Whether this was the last.
+        over: bool,
     },
     /// The question cannot be answered.
     Error(AdminError),

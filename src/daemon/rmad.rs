@@ -21,7 +21,7 @@ use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
-use crate::wire::ClusterName;
+use crate::wire::{ClusterName, EntityType};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_LINKS: u64 = 1;
@@ -365,6 +365,7 @@ impl Rmad {
             match event {
                 ControlEvent::Closed(id) => {
                     self.watchers.remove(&id);
+                    service.send(ServiceCommand::EndLoad(id.as_u64()));
                 }
                 ControlEvent::Line(id, line) => match serde_json::from_str(&line) {
                     Ok(question) => self.question(id, question, service),
@@ -386,6 +387,13 @@ impl Rmad {
                 self.agent.admin(now(), id.as_u64(), request);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
+            Question::Load { device, spec } => {
+                let among = [EntityType::Device, EntityType::Extent];
+                match self.agent.table().resolve_among(&device, &among) {
+                    Ok(guid) => service.send(ServiceCommand::Load(id.as_u64(), guid, spec)),
+                    Err(e) => self.finish(id, &Answer::Error(e.into())),
+                }
+            }
             Question::UdevRules => {
                 let rules = self.rules_text();
                 self.finish(id, &Answer::UdevRules { rules });
@@ -408,6 +416,21 @@ impl Rmad {
                 }
                 ServiceEvent::Notified(unit, ioc, notification) => {
                     self.agent.service_notified(now(), unit, ioc, notification);
+                }
+                ServiceEvent::Load {
+                    token,
+                    report,
+                    over,
+                } => {
+                    let id = ControlId::from_u64(token);
+                    match report {
+                        Ok(report) if over => self.finish(id, &Answer::Load { report, over }),
+                        Ok(report) => self.say(id, &Answer::Load { report, over }),
+                        Err(message) => {
+                            let kind = ErrorKind::Refused;
+                            self.finish(id, &Answer::Error(AdminError { kind, message }));
+                        }
+                    }
                 }
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });

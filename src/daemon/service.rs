@@ -12,20 +12,26 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event_loop::{Event, Interest, Loop, now};
+use super::loads::Loads;
+use super::spin::Spin;
 use crate::admin::protocol::ExportInfo as ExportStatus;
 use crate::export::block::{BlockError, BlockRequest, ExportInfo};
 use crate::export::socket::NbdSockets;
+use crate::initiator::load::{Load, LoadReport, LoadSpec};
 use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent, Target};
 use crate::net::{Inbox, LinkState, Outbox, PacketSocket};
 use crate::rma::OwnedDevice;
 use crate::wire::message::DevicesReply;
 use crate::wire::message::Notification;
 use crate::wire::row::features;
-use crate::wire::{ClusterName, Guid, IocNumber, Mac, Status};
+use crate::wire::{ClusterName, Guid, IocNumber, Mac, Status, Time};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
+
+/// While it polls for frames, every so many rounds everything else is looked at too.
+const LOOK_EVERY: u32 = 8;
 
 /// What the management thread wants.
 #[derive(Debug)]
@@ -42,6 +48,10 @@ pub enum ServiceCommand {
     Export(Vec<OwnedDevice>),
     /// Tell what is exported; the token comes back.
     Report(u64),
+    /// Make load on a device that this host owns, and tell how it goes; the token comes back.
+    Load(u64, Guid, LoadSpec),
+    /// Whoever wanted that load has gone: end it.
+    EndLoad(u64),
     /// The interface changed: look at it again.
     LinkChanged,
     /// End the thread: close sockets and connections.
@@ -57,6 +67,15 @@ pub enum ServiceEvent {
     Notified(Guid, IocNumber, Notification),
     /// What is exported.
     Report(u64, Vec<ExportStatus>),
+    /// How a load goes, or why there is none. The last one says that it is over.
+    Load {
+        /// Which.
+        token: u64,
+        /// How it goes.
+        report: Result<LoadReport, String>,
+        /// Whether more will come.
+        over: bool,
+    },
 }
 
 /// What the thread needs to start.
@@ -104,6 +123,7 @@ impl ServiceHandle {
             sockets,
             socket_dir: config.socket_dir,
             exports: BTreeMap::new(),
+            loads: Loads::default(),
             commands: command_queue,
             wake: Arc::clone(&wake),
             events: event_queue,
@@ -176,6 +196,7 @@ struct Service {
     sockets: NbdSockets,
     socket_dir: PathBuf,
     exports: BTreeMap<Guid, Export>,
+    loads: Loads,
     commands: Receiver<ServiceCommand>,
     wake: Arc<EventFd>,
     events: Sender<ServiceEvent>,
@@ -187,36 +208,20 @@ struct Service {
 impl Service {
     fn run(mut self, mut event_loop: Loop) {
         let mut seen = Vec::new();
+        let mut spin = Spin::default();
+        let mut round = 0_u32;
         loop {
             seen.clear();
-            if let Err(e) = event_loop.wait(self.initiator.deadline(), &mut seen) {
-                log::error!("service thread: cannot wait: {e}");
+            let polls = spin.polls(now());
+            round = round.wrapping_add(1);
+            // While it polls for frames, everything else is looked at now and then.
+            let looks = !polls || round.is_multiple_of(LOOK_EVERY);
+            if looks && !self.look(&mut event_loop, polls, &mut seen) {
                 return;
             }
-            let mut packets = false;
-            for event in &seen {
-                match event {
-                    Event::Ready {
-                        token: TOKEN_COMMANDS,
-                        ..
-                    } => {
-                        let _ = self.wake.read();
-                    }
-                    Event::Ready {
-                        token: TOKEN_PACKETS,
-                        ..
-                    } => packets = true,
-                    _ => {}
-                }
-            }
-            if !self.obey() {
-                return;
-            }
-            if packets || self.socket.state() == LinkState::Up {
-                self.receive();
-            }
+            let received = self.state() == LinkState::Up && self.receive();
             self.initiator.tick(now());
-            self.serve();
+            self.serve(looks);
             let was_blocked = self.blocked;
             self.transmit();
             if self.blocked != was_blocked {
@@ -229,7 +234,46 @@ impl Service {
                     log::error!("service thread: cannot wait for the packet socket: {e}");
                 }
             }
+            if !self.initiator.is_waiting() {
+                spin.rest();
+            } else if received || !polls {
+                spin.worked(now());
+            } else {
+                std::thread::yield_now();
+            }
         }
+    }
+
+    /// Sees what is ready, or (where `polls`) only whether something is, and obeys the management
+    /// thread; `false` to end.
+    fn look(&mut self, event_loop: &mut Loop, polls: bool, seen: &mut Vec<Event>) -> bool {
+        let deadline = if polls {
+            Some(Time::ZERO)
+        } else {
+            let own = self.initiator.deadline().into_iter();
+            own.chain(self.loads.deadline()).min()
+        };
+        if let Err(e) = event_loop.wait(deadline, seen) {
+            log::error!("service thread: cannot wait: {e}");
+            return false;
+        }
+        let commands = seen.iter().any(|event| {
+            matches!(
+                event,
+                Event::Ready {
+                    token: TOKEN_COMMANDS,
+                    ..
+                }
+            )
+        });
+        if commands {
+            let _ = self.wake.read();
+        }
+        self.obey()
+    }
+
+    fn state(&self) -> LinkState {
+        self.socket.state()
     }
 
     /// Carries out what the management thread wants; `false` to end.
@@ -258,6 +302,8 @@ impl Service {
                     let report = self.report();
                     self.say(ServiceEvent::Report(token, report));
                 }
+                ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
+                ServiceCommand::EndLoad(token) => self.loads.end(token),
                 ServiceCommand::LinkChanged => self.refresh(),
                 ServiceCommand::Stop => {
                     self.stop();
@@ -292,11 +338,14 @@ impl Service {
         }
     }
 
-    fn receive(&mut self) {
+    /// Takes what has come; whether that was anything.
+    fn receive(&mut self) -> bool {
+        let mut any = false;
         // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
         for _ in 0..MAX_RECEIVE_ROUNDS {
             match self.socket.recv(&mut self.inbox) {
                 Ok(count) => {
+                    any |= count > 0;
                     let time = now();
                     let own = self.socket.interface().mac;
                     for frame in self.inbox.frames() {
@@ -308,25 +357,38 @@ impl Service {
                         let _ = self.initiator.handle(time, frame.source, frame.payload);
                     }
                     if count < crate::net::BATCH_FRAMES {
-                        return;
+                        break;
                     }
                 }
                 Err(e) => {
                     log::warn!("{e}");
-                    return;
+                    break;
                 }
             }
         }
+        any
     }
 
-    /// Moves requests from the sockets to the initiator and answers back, until both are quiet.
-    fn serve(&mut self) {
+    /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
+    /// and answers back, until all are quiet.
+    fn serve(&mut self, sockets: bool) {
         let mut quiet = false;
         while !quiet {
             quiet = true;
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
                 self.take(event);
+            }
+            let time = now();
+            for (token, device, io) in self.loads.next(time) {
+                quiet = false;
+                self.initiator.submit(time, device, io, token);
+            }
+            for told in self.loads.reports(time) {
+                self.say(told);
+            }
+            if !sockets && !self.sockets.has_answers() {
+                continue;
             }
             let mut incoming = Vec::new();
             if let Err(e) = self.sockets.poll(|request| incoming.push(request)) {
@@ -341,6 +403,9 @@ impl Service {
 
     fn take(&mut self, event: IoEvent) {
         match event {
+            IoEvent::Done { token, result } if Loads::owns(token) => {
+                self.loads.done(now(), token, result.map(drop));
+            }
             IoEvent::Done { token, result } => {
                 self.sockets
                     .complete(token, result.map_err(BlockError::from));
@@ -367,6 +432,36 @@ impl Service {
                 log::warn!("controller {ioc} of unit {unit} does not answer; its I/O waits");
             }
         }
+    }
+
+    fn load(&mut self, token: u64, guid: Guid, spec: LoadSpec) {
+        let refused = match self.exports.get(&guid) {
+            None => "this host does not own the device (any more); `rma exports`".to_owned(),
+            Some(export) => {
+                let row = &export.owned.row;
+                let read_only = row.features & features::READ_ONLY != 0;
+                match spec.mistake(row.size_bytes, row.block_size) {
+                    Some(mistake) => mistake,
+                    None if read_only && spec.read_percent < 100 => {
+                        "the device is read-only; ask for reads".to_owned()
+                    }
+                    None => {
+                        let device = export.device;
+                        let seed = self.seed ^ token;
+                        let load = Load::new(now(), spec, row.size_bytes, seed);
+                        match self.loads.begin(now(), token, device, load) {
+                            Ok(()) => return,
+                            Err(why) => why,
+                        }
+                    }
+                }
+            }
+        };
+        self.say(ServiceEvent::Load {
+            token,
+            report: Err(refused),
+            over: true,
+        });
     }
 
     fn submit(&mut self, request: BlockRequest) {

@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 use super::args::UnitdArgs;
 use super::config::ConfigError;
 use super::event_loop::{self, Event, Interest, Loop, notify, notify_reloading};
+use super::spin::Spin;
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
@@ -23,6 +24,7 @@ use crate::backend::{Backend, Completion, Pool, PoolError};
 use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
 use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
+use crate::wire::Time;
 
 /// The largest MTU that is taken from an interface by itself.
 const MAX_DEFAULT_MTU: u16 = 9000;
@@ -41,6 +43,9 @@ const TOKEN_SERVICE: u64 = 1;
 const TOKEN_POOL: u64 = 2;
 const TOKEN_CONTROL: u64 = 3;
 const TOKEN_LINKS: u64 = 4;
+
+/// While it polls for frames, every so many rounds everything else is looked at too.
+const LOOK_EVERY: u32 = 8;
 
 /// Why the daemon cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
@@ -227,13 +232,24 @@ impl Daemon {
         self.act();
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
+        let mut spin = Spin::default();
+        let mut round = 0_u32;
         loop {
-            let deadline = self.unit.deadline();
-            let deadline = deadline.into_iter().chain(self.drop_log.deadline());
             seen.clear();
-            self.event_loop
-                .wait(deadline.min(), &mut seen)
-                .map_err(system("wait for events"))?;
+            let polls = spin.polls(event_loop::now());
+            round = round.wrapping_add(1);
+            // While it polls for frames, everything else is looked at now and then.
+            if !polls || round.is_multiple_of(LOOK_EVERY) {
+                let deadline = if polls {
+                    Some(Time::ZERO)
+                } else {
+                    let own = self.unit.deadline().into_iter();
+                    own.chain(self.drop_log.deadline()).min()
+                };
+                self.event_loop
+                    .wait(deadline, &mut seen)
+                    .map_err(system("wait for events"))?;
+            }
             for event in &seen {
                 match *event {
                     Event::Stop => return self.stop(),
@@ -249,8 +265,17 @@ impl Daemon {
                 }
             }
             let now = event_loop::now();
+            let mut served = false;
             for port in &mut self.ports {
-                port.receive(now, &mut self.inbox, &mut self.unit)?;
+                if port.is_service || port.is_readable {
+                    let received = port.receive(now, &mut self.inbox, &mut self.unit)?;
+                    served |= received && port.is_service;
+                }
+            }
+            if served {
+                spin.worked(now);
+            } else if polls {
+                std::thread::yield_now();
             }
             self.unit.tick(now);
             self.act();

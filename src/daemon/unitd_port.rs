@@ -111,17 +111,16 @@ impl Port {
         }
     }
 
-    /// Receives one batch for the unit; what is left over is reported readable again.
+    /// Receives one batch for the unit, where there is one; what is left over is reported readable
+    /// again. Whether anything came.
     pub fn receive(
         &mut self,
         now: Time,
         inbox: &mut Inbox,
         unit: &mut Unit,
-    ) -> Result<(), PortError> {
-        if !std::mem::take(&mut self.is_readable) {
-            return Ok(());
-        }
-        self.socket.recv(inbox)?;
+    ) -> Result<bool, PortError> {
+        self.is_readable = false;
+        let count = self.socket.recv(inbox)?;
         let own = self.socket.interface().mac;
         for frame in inbox.frames() {
             // A packet socket also sees what the switch floods to others.
@@ -131,7 +130,7 @@ impl Port {
             // What is wrong with a frame is counted by the unit.
             let _ = unit.handle(now, self.is_service, frame.source, frame.payload);
         }
-        Ok(())
+        Ok(count > 0)
     }
 
     /// There is room to send again.

@@ -260,6 +260,11 @@ impl NbdSockets {
         Ok(())
     }
 
+    /// Whether completed requests wait for the next [`Self::poll`].
+    pub fn has_answers(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// Completes a request: the data of a read, an empty vector otherwise. It is sent by the next
     /// [`Self::poll`].
     pub fn complete(&mut self, token: u64, result: Result<Vec<u8>, BlockError>) {

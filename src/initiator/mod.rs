@@ -5,6 +5,7 @@
 
 mod controller;
 mod io;
+pub mod load;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -386,6 +387,11 @@ impl Initiator {
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         self.hub.poll_transmit(now, out)
+    }
+
+    /// Whether an answer is awaited.
+    pub fn is_waiting(&self) -> bool {
+        !self.commands.is_empty()
     }
 
     /// The next event.

@@ -1,0 +1,96 @@
+//! When a thread polls for its next frame instead of sleeping until it comes: as long as that
+//! mostly pays. Waking up takes longer than the rest of a short I/O together.
+
+use std::time::Duration;
+
+use crate::wire::Time;
+
+/// How long after the last frame the next is polled for.
+const POLL_FOR: Duration = Duration::from_micros(50);
+/// The score at its best and, negated, at its worst.
+const SCORE_LIMIT: i8 = 16;
+/// What polling in vain takes from the score; a frame in time gives 1.
+const MISS: i8 = 4;
+/// With a bad score polling is tried once in so many times.
+const TRY_EVERY: u32 = 64;
+
+/// Decides between polling and sleeping.
+#[derive(Debug, Default)]
+pub(super) struct Spin {
+    score: i8,
+    until: Option<Time>,
+    skipped: u32,
+}
+
+impl Spin {
+    /// Frames came, and more may follow soon.
+    pub(super) fn worked(&mut self, now: Time) {
+        if self.until.take().is_some() {
+            self.score = (self.score + 1).min(SCORE_LIMIT);
+        }
+        self.skipped += 1;
+        if self.score >= 0 || self.skipped >= TRY_EVERY {
+            self.skipped = 0;
+            self.until = Some(now + POLL_FOR);
+        }
+    }
+
+    /// Nothing is awaited any more: sleeping is no failure.
+    pub(super) fn rest(&mut self) {
+        self.until = None;
+    }
+
+    /// Whether to poll once more.
+    pub(super) fn polls(&mut self, now: Time) -> bool {
+        match self.until {
+            Some(until) if now < until => true,
+            Some(_) => {
+                self.until = None;
+                self.score = (self.score - MISS).max(-SCORE_LIMIT);
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn us(n: u64) -> Time {
+        Time::from_nanos(n * 1000)
+    }
+
+    #[test]
+    fn it_polls_while_frames_come_in_time_and_rarely_when_they_do_not() {
+        let mut spin = Spin::default();
+        assert!(!spin.polls(us(0)), "nothing came yet");
+        for at in 1..100 {
+            spin.worked(us(at * 10));
+            assert!(spin.polls(us(at * 10 + 9)));
+        }
+        let mut polled = 0;
+        for at in 1..1000 {
+            spin.worked(us(at * 1000));
+            polled += u32::from(spin.polls(us(at * 1000 + 1)));
+            assert!(!spin.polls(us(at * 1000 + 51)));
+        }
+        assert!((10..30).contains(&polled), "{polled}");
+        for at in 0..1000 {
+            spin.worked(us(2_000_000 + at * 10));
+        }
+        assert!(spin.polls(us(2_010_000)), "it pays again");
+    }
+
+    #[test]
+    fn resting_is_no_failure() {
+        let mut spin = Spin::default();
+        for at in 0..100 {
+            spin.worked(us(at * 1000));
+            assert!(spin.polls(us(at * 1000 + 1)));
+            spin.rest();
+            assert!(!spin.polls(us(at * 1000 + 999)));
+        }
+    }
+}
