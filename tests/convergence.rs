@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rma::crt::Table;
 use rma::fabric::Policy;
+use rma::rma::request::{AdminReply, AdminRequest, ErrorKind};
 use rma::wire::{EntityType, Guid, Incarnation, IocNumber, IodNumber, Mac, ObservationStamp, Row};
 use rma_simulator::check::unconverged;
 use rma_simulator::{NodeId, StoredTable, World};
@@ -236,7 +237,7 @@ fn a_change_that_a_peer_has_not_seen_is_pushed() {
     let before = Frames::of(&world);
     assert!(matches!(
         world.allocate(a, "u", &["a"]),
-        rma::rma::request::AdminReply::Allocated(_)
+        AdminReply::Allocated(_)
     ));
     converge(&mut world, s(1));
     let frames = Frames::since(&world, before);
@@ -313,4 +314,199 @@ fn many_hosts_that_start_at_once_make_no_storm() {
         assert!(frames.rows / hosts < 200, "{frames:?}");
     }
     println!("frames of content for each host: {per_host:?}");
+}
+
+/// Hosts 108, 110 and a unit with two devices; what is removed is kept for a minute.
+struct Cluster {
+    world: World,
+    fabric: NodeId,
+    h108: NodeId,
+    h110: NodeId,
+    unit: NodeId,
+}
+
+fn cluster(seed: u64) -> Cluster {
+    let mut world = World::new(seed);
+    let fabric = world.add_fabric(Policy::AutoJoin);
+    let (h108, h110) = (world.add_host("108", "A"), world.add_host("110", "A"));
+    for host in [h108, h110] {
+        world.host_mut(host).intervals.purge_after = s(60);
+    }
+    let unit = world.add_unit("112", "A", &[("114", &["116A", "116B"])]);
+    world.start_all();
+    converge(&mut world, s(10));
+    Cluster {
+        world,
+        fabric,
+        h108,
+        h110,
+        unit,
+    }
+}
+
+fn row(world: &World, host: NodeId, name: &str) -> Option<Row> {
+    let table = world.host(host).agent.as_ref().unwrap().table();
+    table.rows().find(|row| row.name == name).cloned()
+}
+
+#[track_caller]
+fn allocate(world: &mut World, host: NodeId, target: &str, to: &str) {
+    let reply = world.allocate(host, target, &[to]);
+    assert!(matches!(reply, AdminReply::Allocated(_)), "{reply:?}");
+}
+
+fn forget(
+    world: &mut World,
+    host: NodeId,
+    target: &str,
+) -> Result<Vec<String>, (ErrorKind, String)> {
+    let target = target.to_owned();
+    match world.admin(host, AdminRequest::Forget { target }) {
+        AdminReply::Forgotten(info) => Ok(info.rows.into_iter().map(|row| row.name).collect()),
+        AdminReply::Error(e) => Err((e.kind, e.message)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_tombstone_goes_when_every_host_has_passed_it() {
+    let mut c = cluster(20);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    let spec = c.world.remove_device(c.unit, 1, 1).unwrap();
+    converge(&mut c.world, s(2));
+    assert!(!row(&c.world, c.h110, "116A").unwrap().is_valid());
+    // Not while one may still have it as it was.
+    c.world.crash(c.h110);
+    let other = c.world.remove_device(c.unit, 1, 2).unwrap();
+    c.world.run_for(s(300));
+    assert!(row(&c.world, c.h108, "116B").is_some_and(|row| !row.is_valid()));
+    c.world.start(c.h110);
+    let gone = |w: &World| {
+        [c.h108, c.h110]
+            .iter()
+            .all(|host| row(w, *host, "116A").is_none() && row(w, *host, "116B").is_none())
+    };
+    assert!(c.world.run_until(s(200), gone));
+    converge(&mut c.world, s(10));
+    let floors: Vec<_> = [c.h108, c.h110]
+        .iter()
+        .map(|host| c.world.host(*host).agent.as_ref().unwrap().table().floor())
+        .collect();
+    assert!(
+        floors[0] == floors[1] && floors[0].counter > 0,
+        "{floors:?}"
+    );
+    let told = |host| format!("{:?}", c.world.host(host).events);
+    assert!(told(c.h108).contains("Forgotten"));
+    // What comes back is there again, and its unit knows whose it is.
+    c.world.add_device(c.unit, 1, spec);
+    c.world.add_device(c.unit, 1, other);
+    converge(&mut c.world, s(5));
+    let back = row(&c.world, c.h110, "116A").unwrap();
+    assert_eq!(
+        (back.ownership.word(), back.owned.epoch.0),
+        ("dedicated", 1)
+    );
+}
+
+#[test]
+fn a_host_from_before_the_floor_adopts_and_brings_nothing_back() {
+    let mut c = cluster(21);
+    let old = c.world.host(c.h110).stored.clone();
+    c.world.remove_device(c.unit, 1, 2).unwrap();
+    let gone = |w: &World| row(w, c.h108, "116B").is_none() && row(w, c.h110, "116B").is_none();
+    assert!(c.world.run_until(s(300), gone));
+    converge(&mut c.world, s(5));
+    // Its disk is replaced by an old copy, in which the device is there; it is alone for a while,
+    // and counts its stamp up.
+    c.world.crash(c.h110);
+    c.world.host_mut(c.h110).stored = old;
+    c.world.part(c.h110, c.h108);
+    c.world.part(c.h110, c.unit);
+    c.world.start(c.h110);
+    c.world.run_for(s(30));
+    assert!(row(&c.world, c.h110, "116B").is_some_and(|row| row.is_valid()));
+    c.world.network.mend();
+    // It never comes back to the host that has purged it.
+    let back = c
+        .world
+        .run_until(s(30), |w| row(w, c.h108, "116B").is_some());
+    assert!(!back);
+    converge(&mut c.world, s(10));
+    assert!(row(&c.world, c.h110, "116B").is_none());
+}
+
+#[test]
+fn an_administrator_forgets_what_is_gone_and_nothing_else() {
+    let mut c = cluster(22);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "110");
+    }
+    let w = &mut c.world;
+    for (target, words) in [
+        ("116A", "is there"),
+        ("114", "is there"),
+        ("112", "rma fabric remove"),
+        ("110", "rma fabric remove"),
+        ("108", "is this host"),
+    ] {
+        let (kind, message) = forget(w, c.h108, target).unwrap_err();
+        assert_eq!(kind, ErrorKind::Refused);
+        assert!(
+            message.contains(words) && !message.contains('\n'),
+            "{message}"
+        );
+    }
+    assert_eq!(forget(w, c.h108, "117").unwrap_err().0, ErrorKind::Unknown);
+    // A device that was taken out: at once, and on every host.
+    w.remove_device(c.unit, 1, 2).unwrap();
+    converge(w, s(2));
+    assert_eq!(forget(w, c.h108, "116B"), Ok(vec!["116B".to_owned()]));
+    assert!(w.run_until(s(1), |w| row(w, c.h110, "116B").is_none()));
+    converge(w, s(2));
+
+    // A unit that is scrapped, with all of its rows.
+    let guid = |w: &World, name: &str| row(w, c.h108, name).unwrap().guid;
+    let (unit, host) = (guid(w, "112"), guid(w, "110"));
+    w.crash(c.unit);
+    w.with_fabric(c.fabric, |f, now| f.remove(now, unit).unwrap());
+    w.run_for(s(10));
+    assert!(
+        row(w, c.h110, "116A").is_some_and(|row| row.is_valid()),
+        "silence removes nothing"
+    );
+    let names = forget(w, c.h108, "112").unwrap();
+    assert_eq!(names, ["112", "114", "116A"]);
+    let empty = |w: &World| row(w, c.h110, "112").is_none() && row(w, c.h110, "116A").is_none();
+    assert!(w.run_until(s(5), empty));
+    assert!(w.run_until(s(5), equal));
+    assert_eq!(w.host(c.h110).exports.as_deref(), Some(&[][..]));
+
+    // A host that is scrapped, once it owns nothing.
+    w.start(c.unit);
+    converge(w, s(20));
+    assert_eq!(
+        row(w, c.h108, "116A").unwrap().ownership.word(),
+        "dedicated"
+    );
+    w.crash(c.h110);
+    w.with_fabric(c.fabric, |f, now| f.remove(now, host).unwrap());
+    w.run_for(s(10));
+    let (_, message) = forget(w, c.h108, "110").unwrap_err();
+    assert!(
+        message.contains("112") && message.contains("rma release"),
+        "{message}"
+    );
+    let release = AdminRequest::Release {
+        target: "112".into(),
+        recursive: true,
+    };
+    assert!(matches!(w.admin(c.h108, release), AdminReply::Allocated(_)));
+    assert_eq!(forget(w, c.h108, "110"), Ok(vec!["110".to_owned()]));
+    // It comes back from the scrapyard.
+    w.start(c.h110);
+    converge(w, s(20));
+    assert!(row(w, c.h108, "110").is_some_and(|row| row.is_valid()));
 }

@@ -93,6 +93,12 @@ enum Verb {
         #[arg(long)]
         recursive: bool,
     },
+    /// Take a row out of the table for good, with all below it: a controller or device that its unit
+    /// no longer lists, or a host or unit that is no member any more
+    Forget {
+        /// GUID, its first 8 digits or more, address or name
+        target: String,
+    },
     /// Show or set the finest level at which the cluster allocates
     #[command(subcommand)]
     Granularity(GranularityVerb),
@@ -277,6 +283,9 @@ impl Cli {
             Verb::Release { target, recursive } => AdminRequest::Release {
                 target: target.clone(),
                 recursive: *recursive,
+            },
+            Verb::Forget { target } => AdminRequest::Forget {
+                target: target.clone(),
             },
             Verb::Granularity(GranularityVerb::Get) => AdminRequest::GranularityGet,
             Verb::Granularity(GranularityVerb::Set { level }) => AdminRequest::GranularitySet {

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::rma::request::{
-    AdminReply, AllocationInfo, DeviceInfo, HostInfo, OwnershipInfo, RowInfo, StatusInfo,
-    SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
+    AdminReply, AllocationInfo, DeviceInfo, ForgottenInfo, HostInfo, OwnershipInfo, RowInfo,
+    StatusInfo, SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
 };
 
 /// How a list looks.
@@ -487,6 +487,7 @@ pub fn event(event: &WatchEvent) -> String {
             format!("added {} {} at {}", row.entity, name_of(row), row.address)
         }
         WatchEvent::Removed { row } => format!("removed {} {}", row.entity, name_of(row)),
+        WatchEvent::Forgotten { row } => format!("forgotten {} {}", row.entity, name_of(row)),
         WatchEvent::Changed { before, after } => {
             format!(
                 "changed {} {}{}",
@@ -544,6 +545,24 @@ fn facts_changed(before: &RowInfo, after: &RowInfo) -> String {
     out
 }
 
+fn forgotten(info: &ForgottenInfo) -> String {
+    info.rows.iter().fold(String::new(), |mut out, row| {
+        let held = match row.ownership.ownership.as_str() {
+            "unallocated" => String::new(),
+            _ => format!(", which was {}", ownership(&row.ownership)),
+        };
+        let line = format!(
+            "forgotten: {} {} ({}){held}",
+            row.entity,
+            name_of(row),
+            row.guid
+        );
+        out.push_str(&printable(&line));
+        out.push('\n');
+        out
+    })
+}
+
 /// The whole text of a reply.
 pub fn reply(reply: &AdminReply, style: Style) -> String {
     match reply {
@@ -556,6 +575,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Tree(info) => tree(info),
         AdminReply::Table(info) => table(info, style),
         AdminReply::Allocated(info) => allocated(info),
+        AdminReply::Forgotten(info) => forgotten(info),
         AdminReply::Granularity(info) if info.changed => {
             format!("granularity is now {}\n", info.granularity)
         }

@@ -305,8 +305,8 @@ impl Table {
         changed.into_iter().collect()
     }
 
-    /// Takes a row out altogether and returns the rows that changed, it included. For tombstones
-    /// below the floor that every host has passed.
+    /// Takes a row out altogether and returns the rows that changed, it included. Those of known
+    /// standing only: see [`Table::purge`].
     pub fn remove(&mut self, guid: Guid) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
         if let Some(row) = self.rows.remove(&guid) {
@@ -316,6 +316,39 @@ impl Table {
             changed.insert(guid);
         }
         changed.into_iter().collect()
+    }
+
+    /// The row and all rows below it, parents first.
+    pub fn below(&self, guid: Guid) -> Vec<Guid> {
+        let mut all = vec![guid];
+        let mut next = 0;
+        while next < all.len() && all.len() <= self.rows.len() {
+            let children: Vec<Guid> = self.children(all[next]).map(|row| row.guid).collect();
+            all.extend(children);
+            next += 1;
+        }
+        all
+    }
+
+    /// Takes rows out for good, with all below them, and returns the rows that changed. The table
+    /// gets a new stamp, and that is its floor.
+    pub fn purge(&mut self, rows: &[Guid], term: u64, writer: Guid) -> Vec<Guid> {
+        let mut changed = BTreeSet::new();
+        for row in rows {
+            for guid in self.below(*row).into_iter().rev() {
+                changed.extend(self.remove(guid));
+            }
+        }
+        self.floor = self.publish(term, writer);
+        changed.into_iter().collect()
+    }
+
+    /// What was purged up to this version is not in this table any more; whether that is new.
+    pub fn raise_floor(&mut self, floor: TableStamp) -> bool {
+        let higher = floor > self.floor;
+        self.floor = self.floor.max(floor);
+        self.highest = self.highest.max(floor);
+        higher
     }
 
     /// Stores a row, keeps tree, digest and derived addresses, notes what changed.

@@ -179,6 +179,7 @@ fn intervals(config: &RmadConfig) -> Intervals {
         unit_poll: config.poll_units,
         controller_poll: config.poll_controllers,
         peer_poll: config.poll_peers,
+        purge_after: config.keep_removed,
         ..Intervals::default()
     }
 }

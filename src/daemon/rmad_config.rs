@@ -62,6 +62,9 @@ pub struct Keys {
     /// Interval at which peers are asked for their table's stamp, milliseconds [default: 2000]
     #[arg(long, value_name = "MS")]
     pub poll_peers_ms: Option<u64>,
+    /// How long rows of devices that were taken out are kept at least, hours [default: 168]
+    #[arg(long, value_name = "HOURS")]
+    pub keep_removed_hours: Option<u64>,
 }
 
 /// A configuration that can be used.
@@ -97,6 +100,8 @@ pub struct RmadConfig {
     pub poll_controllers: Duration,
     /// Interval of stamp exchanges with peers.
     pub poll_peers: Duration,
+    /// How long rows of what was taken out are kept.
+    pub keep_removed: Duration,
 }
 
 /// Parses an EtherType: `0x88b5` or a decimal number, 0x0600 and more.
@@ -135,7 +140,7 @@ impl RmadConfig {
         let file: Keys = config::read(path, default)?;
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
-            poll_units_ms, poll_controllers_ms, poll_peers_ms);
+            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours);
         Self::from_keys(keys, path.unwrap_or(default))
     }
 
@@ -170,6 +175,7 @@ impl RmadConfig {
         self.poll_units = other.poll_units;
         self.poll_controllers = other.poll_controllers;
         self.poll_peers = other.poll_peers;
+        self.keep_removed = other.keep_removed;
     }
 
     fn from_keys(keys: Keys, path: &Path) -> Result<Self, ConfigError> {
@@ -249,6 +255,13 @@ impl RmadConfig {
             poll_units: interval("poll_units_ms", keys.poll_units_ms, 5_000)?,
             poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 5_000)?,
             poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 2_000)?,
+            keep_removed: match keys.keep_removed_hours.unwrap_or(168) {
+                hours @ 1..=876_000 => Duration::from_secs(hours * 3600),
+                hours => {
+                    let why = format!("{hours} is not from 1 to 876000 hours");
+                    return Err(bad("keep_removed_hours", why));
+                }
+            },
         })
     }
 }
@@ -262,7 +275,7 @@ mod tests {
         let file: Keys = config::parse(text, path).map_err(|e| e.to_string())?;
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
-            poll_units_ms, poll_controllers_ms, poll_peers_ms);
+            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours);
         RmadConfig::from_keys(keys, path).map_err(|e| e.to_string())
     }
 

@@ -56,6 +56,10 @@ impl Agent {
                     Err(e) => AdminReply::Error(e),
                 }
             }
+            AdminRequest::Forget { target } => match self.forget(token, &target) {
+                Ok(()) => return self.pump(now),
+                Err(e) => AdminReply::Error(e),
+            },
             AdminRequest::Release { target, recursive } => {
                 match self.allocate(now, token, &target, None, recursive) {
                     Ok(()) => return self.pump(now),

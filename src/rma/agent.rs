@@ -9,6 +9,7 @@ use super::boot::Boot;
 use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::peers::Peer;
+use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
 use super::serve::Deferred;
 use super::timers::{Timer, Timers};
@@ -67,6 +68,7 @@ pub struct Agent {
     pub(super) journal: Journal,
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
+    pub(super) purges: Purges,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
     pub(super) exported: bool,
     /// Every address that was this host's since its start.
@@ -117,6 +119,7 @@ impl Agent {
             journal: Journal::new(table.summary()),
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
+            purges: Purges::default(),
             owned: BTreeMap::new(),
             exported: false,
             own_macs: config.macs.iter().copied().collect(),
@@ -299,6 +302,7 @@ impl Agent {
             Timer::Controller(guid, ioc) => self.poll_controller(now, guid, ioc),
             Timer::Allocation(id) => self.allocation_late(now, id),
             Timer::Resend(id) => self.resend_allocation(now, id),
+            Timer::Purge => self.purge_due(now),
         }
     }
 

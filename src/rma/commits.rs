@@ -125,6 +125,7 @@ impl Agent {
                     let reply = self.granularity_reply(true);
                     self.reply(token, reply);
                 }
+                Waiter::Forget(token) => self.forgotten(token, true),
                 Waiter::Boot => self.boot_stored(now),
             }
         }
@@ -146,6 +147,7 @@ impl Agent {
                          tried again every second, look with `rma granularity get`",
                     )),
                 ),
+                Waiter::Forget(token) => self.forgotten(token, false),
                 // The boot waits until it is stored.
                 Waiter::Boot => self.journal.waiters.push(Waiter::Boot),
             }
@@ -170,8 +172,10 @@ impl Agent {
 
     fn row_event(&self, guid: Guid, before: Option<&Row>) -> Option<WatchEvent> {
         let table = &self.table;
-        let after = table.get(guid)?;
         let info = |row: &Row| Box::new(report::row_info(table, row));
+        let Some(after) = table.get(guid) else {
+            return before.map(|row| WatchEvent::Forgotten { row: info(row) });
+        };
         let Some(before) = before else {
             return Some(WatchEvent::Added { row: info(after) });
         };

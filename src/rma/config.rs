@@ -60,6 +60,8 @@ pub struct Intervals {
     pub unit_patience: Duration,
     /// How long a unit may take to answer an allocation.
     pub allocation_patience: Duration,
+    /// How long the row of a controller, device or extent that is gone is kept at least.
+    pub purge_after: Duration,
 }
 
 impl Default for Intervals {
@@ -73,6 +75,7 @@ impl Default for Intervals {
             peer_patience: Duration::from_secs(2),
             unit_patience: Duration::from_secs(2),
             allocation_patience: Duration::from_secs(5),
+            purge_after: Duration::from_secs(7 * 86_400),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::request::WatchEvent;
 use super::timers::Timer;
 use crate::crt::{Settled, Table};
 use crate::wire::message::{Parts, TableSummary};
-use crate::wire::{Guid, Row, Settings, Time};
+use crate::wire::{Guid, Row, Settings, TableStamp, Time};
 
 /// How much of another host's table has come.
 #[derive(Debug)]
@@ -24,6 +24,17 @@ pub(super) enum Extent {
     Whole,
 }
 
+impl Extent {
+    /// Whether all that the table has of a row, or that it has none, has come.
+    fn holds(&self, guid: Guid) -> bool {
+        match self {
+            Self::Offered => false,
+            Self::Parts(parts) => parts.contain(guid),
+            Self::Whole => true,
+        }
+    }
+}
+
 impl Agent {
     /// Whether a table has the content of ours.
     pub(super) fn same_content(&self, theirs: &TableSummary) -> bool {
@@ -32,6 +43,9 @@ impl Agent {
 
     /// Equal content: the larger stamp, and no new version.
     pub(super) fn adopt_stamp(&mut self, theirs: &TableSummary) {
+        if self.table.raise_floor(theirs.floor) {
+            self.journal.note(&[]);
+        }
         let before = self.table.summary();
         if self.journal.unpublished && theirs.stamp < before.stamp {
             return;
@@ -54,6 +68,16 @@ impl Agent {
         extent: &Extent,
         position: u64,
     ) {
+        if theirs.floor < self.table.floor() {
+            // Theirs adopts ours: what ours lacks may have been purged, and is heard of again from
+            // those who have it.
+            rows.retain(|row| self.table.get(row.guid).is_some());
+        }
+        let purged = match extent {
+            Extent::Offered => None,
+            _ if theirs.floor <= self.table.floor() => None,
+            extent => Some(self.purged_elsewhere(&rows, |guid| extent.holds(guid))),
+        };
         self.leave_out_offenders(from, &mut rows);
         let differing: Vec<Guid> = rows
             .iter()
@@ -68,6 +92,9 @@ impl Agent {
         let changed = self.mutate(differing, |table| table.join(settings, rows).changed);
         if old_settings != *self.table.settings() {
             self.journal.note(&[Guid::NIL]);
+        }
+        if let Some(purged) = purged {
+            self.adopt_purges(&purged, theirs.floor);
         }
         if let Some(lacks) = lacks {
             self.note_lacks(theirs.digest, &lacks);
@@ -89,14 +116,26 @@ impl Agent {
         }
     }
 
+    /// Drops what was purged elsewhere, and what is dropped without need is heard of again.
+    fn adopt_purges(&mut self, purged: &[Guid], floor: TableStamp) {
+        self.mutate(purged.iter().copied(), |table| {
+            let mut changed = BTreeSet::new();
+            for guid in purged {
+                changed.extend(table.remove(*guid));
+            }
+            changed.into_iter().collect()
+        });
+        self.table.raise_floor(floor);
+        self.journal.note(&[]);
+        if !purged.is_empty() {
+            self.hear_again();
+        }
+    }
+
     /// Which of our rows another table, as far as it has come, lacks or has older; `None` where
     /// that cannot be said.
     fn lacks(&self, theirs: &[Row], extent: &Extent, position: u64) -> Option<BTreeSet<Guid>> {
-        let within = |guid: Guid| match extent {
-            Extent::Offered => false,
-            Extent::Parts(parts) => parts.contain(guid),
-            Extent::Whole => true,
-        };
+        let within = |guid| extent.holds(guid);
         let mut lacks = match extent {
             Extent::Offered => return None,
             // What has changed here since the other parts were equal.

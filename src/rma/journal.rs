@@ -20,6 +20,8 @@ pub(super) enum Waiter {
     Allocation(u64),
     /// An administrator's change of the granularity, by the token of the request.
     Granularity(u64),
+    /// An administrator's rows to forget, by the token of the request.
+    Forget(u64),
     /// Block 525.
     Boot,
 }

@@ -14,6 +14,7 @@ mod members;
 mod peers;
 mod plan;
 mod pulls;
+mod purge;
 mod registers;
 pub mod report;
 pub mod request;

@@ -121,6 +121,7 @@ impl Agent {
         for guid in peers {
             self.drive_peer(now, guid);
         }
+        self.purge_due(now);
     }
 
     /// The periodic exchange of stamps with a peer is due.
@@ -339,7 +340,8 @@ impl Agent {
             peer.differs_since.get_or_insert(now);
         } else {
             let since = *peer.differs_since.get_or_insert(now);
-            let patient = now.since(since) < DIFFERENCE_PATIENCE;
+            let purged = theirs.floor > self.table.floor();
+            let patient = !purged && now.since(since) < DIFFERENCE_PATIENCE;
             let idle = peer.ask.is_none() && peer.pull.is_none() && peer.station.is_up();
             if self.boot.is_steady() && !patient && !peer.offer && idle && self.may_pull() {
                 self.start_pull(now, guid);

@@ -43,6 +43,12 @@ pub enum AdminRequest {
         #[serde(default)]
         recursive: bool,
     },
+    /// Takes a row out of the table for good, with all below it: one whose parent no longer lists
+    /// it, or a host or unit that is no member any more.
+    Forget {
+        /// The row.
+        target: String,
+    },
     /// The finest level at which the cluster allocates.
     GranularityGet,
     /// Sets the finest level at which the cluster allocates.
@@ -84,6 +90,8 @@ pub enum AdminReply {
     Table(Box<TableInfo>),
     /// To [`AdminRequest::Allocate`] and [`AdminRequest::Release`].
     Allocated(Box<AllocationInfo>),
+    /// To [`AdminRequest::Forget`].
+    Forgotten(Box<ForgottenInfo>),
     /// To [`AdminRequest::GranularityGet`] and [`AdminRequest::GranularitySet`].
     Granularity(GranularityInfo),
     /// To [`AdminRequest::Exports`].
@@ -413,6 +421,13 @@ pub struct AllocationInfo {
     pub changes: Vec<ChangeInfo>,
 }
 
+/// What was forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenInfo {
+    /// The rows as they were, the one that was asked for first.
+    pub rows: Vec<RowInfo>,
+}
+
 /// The finest level of allocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GranularityInfo {
@@ -436,6 +451,11 @@ pub enum WatchEvent {
     /// A row's parent no longer lists it.
     Removed {
         /// The row, now invalid.
+        row: Box<RowInfo>,
+    },
+    /// A row is gone for good: every host had passed its tombstone, or an administrator said so.
+    Forgotten {
+        /// The row as it was.
         row: Box<RowInfo>,
     },
     /// A row's observed facts changed.

@@ -296,6 +296,20 @@ impl Agent {
             .collect()
     }
 
+    /// Asks a unit and its controllers again at once, whatever they told before.
+    pub(super) fn ask_anew(&mut self, unit: Guid) {
+        let Some(known) = self.units.get_mut(&unit) else {
+            return;
+        };
+        known.seen = None;
+        for (ioc, controller) in &mut known.controllers {
+            controller.seen = None;
+            let timer = Timer::Controller(unit, *ioc);
+            self.timers.set_sooner(timer, Time::ZERO);
+        }
+        self.timers.set_sooner(Timer::Unit(unit), Time::ZERO);
+    }
+
     /// Asks a unit and its controllers again, later each time as long as it does not help.
     pub(super) fn ask_again_soon(&mut self, now: Time, unit: Guid) {
         let longest = self.config.intervals.unit_poll;
