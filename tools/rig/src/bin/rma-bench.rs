@@ -1,4 +1,5 @@
-//! Owned devices beside NBD over TCP, in one run, on one kernel bridge, with the same client.
+//! Owned devices beside NBD over TCP, in one run, on one kernel bridge: load made inside `rmad`, and fio
+//! on both servers.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -33,33 +34,52 @@ struct Args {
 const PATIENCE: Duration = Duration::from_secs(30);
 const SIZE_MIB: u32 = 256;
 
-/// (name, fio's arguments, whether bytes per second count rather than operations).
-const WORKLOADS: [(&str, &[&str], bool); 5] = [
-    (
-        "4 KiB random read, depth 1",
-        &["--rw=randread", "--bs=4k", "--iodepth=1"],
-        false,
-    ),
-    (
-        "4 KiB random read, depth 32",
-        &["--rw=randread", "--bs=4k", "--iodepth=32"],
-        false,
-    ),
-    (
-        "4 KiB random write, depth 32",
-        &["--rw=randwrite", "--bs=4k", "--iodepth=32"],
-        false,
-    ),
-    (
-        "128 KiB sequential read, depth 8",
-        &["--rw=read", "--bs=128k", "--iodepth=8"],
-        true,
-    ),
-    (
-        "128 KiB sequential write, depth 8",
-        &["--rw=write", "--bs=128k", "--iodepth=8"],
-        true,
-    ),
+/// What is measured, in the words that fio and `rma bench` share.
+struct Workload {
+    name: &'static str,
+    rw: &'static str,
+    bs: &'static str,
+    depth: &'static str,
+    /// Whether bytes per second count rather than operations.
+    is_bytes: bool,
+}
+
+const WORKLOADS: [Workload; 5] = [
+    Workload {
+        name: "4 KiB random read, depth 1",
+        rw: "randread",
+        bs: "4k",
+        depth: "1",
+        is_bytes: false,
+    },
+    Workload {
+        name: "4 KiB random read, depth 32",
+        rw: "randread",
+        bs: "4k",
+        depth: "32",
+        is_bytes: false,
+    },
+    Workload {
+        name: "4 KiB random write, depth 32",
+        rw: "randwrite",
+        bs: "4k",
+        depth: "32",
+        is_bytes: false,
+    },
+    Workload {
+        name: "128 KiB sequential read, depth 8",
+        rw: "read",
+        bs: "128k",
+        depth: "8",
+        is_bytes: true,
+    },
+    Workload {
+        name: "128 KiB sequential write, depth 8",
+        rw: "write",
+        bs: "128k",
+        depth: "8",
+        is_bytes: true,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -79,34 +99,40 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     println!(
-        "{:<36} {:>5} {:>12} {:>12} {:>7}",
-        "WORKLOAD", "MTU", "RMA", "NBDKIT TCP", "RATIO"
+        "{:<34} {:>5} {:>11} {:>11} {:>11} {:>7} {:>7}",
+        "WORKLOAD", "MTU", "RMA", "RMA NBD", "NBDKIT TCP", "RATIO", "NBD"
     );
     for mtu in &args.mtu {
         let bench = Bench::start(*mtu)?;
-        for (name, fio, is_bytes) in WORKLOADS {
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for workload in &WORKLOADS {
+            let [mut own, mut ours, mut theirs] = [const { Vec::new() }; 3];
             for _ in 0..args.rounds.max(1) {
-                ours.push(bench.measure(&bench.ours, fio, is_bytes, args.seconds)?);
-                theirs.push(bench.measure(&bench.theirs, fio, is_bytes, args.seconds)?);
+                own.push(bench.measure_own(workload, args.seconds)?);
+                ours.push(bench.measure(&bench.ours, workload, args.seconds)?);
+                theirs.push(bench.measure(&bench.theirs, workload, args.seconds)?);
             }
-            let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+            let (own, ours) = (median(&mut own), median(&mut ours));
+            let theirs = median(&mut theirs);
             let unit = |v: f64| {
-                if is_bytes {
+                if workload.is_bytes {
                     format!("{:.0} MB/s", v / 1e6)
                 } else {
                     format!("{:.1} k/s", v / 1e3)
                 }
             };
             println!(
-                "{name:<36} {mtu:>5} {:>12} {:>12} {:>7.2}",
+                "{:<34} {mtu:>5} {:>11} {:>11} {:>11} {:>7.2} {:>7.2}",
+                workload.name,
+                unit(own),
                 unit(ours),
                 unit(theirs),
+                own / theirs,
                 ours / theirs
             );
             rows.push(json!({
-                "workload": name, "mtu": mtu, "backend": "memory",
-                "ours": ours, "nbdkit_tcp": theirs, "ratio_nbdkit_tcp": ours / theirs,
+                "workload": workload.name, "mtu": mtu, "backend": "memory",
+                "ours": own, "ours_nbd": ours, "nbdkit_tcp": theirs,
+                "ratio_nbdkit_tcp": own / theirs, "ratio_nbd_nbdkit_tcp": ours / theirs,
             }));
         }
     }
@@ -126,9 +152,11 @@ fn median(values: &mut [f64]) -> f64 {
 
 struct Bench {
     host: Node,
+    /// The host's place among the daemons.
+    rmad: usize,
     ours: String,
     theirs: String,
-    _daemons: Vec<Daemon>,
+    daemons: Vec<Daemon>,
     /// A namespace without processes lasts as long as its node.
     _bridge: Node,
     _rig: Rig,
@@ -196,15 +224,45 @@ impl Bench {
         })?;
         Ok(Self {
             host,
+            rmad: 2,
             ours: format!("nbd+unix:///?socket={}", socket.display()),
             theirs,
-            _daemons: vec![fabric, unit, daemon],
+            daemons: vec![fabric, unit, daemon],
             _bridge: bridge,
             _rig: rig,
         })
     }
 
-    fn measure(&self, uri: &str, workload: &[&str], is_bytes: bool, seconds: u32) -> Result<f64> {
+    /// Load made inside `rmad`.
+    fn measure_own(&self, workload: &Workload, seconds: u32) -> Result<f64> {
+        let seconds = seconds.to_string();
+        let args = [
+            "bench",
+            "d1",
+            "--destroy-data",
+            "--ramp=0",
+            "--rw",
+            workload.rw,
+            "--bs",
+            workload.bs,
+            "--depth",
+            workload.depth,
+            "--seconds",
+            &seconds,
+        ];
+        let value = self.daemons[self.rmad]
+            .json(&args)
+            .ok_or("rma bench failed")?;
+        let key = if workload.is_bytes {
+            "bytes_per_second"
+        } else {
+            "iops"
+        };
+        Ok(value[key].as_f64().ok_or("rma bench tells no figure")?)
+    }
+
+    /// fio on an NBD server.
+    fn measure(&self, uri: &str, workload: &Workload, seconds: u32) -> Result<f64> {
         let mut fio = Command::new("fio");
         fio.args([
             "--name=bench",
@@ -215,7 +273,9 @@ impl Bench {
         .arg(format!("--uri={uri}"))
         .arg(format!("--runtime={seconds}"))
         .arg(format!("--size={SIZE_MIB}m"))
-        .args(workload);
+        .arg(format!("--rw={}", workload.rw))
+        .arg(format!("--bs={}", workload.bs))
+        .arg(format!("--iodepth={}", workload.depth));
         let output = self
             .host
             .run(&mut fio, PATIENCE + Duration::from_secs(seconds.into()))?;
@@ -235,7 +295,7 @@ impl Bench {
         if job["error"] != 0 || sum("iops") == 0.0 {
             return Err(format!("fio failed: {}{}", output.stdout, output.stderr).into());
         }
-        Ok(if is_bytes {
+        Ok(if workload.is_bytes {
             sum("bw_bytes")
         } else {
             sum("iops")
