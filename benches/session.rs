@@ -118,10 +118,7 @@ impl Pair {
         self.now += 100_000;
         let now = self.now();
         for n in 0..DEPTH {
-            let range = IoRange {
-                offset: (n * self.len) as u64,
-                len: self.len as u64,
-            };
+            let range = IoRange::of_device((n * self.len) as u64, self.len as u64);
             let request = Request {
                 kind: Kind::Read,
                 flags: Flags::NONE,

@@ -152,14 +152,10 @@ fn segments_are_put_together_and_damage_is_counted() {
         kind: Kind::Write,
         ..request
     };
-    let mut data = IoRange {
-        offset: 512,
-        len: 64,
-    }
-    .to_body();
+    let mut data = IoRange::of_device(512, 64).to_body();
     data.extend([7; 64]);
     let mut bad = data.clone();
-    bad[15] = 65;
+    bad[31] = 65;
     let reply = Header {
         flags: Flags::REPLY,
         status: Status::Busy,

@@ -50,6 +50,7 @@ fn tables() -> String {
         ("max_parts", MAX_PARTS as u64),
         ("max_part_level", MAX_PART_LEVEL.into()),
         ("max_changes", MAX_CHANGES as u64),
+        ("max_device_extents", MAX_DEVICE_EXTENTS as u64),
         ("max_macs", row::MAX_MACS as u64),
         ("max_owners", row::MAX_OWNERS as u64),
         ("max_name_bytes", row::MAX_NAME_BYTES as u64),
@@ -414,11 +415,7 @@ fn data_is_shown_segment_by_segment() {
         return;
     }
     let (request, reply) = exchange(Kind::Write, 5, 6);
-    let mut body = IoRange {
-        offset: 4096,
-        len: 3000,
-    }
-    .to_body();
+    let mut body = IoRange::of_device(4096, 3000).to_body();
     body.extend((0..3000).map(|i| i as u8));
     let again = Header {
         flags: Flags::RETRY,
@@ -443,7 +440,7 @@ fn data_is_shown_segment_by_segment() {
         })
         .map(|f| f.value.clone())
         .collect();
-    assert_eq!(data, hex(&body[16..]));
+    assert_eq!(data, hex(&body[IO_RANGE_BYTES..]));
     assert_eq!(get(&packets[0], "rma.io.length"), Some("3000"));
     assert_eq!(get(&packets[1], "rma.io.length"), None);
     for packet in &packets[..4] {
@@ -506,12 +503,13 @@ fn requests_and_replies_are_matched_across_a_reconnect() {
         ..stranger
     };
     let empty = |header: &Header| segment(header, true, &[], 0, 0);
+    let asked = |header: &Header| segment(header, true, &[0; 32], 0, 32);
     let frames = [
         &connect(77, 100, 1)[..],
-        &[empty(&flush)],
+        &[asked(&flush)],
         &connect(78, 200, 2),
-        &[empty(&flushed), empty(&lost), empty(&never_asked)],
-        &[empty(&stranger), empty(&refused)],
+        &[empty(&flushed), asked(&lost), empty(&never_asked)],
+        &[asked(&stranger), empty(&refused)],
     ]
     .concat();
     let capture = Capture::new(&frames);

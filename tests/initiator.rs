@@ -127,6 +127,7 @@ impl Bench {
             ioc: IOC,
             iod: IodNumber(1),
             device: DEVICE,
+            extent: Guid::NIL,
             epoch: Epoch(epoch),
             size_bytes: SIZE as u64,
             block_size: 512,

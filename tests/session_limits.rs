@@ -284,10 +284,7 @@ fn incomplete_requests_are_bounded() {
 #[test]
 fn replies_that_nobody_takes_are_bounded() {
     let mut d = Direct::with(client_config(1, 1500, 4096), server_config(1, 1500, 4096));
-    let range = IoRange {
-        offset: 0,
-        len: 1 << 20,
-    };
+    let range = IoRange::of_device(0, 1 << 20);
     let body = range.to_body();
     let mut taken = 0;
     for command in 1..200 {
@@ -859,13 +856,7 @@ fn any_payload() -> impl Strategy<Value = Vec<u8>> {
         ranges,
         progress,
         Just(connect_of(CLIENT.0, 1, 1, 2).1),
-        Just(
-            IoRange {
-                offset: 0,
-                len: 5000
-            }
-            .to_body()
-        ),
+        Just(IoRange::of_device(0, 5000).to_body()),
     ]
 }
 

@@ -79,7 +79,7 @@ fn an_owner_reads_what_it_wrote_on_a_bad_wire() {
             };
             assert_eq!(world.ask(HOST_A, 1, write), (Status::Ok, vec![]));
         }
-        let flush = world.io(HOST_A, 1, Kind::Flush, vec![]);
+        let flush = world.io(HOST_A, 1, Kind::Flush, range(0, 0, &[]));
         assert_eq!(flush, (Status::Ok, vec![]));
         let read = world.io(HOST_A, 1, Kind::Read, range(512, len, &[]));
         assert_eq!(read, (Status::Ok, data));
@@ -195,7 +195,11 @@ fn only_owners_with_the_current_epoch_are_served() {
         Kind::Discard,
         Kind::WriteZeroes,
     ] {
-        let body = if kind == Kind::Flush { vec![] } else { write() };
+        let body = if kind == Kind::Flush {
+            range(0, 0, &[])
+        } else {
+            write()
+        };
         let reply = world.io(HOST_B, 1, kind, body.clone());
         assert_eq!(reply, (Status::NotOwner, vec![]), "{kind}");
         for stale in [0, 2, u64::MAX] {
@@ -249,7 +253,10 @@ fn a_read_only_device_takes_no_change() {
         world.io(HOST_A, 1, Kind::Read, range(0, 512, &[])).0,
         Status::Ok
     );
-    assert_eq!(world.io(HOST_A, 1, Kind::Flush, vec![]).0, Status::Ok);
+    assert_eq!(
+        world.io(HOST_A, 1, Kind::Flush, range(0, 0, &[])).0,
+        Status::Ok
+    );
     assert_eq!(world.applied.len(), 0);
 }
 
@@ -448,7 +455,7 @@ fn operations_under_way_are_bounded_in_number() {
     let mut world = hanging_disk(&hosts, 1100);
     let flush = Request {
         expect: 0,
-        ..io_request(Kind::Flush, 1, 1, vec![])
+        ..io_request(Kind::Flush, 1, 1, range(0, 0, &[]))
     };
     let mut commands = Vec::new();
     for host in &hosts {
@@ -513,6 +520,7 @@ fn registers_are_bounded() {
         row: Guid(row << 64),
         ownership: Ownership::Unallocated,
         owned: OwnershipStamp::default(),
+        extent: None,
     });
     let mut world = world();
     let stored = StoredRegisters {
@@ -697,6 +705,7 @@ fn registers_are_listed_in_pages() {
         row: Guid(row << 64),
         ownership: shared(&owners),
         owned: OwnershipStamp::default(),
+        extent: None,
     });
     let stored = StoredRegisters {
         registers: registers.collect(),
@@ -728,7 +737,7 @@ fn a_unit_without_registers_says_so_and_serves_nothing() {
     for kind in [Kind::Read, Kind::Write, Kind::Discard, Kind::WriteZeroes] {
         assert_eq!(world.io(HOST_A, 1, kind, range(0, 512, &[])), none);
     }
-    assert_eq!(world.io(HOST_A, 1, Kind::Flush, vec![]), none);
+    assert_eq!(world.io(HOST_A, 1, Kind::Flush, range(0, 0, &[])), none);
     assert_eq!(world.io(HOST_A, 0, Kind::Identify, vec![]), none);
     assert_eq!(world.set(HOST_A, 1, &[(DISK, 0, dedicated(HOST_A))]), none);
     let all = RegistersRequest { after: Guid::NIL };
@@ -944,7 +953,7 @@ fn recording() -> [Vec<InFlight>; 2] {
     world.io(HOST_A, 1, Kind::Identify, vec![]);
     world.io(HOST_A, 1, Kind::Write, range(0, 4096, &[7; 4096]));
     world.io(HOST_A, 1, Kind::Read, range(0, 4096, &[]));
-    world.io(HOST_A, 1, Kind::Flush, vec![]);
+    world.io(HOST_A, 1, Kind::Flush, range(0, 0, &[]));
     world.pass(3 * SECOND);
     world
         .segments

@@ -153,6 +153,7 @@ impl Station {
                 row,
                 expected: Epoch(0),
                 ownership: Ownership::Dedicated(HOST),
+                extent: None,
             })
             .collect();
         let body = CompareAndSet {
@@ -165,13 +166,13 @@ impl Station {
 
     fn write(&mut self, iod: u16, offset: u64, data: &[u8]) -> Status {
         let len = data.len() as u64;
-        let mut body = IoRange { offset, len }.to_body();
+        let mut body = IoRange::of_device(offset, len).to_body();
         body.extend_from_slice(data);
         self.ask(1, Kind::Write, iod, 1, body).0
     }
 
     fn read(&mut self, iod: u16, offset: u64, len: u64) -> Answer {
-        let body = IoRange { offset, len }.to_body();
+        let body = IoRange::of_device(offset, len).to_body();
         self.ask(1, Kind::Read, iod, 1, body)
     }
 }

@@ -193,13 +193,32 @@ prop_compose! {
 }
 
 fn register() -> BoxedStrategy<OwnershipRegister> {
-    (guid(), ownership(), owned())
-        .prop_map(|(row, ownership, owned)| OwnershipRegister {
+    (guid(), ownership(), owned(), facts())
+        .prop_map(|(row, ownership, owned, extent)| OwnershipRegister {
             row,
+            extent: extent.filter(|facts| may_be(facts, row, &ownership)),
             ownership,
             owned,
         })
         .boxed()
+}
+
+fn facts() -> BoxedStrategy<Option<ExtentFacts>> {
+    (guid(), extent(), text(), any::<bool>())
+        .prop_map(|(device, range, name, present)| {
+            Some(ExtentFacts {
+                device,
+                range: range?,
+                name,
+                present,
+            })
+        })
+        .boxed()
+}
+
+/// Whether an extent's register or change may say that.
+fn may_be(facts: &ExtentFacts, row: Guid, ownership: &Ownership) -> bool {
+    facts.device != row && (facts.present || *ownership == Ownership::Unallocated)
 }
 
 fn ranges() -> BoxedStrategy<Missing> {
@@ -460,7 +479,11 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
         (any::<bool>(), btree_map(guid(), register(), 1..5)).prop_map(move |(more, registers)| {
             let registers = registers
                 .into_iter()
-                .map(|(row, r)| OwnershipRegister { row, ..r })
+                .map(|(row, r)| OwnershipRegister {
+                    row,
+                    extent: r.extent.filter(|facts| facts.device != row),
+                    ..r
+                })
                 .collect();
             let body = RegistersReply { more, registers };
             (reply(Kind::Registers), Body::RegistersReply(body))
@@ -468,14 +491,15 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
         (
             number(),
             guid(),
-            btree_map(guid(), (0..u64::MAX, ownership()), 1..5)
+            btree_map(guid(), (0..u64::MAX, ownership(), facts()), 1..5)
         )
             .prop_map(move |(term, writer, changes)| {
                 let changes = changes
                     .into_iter()
-                    .map(|(row, (expected, ownership))| Change {
+                    .map(|(row, (expected, ownership, extent))| Change {
                         row,
                         expected: Epoch(expected),
+                        extent: extent.filter(|facts| may_be(facts, row, &ownership)),
                         ownership,
                     })
                     .rev()
@@ -521,14 +545,27 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             let body = IdentifyReply { device, register };
             (reply(Kind::Identify), Body::IdentifyReply(body))
         }),
-        (number(), number()).prop_map(move |(offset, len)| {
-            (
-                request(Kind::Discard),
-                Body::IoRange(IoRange { offset, len }),
-            )
+        (any_guid(), number(), number()).prop_map(move |(extent, offset, len)| {
+            let range = IoRange {
+                extent,
+                offset,
+                len,
+            };
+            (request(Kind::Discard), Body::IoRange(range))
         }),
-        number().prop_map(move |offset| {
-            let range = IoRange { offset, len: 4 };
+        any_guid().prop_map(move |extent| {
+            let range = IoRange {
+                extent,
+                ..IoRange::of_device(0, 0)
+            };
+            (request(Kind::Flush), Body::IoRange(range))
+        }),
+        (any_guid(), number()).prop_map(move |(extent, offset)| {
+            let range = IoRange {
+                extent,
+                offset,
+                len: 4,
+            };
             (request(Kind::Write), Body::Write(range, b"data"))
         }),
     ]
@@ -861,6 +898,29 @@ fn what_no_honest_sender_says_is_refused() {
                     changes: vec![over],
                     ..m.clone()
                 });
+                // An extent of itself, and a removed one that somebody owns.
+                let facts = ExtentFacts {
+                    device: a.row,
+                    range: Extent { offset: 0, len: 1 },
+                    name: String::new(),
+                    present: true,
+                };
+                let gone = ExtentFacts {
+                    device: Guid(!a.row.0),
+                    present: false,
+                    ..facts.clone()
+                };
+                for extent in [facts, gone] {
+                    let bad = Change {
+                        ownership: Ownership::Dedicated(Guid(1)),
+                        extent: Some(extent),
+                        ..a.clone()
+                    };
+                    refused(&CompareAndSet {
+                        changes: vec![bad],
+                        ..m.clone()
+                    });
+                }
                 refused(&CompareAndSet {
                     changes: vec![a.clone(), a],
                     ..m
@@ -882,6 +942,12 @@ fn the_largest_change_and_its_answer_fit_a_message() {
                 row: Guid(i),
                 expected: Epoch(1),
                 ownership: shared.clone(),
+                extent: (i % 2 == 0).then(|| ExtentFacts {
+                    device: Guid(u128::MAX),
+                    range: Extent { offset: 0, len: 1 },
+                    name: "x".repeat(63),
+                    present: true,
+                }),
             })
             .collect(),
     };
@@ -900,6 +966,7 @@ fn the_largest_change_and_its_answer_fit_a_message() {
             row: c.row,
             ownership: c.ownership.clone(),
             owned: OwnershipStamp::default(),
+            extent: c.extent.clone(),
         })
         .collect();
     let reply = RegistersReply {

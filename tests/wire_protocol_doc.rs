@@ -128,6 +128,7 @@ fn limits_are_those_of_the_code() {
         MAX_PAGE_ROWS,
         MAX_PARTS,
         MAX_CHANGES,
+        MAX_DEVICE_EXTENTS,
         row::MAX_MACS,
         row::MAX_OWNERS,
         row::MAX_NAME_BYTES,

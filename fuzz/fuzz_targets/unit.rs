@@ -76,6 +76,7 @@ fn unit(cluster: ClusterName, now: Time) -> Unit {
             term: 1,
             writer: Guid(1),
         },
+        extent: None,
     };
     let registers = StoredRegisters {
         registers: vec![owned(100), owned(101), owned(102)],

@@ -4,9 +4,9 @@
 use arbitrary::Arbitrary;
 use rma::wire::id::{CommandId, ConnectionId, Epoch, IocNumber, IodNumber};
 use rma::wire::kind::{Role, Status};
-use rma::wire::message::{Change, CompareAndSet, ConnectRequest, IoRange};
+use rma::wire::message::{Change, CompareAndSet, ConnectRequest, ExtentFacts, IoRange};
 use rma::wire::{
-    ClusterName, Flags, Guid, Header, Incarnation, Kind, MAX_MESSAGE_BYTES, Mac, Ownership, Wire,
+    ClusterName, Extent, Flags, Guid, Header, Incarnation, Kind, MAX_MESSAGE_BYTES, Mac, Ownership, Wire,
 };
 
 /// Puts the right checksum into a frame.
@@ -31,11 +31,16 @@ pub enum Content {
         credits: u16,
     },
     /// An I/O command of a range, and for a write its data.
-    Io { what: u8, block: u8, blocks: u8 },
+    Io {
+        what: u8,
+        extent: u8,
+        block: u8,
+        blocks: u8,
+    },
     /// A change of the registers of a few rows.
     Set {
         term: u8,
-        changes: Vec<(u8, u8, Option<u8>)>,
+        changes: Vec<(u8, u8, Option<u8>, Option<(u8, u8, u8)>)>,
     },
 }
 
@@ -81,14 +86,28 @@ impl Content {
                 credits: *credits,
             }
             .to_body(),
-            Self::Io { block, blocks, .. } => {
-                let len = u64::from(*blocks) * 512;
-                let offset = u64::from(*block) * 512;
-                let mut body = IoRange { offset, len }.to_body();
-                match self.kind() {
-                    Kind::Write => body.resize(body.len() + len as usize, *block),
-                    Kind::Flush => body.clear(),
-                    _ => {}
+            Self::Io {
+                extent,
+                block,
+                blocks,
+                ..
+            } => {
+                let flush = self.kind() == Kind::Flush;
+                let len = if flush { 0 } else { u64::from(*blocks) * 512 };
+                let offset = if flush { 0 } else { u64::from(*block) * 512 };
+                let extent = if *extent == 0 {
+                    Guid::NIL
+                } else {
+                    Guid(100 + u128::from(extent % 8))
+                };
+                let mut body = IoRange {
+                    extent,
+                    offset,
+                    len,
+                }
+                .to_body();
+                if self.kind() == Kind::Write {
+                    body.resize(body.len() + len as usize, *block);
                 }
                 body
             }
@@ -97,11 +116,20 @@ impl Content {
                 writer: Guid(1),
                 changes: changes
                     .iter()
-                    .map(|(row, expected, owner)| Change {
-                        row: Guid(100 + u128::from(row % 4)),
+                    .map(|(row, expected, owner, extent)| Change {
+                        row: Guid(100 + u128::from(row % 8)),
                         expected: Epoch(u64::from(expected % 4)),
                         ownership: owner.map_or(Ownership::Unallocated, |owner| {
                             Ownership::Dedicated(Guid(u128::from(owner % 4) + 1))
+                        }),
+                        extent: extent.map(|(device, offset, len)| ExtentFacts {
+                            device: Guid(100 + u128::from(device % 4)),
+                            range: Extent {
+                                offset: u64::from(offset) * 256,
+                                len: u64::from(len) * 256 + 256,
+                            },
+                            name: String::new(),
+                            present: row & 8 == 0,
                         }),
                     })
                     .collect(),

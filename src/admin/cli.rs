@@ -12,6 +12,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::control::{AskError, ControlClient};
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
+use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
 /// How long an answer of a daemon is awaited.
@@ -65,15 +66,15 @@ enum Verb {
     Hosts,
     /// List the I/O units of the cluster
     Units,
-    /// List the I/O devices of the cluster
+    /// List the I/O devices of the cluster and their extents
     Devices,
     /// Show hosts, units, controllers and devices with their owners as a tree
     Tree,
     /// List the devices that this host owns, and where the system finds them
     Exports,
-    /// Give a unit, controller or device to one host (dedicated) or several (shared)
+    /// Give a unit, controller, device or extent to one host (dedicated) or several (shared)
     Allocate {
-        /// Unit, controller or device: GUID, its first 8 digits or more, address or name
+        /// Unit, controller, device or extent: GUID, its first 8 digits or more, address or name
         target: String,
         /// Hosts that shall own it, divided by commas: GUID, address or name
         #[arg(long, required = true, value_delimiter = ',', value_name = "HOST,…")]
@@ -85,9 +86,9 @@ enum Verb {
         #[arg(long)]
         recursive: bool,
     },
-    /// Take a unit, controller or device from its owners
+    /// Take a unit, controller, device or extent from its owners
     Release {
-        /// Unit, controller or device: GUID, its first 8 digits or more, address or name
+        /// Unit, controller, device or extent: GUID, its first 8 digits or more, address or name
         target: String,
         /// Also release what lies below
         #[arg(long)]
@@ -98,6 +99,25 @@ enum Verb {
     Forget {
         /// GUID, its first 8 digits or more, address or name
         target: String,
+    },
+    /// Make a range of a device an extent, which is allocated on its own
+    Carve {
+        /// I/O device: GUID, its first 8 digits or more, address or name
+        device: String,
+        /// Where it begins on the device: bytes, or with K, M, G or T behind the number
+        #[arg(long, value_name = "N[K|M|G|T]")]
+        offset: Size,
+        /// How long it is: bytes, or with K, M, G or T behind the number
+        #[arg(long, value_name = "N[K|M|G|T]")]
+        size: Size,
+        /// Its name
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// Remove an extent that nobody owns; its range is of nobody's use until it is carved again
+    Uncarve {
+        /// Extent: GUID, its first 8 digits or more, address or name
+        extent: String,
     },
     /// Show or set the finest level at which the cluster allocates
     #[command(subcommand)]
@@ -142,7 +162,7 @@ enum GranularityVerb {
     /// Set it
     Set {
         /// The finest level
-        #[arg(value_parser = ["unit", "controller", "device"])]
+        #[arg(value_parser = ["unit", "controller", "device", "extent"])]
         level: String,
     },
 }
@@ -286,6 +306,20 @@ impl Cli {
             },
             Verb::Forget { target } => AdminRequest::Forget {
                 target: target.clone(),
+            },
+            Verb::Carve {
+                device,
+                offset,
+                size,
+                name,
+            } => AdminRequest::Carve {
+                device: device.clone(),
+                offset: offset.0,
+                size: size.0,
+                name: name.clone(),
+            },
+            Verb::Uncarve { extent } => AdminRequest::Uncarve {
+                extent: extent.clone(),
             },
             Verb::Granularity(GranularityVerb::Get) => AdminRequest::GranularityGet,
             Verb::Granularity(GranularityVerb::Set { level }) => AdminRequest::GranularitySet {

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod capture;
+pub mod change_text;
 pub mod cli;
 pub mod control;
 pub mod crt_verify;

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::change_text;
 use crate::rma::request::{
-    AdminReply, AllocationInfo, DeviceInfo, ForgottenInfo, HostInfo, OwnershipInfo, RowInfo,
-    StatusInfo, SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
+    AdminReply, DeviceInfo, ForgottenInfo, HostInfo, OwnershipInfo, RowInfo, StatusInfo,
+    SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
 };
 
 /// How a list looks.
@@ -123,6 +124,9 @@ pub fn ownership(info: &OwnershipInfo) -> String {
 }
 
 fn number(row: &RowInfo) -> String {
+    if let Some(range) = &row.extent {
+        return format!("@{}+{}", range.offset, range.length);
+    }
     match (row.ioc, row.iod) {
         (0, _) => "-".into(),
         (ioc, 0) => format!("IOC {ioc}"),
@@ -130,7 +134,7 @@ fn number(row: &RowInfo) -> String {
     }
 }
 
-fn name_of(row: &RowInfo) -> String {
+pub(super) fn name_of(row: &RowInfo) -> String {
     if row.name.is_empty() {
         row.guid.clone()
     } else {
@@ -388,6 +392,17 @@ fn devices(devices: &[DeviceInfo], style: Style) -> String {
     list(style, &headings, rows)
 }
 
+/// A device or extent in a tree.
+fn leaf(word: &str, row: &RowInfo) -> String {
+    format!(
+        "{word} {}  {}  {}  [{}]",
+        printable(&name_of(row)),
+        number(row),
+        size(row.size_bytes),
+        printable(&ownership(&row.ownership))
+    )
+}
+
 fn tree(info: &TreeInfo) -> String {
     let mut out = format!(
         "cluster {}\n",
@@ -437,45 +452,16 @@ fn tree(info: &TreeInfo) -> String {
                 printable(&ownership(&row.ownership))
             );
             for (index, device) in controller.devices.iter().enumerate() {
-                let (stem, _) = branch(index + 1 == controller.devices.len());
-                let _ = writeln!(
-                    out,
-                    "{below}{deeper}{stem}device {}  {}  {}  [{}]",
-                    printable(&name_of(device)),
-                    number(device),
-                    size(device.size_bytes),
-                    printable(&ownership(&device.ownership))
-                );
+                let (stem, deepest) = branch(index + 1 == controller.devices.len());
+                let line = leaf("device", &device.row);
+                let _ = writeln!(out, "{below}{deeper}{stem}{line}");
+                for (index, extent) in device.extents.iter().enumerate() {
+                    let (stem, _) = branch(index + 1 == device.extents.len());
+                    let line = leaf("extent", extent);
+                    let _ = writeln!(out, "{below}{deeper}{deepest}{stem}{line}");
+                }
             }
         }
-    }
-    out
-}
-
-fn allocated(info: &AllocationInfo) -> String {
-    if !info.changed {
-        return format!(
-            "{} was {} already; nothing changed\n",
-            printable(&name_of(&info.target)),
-            printable(&ownership(&info.target.ownership))
-        );
-    }
-    let mut out = String::new();
-    for change in &info.changes {
-        let name = if change.row.name.is_empty() {
-            &change.row.guid
-        } else {
-            &change.row.name
-        };
-        let _ = writeln!(
-            out,
-            "{} {}: {} -> {} (epoch {})",
-            change.entity,
-            printable(name),
-            printable(&ownership(&change.before)),
-            printable(&ownership(&change.after)),
-            change.epoch
-        );
     }
     out
 }
@@ -574,8 +560,9 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         }
         AdminReply::Tree(info) => tree(info),
         AdminReply::Table(info) => table(info, style),
-        AdminReply::Allocated(info) => allocated(info),
         AdminReply::Forgotten(info) => forgotten(info),
+        AdminReply::Allocated(info) => change_text::allocated(info),
+        AdminReply::Carved(info) => change_text::carved(info),
         AdminReply::Granularity(info) if info.changed => {
             format!("granularity is now {}\n", info.granularity)
         }

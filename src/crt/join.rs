@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Table;
 use super::table::has_own_macs;
-use crate::wire::{Guid, Row, Settings};
+use crate::wire::{EntityType, Guid, Row, Settings};
 
 /// What a join did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,7 +59,12 @@ impl Table {
 }
 
 /// The row with the newer facts of both; `None` where that is `ours`.
-fn newer_facts(ours: &Row, theirs: Row, observed: Ordering, owned: Ordering) -> Option<Row> {
+pub(super) fn newer_facts(
+    ours: &Row,
+    theirs: Row,
+    observed: Ordering,
+    owned: Ordering,
+) -> Option<Row> {
     match (observed.is_lt(), owned.is_lt()) {
         (false, false) => None,
         (true, true) => Some(theirs),
@@ -79,7 +84,8 @@ fn newer_facts(ours: &Row, theirs: Row, observed: Ordering, owned: Ordering) -> 
 /// Orders two observations of one entity: by stamp. One observer never gives one stamp to two
 /// states of a row, so what follows the stamp only makes the order total; that valid is above
 /// invalid and that the more is said the higher keeps it sensible where a list of the same change
-/// and a record meet. Derived addresses do not count.
+/// and a record meet. What a row has from above does
+/// not count.
 pub(super) fn observation_order(a: &Row, b: &Row) -> Ordering {
     fn key(row: &Row) -> impl Ord + '_ {
         let macs = if has_own_macs(row.entity) {
@@ -87,11 +93,19 @@ pub(super) fn observation_order(a: &Row, b: &Row) -> Ordering {
         } else {
             &[]
         };
+        let (numbers, facts) = if row.entity == EntityType::Extent {
+            Default::default()
+        } else {
+            (
+                (row.ioc, row.iod),
+                (row.size_bytes, row.block_size, row.features),
+            )
+        };
         (
             (row.observed, row.is_valid()),
             (&row.vendor, &row.model, &row.serial, &row.name, macs),
-            (row.entity, row.parent, row.ioc, row.iod, row.extent),
-            (row.size_bytes, row.block_size, row.features, row.mode),
+            (row.entity, row.parent, numbers, row.extent),
+            (facts, row.mode),
         )
     }
     key(a).cmp(&key(b))

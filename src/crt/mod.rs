@@ -8,9 +8,12 @@
 //!   *ownership* carries the register's [`OwnershipStamp`](crate::wire::OwnershipStamp). Of two
 //!   versions of a fact the one with the larger stamp holds; no observation changes ownership.
 //! * The MAC addresses of controllers, devices and extents are not facts of their own: they are
-//!   always those of their unit's row, and none while that row is unknown.
+//!   always those of their unit's row, and none while that row is unknown. Likewise the numbers,
+//!   block size and features of an extent are always those of its device's row.
+//! * Extents come and go with their registers: the epoch is the stamp of everything about them.
 //! * A row *is present* when it and everything above it is valid.
 
+pub mod carving;
 mod digests;
 pub mod image;
 mod join;

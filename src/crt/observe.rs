@@ -2,17 +2,20 @@
 //!
 //! Every method returns the GUIDs of the rows that changed, ascending, and leaves the table's stamp
 //! alone ([`Table::publish`] it once all is in). Nothing here touches ownership, except
-//! [`Table::observe_registers`], which touches nothing else. Silence removes nothing (I6): a row
+//! [`Table::observe_registers`], which touches nothing else but extents. Silence removes nothing (I6): a row
 //! becomes invalid only by its own parent's list, or by [`Table::retire`].
 
 use std::collections::BTreeSet;
 
 use super::Table;
-use super::join::observation_order;
+use super::join::{newer_facts, observation_order, ownership_order};
 use crate::wire::message::{
-    ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, Member, OwnershipRegister,
+    ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, ExtentFacts, Member,
+    OwnershipRegister,
 };
-use crate::wire::{EntityType, Guid, IocNumber, IodNumber, ObservationStamp, Row, RowState};
+use crate::wire::{
+    EntityType, Guid, Incarnation, IocNumber, IodNumber, ObservationStamp, Row, RowState,
+};
 
 impl Table {
     /// Takes in hosts and units of this cluster as fabric services list them. Members that are
@@ -160,10 +163,15 @@ impl Table {
 
     /// Takes in ownership registers of a unit: for every row of that unit the larger ownership
     /// stamp holds. Registers of rows that the table does not have (yet) are ignored: apply the
-    /// unit's lists first.
+    /// unit's lists first. Extents of devices that are in the table come and go with their
+    /// registers.
     pub fn observe_registers(&mut self, unit: Guid, registers: &[OwnershipRegister]) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
         for register in registers {
+            if let Some(facts) = &register.extent {
+                self.observe_extent(unit, register, facts, &mut changed);
+                continue;
+            }
             if self.unit_of(register.row) != Some(unit) {
                 continue;
             }
@@ -180,6 +188,56 @@ impl Table {
             }
         }
         changed.into_iter().collect()
+    }
+
+    /// Takes in the register of an extent. Its epoch is the stamp of what it says of the extent.
+    /// A tombstone of which nothing is known here is left out.
+    fn observe_extent(
+        &mut self,
+        unit: Guid,
+        register: &OwnershipRegister,
+        facts: &ExtentFacts,
+        changed: &mut BTreeSet<Guid>,
+    ) {
+        let is_device = self
+            .get(facts.device)
+            .is_some_and(|row| row.entity == EntityType::Device);
+        let known = self.get(register.row);
+        if !is_device
+            || self.unit_of(facts.device) != Some(unit)
+            || (known.is_none() && !facts.present)
+            || !self.may_list(unit, register.row, EntityType::Extent)
+        {
+            return;
+        }
+        let seen = Row {
+            state: if facts.present {
+                RowState::Valid
+            } else {
+                RowState::Invalid
+            },
+            parent: facts.device,
+            extent: Some(facts.range),
+            name: facts.name.clone(),
+            observed: ObservationStamp {
+                incarnation: Incarnation(register.owned.epoch.0),
+                change: 0,
+            },
+            ownership: register.ownership.clone(),
+            owned: register.owned,
+            ..Row::new(register.row, EntityType::Extent)
+        };
+        let newer = match known {
+            None => Some(seen),
+            Some(known) => {
+                let observed = observation_order(known, &seen);
+                let owned = ownership_order(known, &seen);
+                newer_facts(known, seen, observed, owned)
+            }
+        };
+        if let Some(row) = newer {
+            self.store(row, changed);
+        }
     }
 
     /// Whether `unit` may say something about `guid`: not where that is something else, or

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Table;
+use super::carving::{self, CarveError};
 use super::table::name_of;
-use crate::wire::message::{Change, MAX_CHANGES};
+use crate::wire::message::{Change, ExtentFacts, MAX_CHANGES};
 use crate::wire::row::MAX_OWNERS;
-use crate::wire::{EntityType, Epoch, Granularity, Guid, Ownership, Row};
+use crate::wire::{EntityType, Epoch, Extent, Granularity, Guid, Ownership, Row};
 
 /// Whether a child may be owned so under a parent that is owned so: the child's owners are a
 /// subset of the parent's, and a dedicated parent's children are dedicated to that host or
@@ -18,6 +19,47 @@ pub fn permits(parent: &Ownership, child: &Ownership) -> bool {
         (Ownership::Dedicated(host), child) => *child == Ownership::Dedicated(*host),
         (Ownership::Shared(_), child) => child.owners().iter().all(|host| parent.includes(*host)),
     }
+}
+
+/// What the register of an extent says of it, where the row is an extent.
+pub fn extent_facts(row: &Row) -> Option<ExtentFacts> {
+    let range = row.extent.filter(|_| row.entity == EntityType::Extent)?;
+    Some(ExtentFacts {
+        device: row.parent,
+        range,
+        name: row.name.clone(),
+        present: row.is_valid(),
+    })
+}
+
+/// The change that gives a row another ownership and leaves all else as it is.
+pub fn change_of(row: &Row, ownership: Ownership) -> Change {
+    Change {
+        row: row.guid,
+        expected: row.owned.epoch,
+        ownership,
+        extent: extent_facts(row),
+    }
+}
+
+/// Why a range cannot be an extent of a device, whatever its other extents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit {
+    /// It ends behind the device.
+    Outside,
+    /// It does not begin and end at the device's blocks.
+    Misaligned,
+}
+
+/// What keeps `range` from being an extent of a device of this size and logical block size.
+pub fn misfit(range: Extent, size_bytes: u64, block_size: u32) -> Option<Misfit> {
+    let block = u64::from(block_size.max(1));
+    match range.offset.checked_add(range.len) {
+        Some(end) if end <= size_bytes => {}
+        _ => return Some(Misfit::Outside),
+    }
+    let aligned = range.offset.is_multiple_of(block) && range.len.is_multiple_of(block);
+    (!aligned).then_some(Misfit::Misaligned)
 }
 
 /// Why a change of ownership is refused. Nothing was changed.
@@ -42,7 +84,7 @@ pub enum RuleError {
         row: Named,
     },
     /// A host is not owned by anyone.
-    #[error("{row} cannot be allocated; allocate I/O units, controllers or devices")]
+    #[error("{row} cannot be allocated; allocate I/O units, controllers, devices or extents")]
     NotAllocatable {
         /// The row.
         row: Named,
@@ -107,6 +149,15 @@ pub enum RuleError {
         /// The row and its parent, as they would be.
         clash: Box<Violation>,
     },
+    /// A device cannot have such extents.
+    #[error(transparent)]
+    Carve(Box<CarveError>),
+}
+
+impl From<CarveError> for RuleError {
+    fn from(error: CarveError) -> Self {
+        Self::Carve(Box::new(error))
+    }
 }
 
 impl RuleError {
@@ -124,6 +175,7 @@ impl RuleError {
             | Self::StaleEpoch { row, .. } => Some(row.guid),
             Self::Parent(clash) | Self::Granularity { clash, .. } => Some(clash.parent.guid),
             Self::Child(clash) => Some(clash.child.guid),
+            Self::Carve(error) => Some(error.conflicting()),
         }
     }
 }
@@ -140,6 +192,18 @@ pub struct Named {
 }
 
 impl Named {
+    /// What a change of a row that is not there yet calls it.
+    fn new(change: &Change) -> Self {
+        let name = change.extent.as_ref().map(|facts| facts.name.clone());
+        Self {
+            entity: EntityType::Extent,
+            guid: change.row,
+            name: name
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| change.row.to_string()),
+        }
+    }
+
     /// The row's name.
     pub fn of(row: &Row) -> Self {
         Self {
@@ -192,9 +256,19 @@ impl std::fmt::Display for Held {
 }
 
 /// Checks a change of ownership against the whole table: that every row is there, has the expected
-/// epoch and may be allocated, that the owners are hosts of the cluster, that the result obeys the
-/// hierarchy (I5) and that it obeys the cluster's granularity. Tombstones are in nobody's way.
+/// epoch and may be allocated, that the owners are hosts of the cluster, that extents fit their
+/// device, that the result obeys the hierarchy (I5) and that it obeys the cluster's granularity.
+/// Tombstones are in nobody's way.
 pub fn check_change(table: &Table, changes: &[Change]) -> Result<(), RuleError> {
+    check_change_at(table, table.settings().granularity, changes)
+}
+
+/// As [`check_change`], in a cluster that allocates by `granularity`.
+pub fn check_change_at(
+    table: &Table,
+    granularity: Granularity,
+    changes: &[Change],
+) -> Result<(), RuleError> {
     if !(1..=MAX_CHANGES).contains(&changes.len()) {
         return Err(RuleError::Count {
             count: changes.len(),
@@ -202,21 +276,41 @@ pub fn check_change(table: &Table, changes: &[Change]) -> Result<(), RuleError> 
     }
     let mut after = BTreeMap::new();
     for change in changes {
-        let row = check_row(table, change)?;
+        let known = table.get(change.row);
+        if let Some(row) = known
+            && row.owned.epoch != change.expected
+        {
+            return Err(RuleError::StaleEpoch {
+                row: Named::of(row),
+                expected: change.expected,
+                actual: row.owned.epoch,
+            });
+        }
         if after.insert(change.row, &change.ownership).is_some() {
             return Err(RuleError::Twice {
-                row: Named::of(row),
+                row: known.map_or_else(|| Named::new(change), Named::of),
             });
         }
     }
-    let result = Outcome { table, after };
+    let carved = carving::carved(table, changes)?;
+    let table = carved.as_ref().unwrap_or(table);
+    let result = Outcome {
+        table,
+        granularity,
+        after,
+    };
+    let removes = |change: &Change| change.extent.as_ref().is_some_and(|e| !e.present);
+    for change in changes.iter().filter(|change| !removes(change)) {
+        check_row(table, change)?;
+    }
     changes
         .iter()
+        .filter(|change| !removes(change))
         .try_for_each(|change| result.check(change.row))
 }
 
-/// What is wrong with one change, whatever the rows around it.
-fn check_row<'t>(table: &'t Table, change: &Change) -> Result<&'t Row, RuleError> {
+/// What is wrong with one change, whatever the rows around it and its epoch.
+fn check_row(table: &Table, change: &Change) -> Result<(), RuleError> {
     let row = table
         .get(change.row)
         .ok_or(RuleError::NoRow { row: change.row })?;
@@ -227,12 +321,8 @@ fn check_row<'t>(table: &'t Table, change: &Change) -> Result<&'t Row, RuleError
     if !table.is_present(row.guid) {
         return Err(RuleError::Gone { row: named() });
     }
-    if row.owned.epoch != change.expected {
-        return Err(RuleError::StaleEpoch {
-            row: named(),
-            expected: change.expected,
-            actual: row.owned.epoch,
-        });
+    if (row.entity == EntityType::Extent) != change.extent.is_some() {
+        return Err(CarveError::Other { row: named() }.into());
     }
     let owners = change.ownership.owners();
     let well_formed = match &change.ownership {
@@ -257,13 +347,14 @@ fn check_row<'t>(table: &'t Table, change: &Change) -> Result<&'t Row, RuleError
             row: named(),
             owner: *owner,
         }),
-        None => Ok(row),
+        None => Ok(()),
     }
 }
 
 /// The table as it would be.
 struct Outcome<'a> {
     table: &'a Table,
+    granularity: Granularity,
     after: BTreeMap<Guid, &'a Ownership>,
 }
 
@@ -296,7 +387,7 @@ impl<'a> Outcome<'a> {
                 held: Held::of(self.table, held),
             })
         };
-        let granularity = self.table.settings().granularity;
+        let granularity = self.granularity;
         if follows(granularity, child.entity) && above != held {
             return Err(RuleError::Granularity {
                 granularity,
@@ -314,9 +405,13 @@ impl<'a> Outcome<'a> {
 /// Whether rows of this type are owned as their parents are.
 pub const fn follows(granularity: Granularity, entity: EntityType) -> bool {
     match granularity {
-        Granularity::Unit => matches!(entity, EntityType::Controller | EntityType::Device),
-        Granularity::Controller => matches!(entity, EntityType::Device),
-        Granularity::Device => false,
+        Granularity::Unit => matches!(
+            entity,
+            EntityType::Controller | EntityType::Device | EntityType::Extent
+        ),
+        Granularity::Controller => matches!(entity, EntityType::Device | EntityType::Extent),
+        Granularity::Device => matches!(entity, EntityType::Extent),
+        Granularity::Extent => false,
     }
 }
 
@@ -340,11 +435,7 @@ pub fn plan(table: &Table, rows: &[Guid], ownership: &Ownership) -> Result<Vec<C
     let mut changes = Vec::new();
     for guid in wanted {
         let row = table.get(guid).ok_or(RuleError::NoRow { row: guid })?;
-        let change = Change {
-            row: guid,
-            expected: row.owned.epoch,
-            ownership: ownership.clone(),
-        };
+        let change = change_of(row, ownership.clone());
         check_row(table, &change)?;
         if row.ownership != *ownership {
             changes.push(change);

@@ -8,7 +8,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::digests::Sums;
 use crate::wire::message::{Parts, TableSummary};
 use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, is_block_size};
-use crate::wire::{EntityType, Granularity, Guid, Mac, Row, Settings, TableStamp, Wire};
+use crate::wire::{
+    EntityType, Granularity, Guid, IocNumber, IodNumber, Mac, Row, Settings, TableStamp, Wire,
+};
 
 /// The most rows of a table, tombstones included; further ones are ignored.
 pub const MAX_ROWS: usize = 131_072;
@@ -112,12 +114,12 @@ impl Table {
             let macs = *below
                 .entry(row.parent)
                 .or_insert_with(|| table.macs_below(row.parent));
-            if row.macs != macs {
-                stale.push((row.guid, macs.to_vec()));
+            if row.macs != macs || row.entity == EntityType::Extent {
+                stale.push(row.guid);
             }
         }
-        for (guid, macs) in stale {
-            table.set_macs(guid, macs);
+        for guid in stale {
+            table.refresh(guid);
         }
         table.sums.fit(table.rows.len());
         table
@@ -287,12 +289,16 @@ impl Table {
         }) && top
     }
 
-    /// The present devices that `host` owns, alone or with others, by ascending GUID.
+    /// The present devices without extents, and extents, that `host` owns, alone or with others,
+    /// by ascending GUID.
     pub fn owned_by(&self, host: Guid) -> impl Iterator<Item = &Row> {
         self.rows().filter(move |row| {
-            row.entity == EntityType::Device
-                && row.ownership.includes(host)
-                && self.is_present(row.guid)
+            let usable = match row.entity {
+                EntityType::Device => !self.is_carved(row.guid),
+                EntityType::Extent => true,
+                _ => false,
+            };
+            usable && row.ownership.includes(host) && self.is_present(row.guid)
         })
     }
 
@@ -359,15 +365,16 @@ impl Table {
             return;
         }
         fit(&mut row);
-        if !has_own_macs(row.entity) {
-            row.macs = self.macs_below(row.parent).to_vec();
-        }
+        self.derive(&mut row);
         let mut spreads = true;
         if let Some(old) = known {
             if **old == row {
                 return;
             }
-            spreads = old.macs != row.macs || old.parent != row.parent || old.entity != row.entity;
+            spreads = old.macs != row.macs
+                || old.parent != row.parent
+                || old.entity != row.entity
+                || device_facts(old) != device_facts(&row);
             self.sums.subtract(guid, row_digest(old));
             let link = (old.parent, guid);
             self.tree.remove(&link);
@@ -387,31 +394,54 @@ impl Table {
         }
     }
 
-    /// Gives the rows below `guid` their unit's addresses.
+    /// Gives the rows below `guid` what they have from above.
     fn refresh_below(&mut self, guid: Guid, depth: usize, changed: &mut BTreeSet<Guid>) {
         if depth == 0 {
             return;
         }
         let below: Vec<_> = self.children(guid).map(|row| row.guid).collect();
         for child in below {
-            let row = &self.rows[&child];
-            if has_own_macs(row.entity) {
+            if has_own_macs(self.rows[&child].entity) {
                 continue;
             }
-            let macs = self.macs_below(row.parent);
-            if row.macs != macs {
-                self.set_macs(child, macs.to_vec());
+            if self.refresh(child) {
                 changed.insert(child);
             }
             self.refresh_below(child, depth - 1, changed);
         }
     }
 
-    fn set_macs(&mut self, guid: Guid, macs: Vec<Mac>) {
-        if let Some(row) = self.rows.get_mut(&guid) {
-            self.sums.subtract(guid, row_digest(row));
-            Arc::make_mut(row).macs = macs;
-            self.sums.add(guid, row_digest(row));
+    /// Gives a row what it has from above; whether that is a change.
+    fn refresh(&mut self, guid: Guid) -> bool {
+        let Some(old) = self.rows.get(&guid).map(Arc::clone) else {
+            return false;
+        };
+        let mut row = Row::clone(&old);
+        self.derive(&mut row);
+        if row == *old {
+            return false;
+        }
+        self.sums.subtract(guid, row_digest(&old));
+        self.sums.add(guid, row_digest(&row));
+        self.rows.insert(guid, Arc::new(row));
+        true
+    }
+
+    /// What a row has from above: its unit's addresses, and an extent its device's numbers, blocks
+    /// and features.
+    fn derive(&self, row: &mut Row) {
+        if has_own_macs(row.entity) {
+            return;
+        }
+        let macs = self.macs_below(row.parent);
+        if row.macs != macs {
+            row.macs = macs.to_vec();
+        }
+        if row.entity == EntityType::Extent {
+            let device = self.get(row.parent);
+            (row.ioc, row.iod, row.block_size, row.features) =
+                device.map_or_else(Default::default, device_facts);
+            row.size_bytes = row.extent.map_or(0, |range| range.len);
         }
     }
 
@@ -421,6 +451,14 @@ impl Table {
             .take(MAX_DEPTH - 1)
             .find(|row| row.entity == EntityType::Unit)
             .map_or(&[], |unit| &unit.macs)
+    }
+}
+
+/// What a device's extents have from it; of other rows nothing.
+fn device_facts(row: &Row) -> (IocNumber, IodNumber, u32, u64) {
+    match row.entity {
+        EntityType::Device => (row.ioc, row.iod, row.block_size, row.features),
+        _ => Default::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::rules::{check_change, orphans, permits, plan, violations};
+use super::rules::{check_change, extent_facts, orphans, permits, plan, violations};
 use super::*;
 use crate::wire::message::{
     Change, ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, Member,
@@ -134,6 +134,7 @@ fn register(row: Guid, epoch: u64, ownership: Ownership) -> OwnershipRegister {
         row,
         ownership,
         owned: owned(epoch),
+        extent: None,
     }
 }
 
@@ -159,6 +160,7 @@ fn change(table: &Table, row: Guid, ownership: Ownership) -> Change {
         row,
         expected: table.get(row).map_or(Epoch(0), |row| row.owned.epoch),
         ownership,
+        extent: None,
     }
 }
 
@@ -874,8 +876,8 @@ proptest! {
     }
 }
 
-/// A tree of two hosts (1, 2; 3 is a tombstone), a unit, two controllers, four devices whose
-/// ownership obeys the hierarchy.
+/// A tree of two hosts (1, 2; 3 is a tombstone), a unit, two controllers, four devices, two
+/// extents of the first, whose ownership obeys the hierarchy.
 fn lawful() -> impl Strategy<Value = Table> {
     let owner = || {
         prop_oneof![
@@ -885,7 +887,7 @@ fn lawful() -> impl Strategy<Value = Table> {
                 .prop_map(|hosts| Ownership::shared(hosts).unwrap()),
         ]
     };
-    let rows = prop::collection::vec((owner(), 0_u8..8), 7);
+    let rows = prop::collection::vec((owner(), 0_u8..8), 9);
     (rows, prop::sample::select(Granularity::ALL)).prop_map(|(rows, granularity)| {
         let mut table = Table::new();
         for host in 1..4 {
@@ -899,9 +901,16 @@ fn lawful() -> impl Strategy<Value = Table> {
             let (entity, parent) = match index {
                 0 => (EntityType::Unit, 0),
                 1 | 2 => (EntityType::Controller, 10),
-                _ => (EntityType::Device, 11 + (index as u128 - 3) / 2),
+                3..7 => (EntityType::Device, 11 + (index as u128 - 3) / 2),
+                _ => (EntityType::Extent, 13),
             };
             let mut row = Row::new(Guid(10 + index as u128), entity);
+            if entity == EntityType::Extent {
+                row.extent = Some(Extent {
+                    offset: index as u64 * 4096,
+                    len: 4096,
+                });
+            }
             row.parent = Guid(parent);
             row.owned.epoch = Epoch(1);
             if state == 0 {
@@ -966,8 +975,9 @@ fn naive_check(table: &Table, changes: &[Change]) -> bool {
         let touched = named.contains_key(&row.guid) || named.contains_key(&parent.guid);
         let must_follow = match table.settings().granularity {
             Granularity::Unit => true,
-            Granularity::Controller => row.entity == EntityType::Device,
-            Granularity::Device => false,
+            Granularity::Controller => row.entity >= EntityType::Device,
+            Granularity::Device => row.entity == EntityType::Extent,
+            Granularity::Extent => false,
         };
         naive_permits(&parent.ownership, &row.ownership)
             && (!must_follow || !touched || parent.ownership == row.ownership)
@@ -981,7 +991,7 @@ proptest! {
     fn the_rules_agree_with_a_naive_model(
         table in lawful(),
         wanted in prop::collection::vec(
-            (prop_oneof![1 => 1_u128..19, 9 => 10_u128..17], ownerships(), 0_u8..20),
+            (prop_oneof![1 => 1_u128..21, 9 => 10_u128..19], ownerships(), 0_u8..20),
             0..6,
         ),
     ) {
@@ -991,6 +1001,7 @@ proptest! {
                 row: Guid(row),
                 expected: Epoch(u64::from(stale != 0)),
                 ownership,
+                extent: table.get(Guid(row)).and_then(extent_facts),
             })
             .collect();
         let verdict = check_change(&table, &changes);

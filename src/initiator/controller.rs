@@ -10,13 +10,13 @@ use crate::wire::{
     CommandId, Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
 };
 
-/// Where commands to a device go.
+/// Where commands to a device, or to an extent of it, go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(Guid, IocNumber, IodNumber);
+pub(super) struct Place(Guid, IocNumber, IodNumber, Guid);
 
 impl Place {
     pub(super) const fn of(target: &Target) -> Self {
-        Self(target.unit, target.ioc, target.iod)
+        Self(target.unit, target.ioc, target.iod, target.extent)
     }
 
     const fn controller(self) -> ControllerKey {
@@ -236,7 +236,7 @@ impl Initiator {
                 continue;
             };
             if let Some(running) = self.ios.get_mut(&io) {
-                let command = running.send(part);
+                let command = running.send(part, device.target.extent);
                 let request = Request {
                     kind: command.kind,
                     flags: command.flags,

@@ -7,7 +7,7 @@ use super::{
     RETRY_MAX,
 };
 use crate::wire::message::IoRange;
-use crate::wire::{Flags, Kind, Status, Wire};
+use crate::wire::{Flags, Guid, Kind, Status, Wire};
 
 /// A part as a command.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Running {
     }
 
     /// A part as a command that is being sent.
-    pub(super) fn send(&mut self, part: u32) -> Part {
+    pub(super) fn send(&mut self, part: u32, extent: Guid) -> Part {
         self.sent += 1;
         let kind = match self.op {
             _ if part == Part::FLUSH => Kind::Flush,
@@ -129,19 +129,22 @@ impl Running {
             IoOp::Discard => Kind::Discard,
             IoOp::WriteZeroes => Kind::WriteZeroes,
         };
-        let (mut body, mut expect) = (Vec::new(), 0);
-        if kind != Kind::Flush {
+        let (start, offset, len) = if kind == Kind::Flush {
+            (0, 0, 0)
+        } else {
             let (start, len) = self.span(part);
-            let range = IoRange {
-                offset: self.offset + start,
-                len,
-            };
-            body = range.to_body();
-            if kind == Kind::Write {
-                body.extend_from_slice(&self.data[start as usize..(start + len) as usize]);
-            } else if kind == Kind::Read {
-                expect = len as usize;
-            }
+            (start, self.offset + start, len)
+        };
+        let range = IoRange {
+            extent,
+            offset,
+            len,
+        };
+        let (mut body, mut expect) = (range.to_body(), 0);
+        if kind == Kind::Write {
+            body.extend_from_slice(&self.data[start as usize..(start + len) as usize]);
+        } else if kind == Kind::Read {
+            expect = len as usize;
         }
         Part {
             kind,

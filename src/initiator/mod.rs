@@ -65,9 +65,11 @@ pub struct Target {
     pub iod: IodNumber,
     /// The device.
     pub device: Guid,
+    /// The extent of it that is meant, NIL for the device as a whole.
+    pub extent: Guid,
     /// The ownership epoch under which I/O is done.
     pub epoch: Epoch,
-    /// Size in bytes.
+    /// Size of the device or extent in bytes.
     pub size_bytes: u64,
     /// Logical block size in bytes.
     pub block_size: u32,

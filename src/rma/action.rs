@@ -1,7 +1,7 @@
 //! What an agent wants its shell to do.
 
 use super::request::{AdminReply, WatchEvent};
-use crate::wire::{ClusterName, Epoch, Guid, IocNumber, Mac, Row};
+use crate::wire::{ClusterName, EntityType, Epoch, Guid, IocNumber, Mac, Row};
 
 /// Names a commit that the shell is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,10 +66,10 @@ pub enum AgentAction {
     Block(u16, String),
 }
 
-/// A device that this host owns, with what an export needs to know.
+/// A device or extent that this host owns, with what an export needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedDevice {
-    /// The device.
+    /// The device or extent; an extent with vendor and model of its device.
     pub row: Row,
     /// Its unit.
     pub unit: Guid,
@@ -81,4 +81,22 @@ pub struct OwnedDevice {
     pub unit_macs: Vec<Mac>,
     /// The epoch under which the host owns it.
     pub epoch: Epoch,
+}
+
+impl OwnedDevice {
+    /// The device that takes the I/O: itself, or the one that the extent is a range of.
+    pub fn device(&self) -> Guid {
+        match self.row.entity {
+            EntityType::Extent => self.row.parent,
+            _ => self.row.guid,
+        }
+    }
+
+    /// The extent that the I/O names; NIL for a whole device.
+    pub fn extent(&self) -> Guid {
+        match self.row.entity {
+            EntityType::Extent => self.row.guid,
+            _ => Guid::NIL,
+        }
+    }
 }

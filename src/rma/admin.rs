@@ -6,9 +6,9 @@ use super::members::{Liveness, Station};
 use super::plan::error;
 use super::report::{self, children_by_number, in_figure_order};
 use super::request::{
-    AdminError, AdminReply, AdminRequest, ControllerTreeInfo, DeviceInfo, DropInfo, ErrorKind,
-    GranularityInfo, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo, UnitTreeInfo,
-    WatchEvent,
+    AdminError, AdminReply, AdminRequest, ControllerTreeInfo, DeviceInfo, DeviceTreeInfo, DropInfo,
+    ErrorKind, GranularityInfo, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo,
+    UnitTreeInfo, WatchEvent,
 };
 use crate::wire::{EntityType, Granularity, Guid, Row, Time};
 
@@ -57,6 +57,19 @@ impl Agent {
                 }
             }
             AdminRequest::Forget { target } => match self.forget(token, &target) {
+                Ok(()) => return self.pump(now),
+                Err(e) => AdminReply::Error(e),
+            },
+            AdminRequest::Carve {
+                device,
+                offset,
+                size,
+                name,
+            } => match self.carve(now, token, &device, (offset, size), &name) {
+                Ok(()) => return self.pump(now),
+                Err(e) => AdminReply::Error(e),
+            },
+            AdminRequest::Uncarve { extent } => match self.uncarve(now, token, &extent) {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),
             },
@@ -156,15 +169,15 @@ impl Agent {
         }
     }
 
-    fn rows_of(&self, entity: EntityType) -> impl Iterator<Item = &Row> {
+    fn rows_of(&self, entities: &'static [EntityType]) -> impl Iterator<Item = &Row> {
         in_figure_order(&self.table)
             .into_iter()
-            .filter(move |row| row.entity == entity)
+            .filter(move |row| entities.contains(&row.entity))
     }
 
     fn hosts(&self, now: Time) -> Vec<HostInfo> {
         let digest = self.table.digest();
-        self.rows_of(EntityType::Host)
+        self.rows_of(&[EntityType::Host])
             .map(|row| {
                 let own = row.guid == self.config.guid;
                 let told = match self.peers.get(&row.guid) {
@@ -202,13 +215,13 @@ impl Agent {
     }
 
     fn units(&self, now: Time) -> Vec<UnitInfo> {
-        self.rows_of(EntityType::Unit)
+        self.rows_of(&[EntityType::Unit])
             .map(|row| self.unit_info(now, row))
             .collect()
     }
 
     fn devices(&self, now: Time, wanted: impl Fn(bool) -> bool) -> Vec<DeviceInfo> {
-        self.rows_of(EntityType::Device)
+        self.rows_of(&[EntityType::Device, EntityType::Extent])
             .map(|row| (row, self.owned.contains_key(&row.guid)))
             .filter(|(_, owned)| wanted(*owned))
             .map(|(row, owned)| {
@@ -229,7 +242,7 @@ impl Agent {
             children.filter(|row| row.is_valid())
         };
         let units = self
-            .rows_of(EntityType::Unit)
+            .rows_of(&[EntityType::Unit])
             .filter(|row| row.is_valid())
             .map(|row| UnitTreeInfo {
                 unit: self.unit_info(now, row),
@@ -237,7 +250,12 @@ impl Agent {
                     .map(|controller| ControllerTreeInfo {
                         row: report::row_info(&self.table, controller),
                         devices: valid(controller.guid)
-                            .map(|device| report::row_info(&self.table, device))
+                            .map(|device| DeviceTreeInfo {
+                                row: report::row_info(&self.table, device),
+                                extents: valid(device.guid)
+                                    .map(|extent| report::row_info(&self.table, extent))
+                                    .collect(),
+                            })
                             .collect(),
                     })
                     .collect(),

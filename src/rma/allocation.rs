@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::agent::Agent;
+use super::carve::{self, Carving};
 use super::config::MAX_PENDING_REQUESTS;
 use super::journal::Waiter;
 use super::plan::{changes, error, ownership, target};
 use super::report::{self, label};
-use super::request::{AdminError, AdminReply, AllocationInfo, ChangeInfo, ErrorKind};
+use super::request::{AdminError, AdminReply, AllocationInfo, CarveInfo, ChangeInfo, ErrorKind};
 use super::timers::Timer;
+use crate::crt::Table;
 use crate::session::Request;
 use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
 use crate::wire::{EntityType, Epoch, Flags, Guid, IodNumber, Kind, Ownership, Status, Time, Wire};
@@ -35,14 +37,51 @@ enum Stage {
     Storing,
 }
 
-/// An allocation or release on its way.
+/// What an administrator wants of a unit.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// That a row is owned so; where `recursive`, rows below are cut down to what that permits.
+    Own {
+        target: Guid,
+        ownership: Ownership,
+        recursive: bool,
+    },
+    /// That there is an extent.
+    Carve(Carving),
+    /// That there is no longer this extent.
+    Uncarve(Guid),
+}
+
+impl Wish {
+    /// The row that it is about.
+    const fn target(&self) -> Guid {
+        match self {
+            Self::Own { target, .. } => *target,
+            Self::Carve(carving) => carving.guid,
+            Self::Uncarve(extent) => *extent,
+        }
+    }
+
+    /// The changes that fulfil it, none where it is so already.
+    fn changes(&self, table: &Table) -> Result<Vec<Change>, AdminError> {
+        match self {
+            Self::Own {
+                target,
+                ownership,
+                recursive,
+            } => changes(table, *target, ownership, *recursive),
+            Self::Carve(carving) => carving.changes(table),
+            Self::Uncarve(extent) => carve::removal(table, *extent),
+        }
+    }
+}
+
+/// An allocation, release, carve or uncarve on its way.
 #[derive(Debug)]
 struct Allocation {
     token: u64,
-    target: Guid,
+    wish: Wish,
     unit: Guid,
-    ownership: Ownership,
-    recursive: bool,
     stage: Stage,
     retries: u32,
     changes: Vec<Change>,
@@ -71,12 +110,6 @@ impl Agent {
         if !self.boot.is_steady() {
             return Err(self.not_ready());
         }
-        if self.allocations.active.len() >= MAX_PENDING_REQUESTS {
-            return Err(error(
-                ErrorKind::Busy,
-                format!("{MAX_PENDING_REQUESTS} allocations are on their way; try again"),
-            ));
-        }
         let target = target(&self.table, text)?;
         let ownership = match hosts {
             Some((hosts, shared)) => {
@@ -84,16 +117,36 @@ impl Agent {
             }
             None => Ownership::Unallocated,
         };
+        let wish = Wish::Own {
+            target,
+            ownership,
+            recursive,
+        };
         let unit = self.table.unit_of(target).unwrap_or(target);
+        self.wish(now, token, unit, wish)
+    }
+
+    /// Begins what an administrator wants of a unit, after what others want of it.
+    pub(super) fn wish(
+        &mut self,
+        now: Time,
+        token: u64,
+        unit: Guid,
+        wish: Wish,
+    ) -> Result<(), AdminError> {
+        if self.allocations.active.len() >= MAX_PENDING_REQUESTS {
+            return Err(error(
+                ErrorKind::Busy,
+                format!("{MAX_PENDING_REQUESTS} allocations are on their way; try again"),
+            ));
+        }
         self.check_reachable(now, unit)?;
         let id = self.allocations.next;
         self.allocations.next += 1;
         let allocation = Allocation {
             token,
-            target,
+            wish,
             unit,
-            ownership,
-            recursive,
             stage: Stage::Queued,
             retries: 0,
             changes: Vec::new(),
@@ -181,13 +234,7 @@ impl Agent {
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
-        let planned = changes(
-            &self.table,
-            allocation.target,
-            &allocation.ownership,
-            allocation.recursive,
-        );
-        let changes = match planned {
+        let changes = match allocation.wish.changes(&self.table) {
             Ok(changes) => changes,
             Err(e) => return self.fail_allocation(now, id, e),
         };
@@ -249,7 +296,12 @@ impl Agent {
                     self.ask_registers(now, unit);
                 }
             }
-            Status::Conflict | Status::Hierarchy => self.conflicted(now, id, body),
+            // The table was not what the registers are; where it is now, planning says what is wrong.
+            Status::Conflict
+            | Status::Hierarchy
+            | Status::Overlap
+            | Status::OutOfRange
+            | Status::Misaligned => self.conflicted(now, id, body),
             Status::Busy | Status::NotReady => {
                 self.timers.set(Timer::Resend(id), now + BUSY_DELAY);
             }
@@ -376,9 +428,17 @@ impl Agent {
             return;
         };
         let table = &self.table;
-        let Some(row) = table.get(allocation.target) else {
+        let Some(row) = table.get(allocation.wish.target()) else {
             return;
         };
+        if matches!(allocation.wish, Wish::Carve(_) | Wish::Uncarve(_)) {
+            let reply = CarveInfo {
+                extent: report::row_info(table, row),
+                unit: report::name_info(table, allocation.unit),
+                changed: !allocation.changes.is_empty(),
+            };
+            return self.reply(allocation.token, AdminReply::Carved(Box::new(reply)));
+        }
         let reply = AllocationInfo {
             target: report::row_info(table, row),
             unit: report::name_info(table, allocation.unit),

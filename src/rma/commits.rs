@@ -215,10 +215,14 @@ impl Agent {
             self.table.rows().map(|row| row.guid).collect()
         };
         for guid in rows {
-            devices.insert(guid);
-            for child in self.table.children(guid) {
-                devices.insert(child.guid);
-                devices.extend(self.table.children(child.guid).map(|row| row.guid));
+            // Of what is below, and of an extent's device: it may have become whole, or be no more.
+            let extent = |row: &&Row| row.entity == EntityType::Extent;
+            devices.extend(self.table.get(guid).filter(extent).map(|row| row.parent));
+            let mut next = vec![guid];
+            while let Some(at) = next.pop() {
+                if devices.insert(at) || at == guid {
+                    next.extend(self.table.children(at).map(|row| row.guid));
+                }
             }
         }
         for guid in devices {
@@ -239,22 +243,29 @@ impl Agent {
     }
 
     fn owned_device(&self, guid: Guid) -> Option<OwnedDevice> {
-        let row = self.table.get(guid)?;
-        let mine = row.entity == EntityType::Device && row.ownership.includes(self.config.guid);
-        if !mine || !self.table.is_present(guid) {
+        let known = self.table.get(guid)?;
+        let device = match known.entity {
+            EntityType::Device if !self.table.is_carved(guid) => known,
+            EntityType::Extent => self.table.parent(guid)?,
+            _ => return None,
+        };
+        if !known.ownership.includes(self.config.guid) || !self.table.is_present(guid) {
             return None;
         }
         let unit = self.table.get(self.table.unit_of(guid)?)?;
+        let controller = self.table.get(device.parent)?;
+        let mut row = known.clone();
+        if row.entity == EntityType::Extent {
+            row.vendor.clone_from(&device.vendor);
+            row.model.clone_from(&device.model);
+        }
         Some(OwnedDevice {
-            row: row.clone(),
             unit: unit.guid,
             unit_name: unit.name.clone(),
-            controller_name: self
-                .table
-                .parent(guid)
-                .map_or_else(String::new, |c| c.name.clone()),
+            controller_name: controller.name.clone(),
             unit_macs: unit.macs.clone(),
             epoch: row.owned.epoch,
+            row,
         })
     }
 }

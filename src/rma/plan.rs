@@ -43,25 +43,44 @@ impl From<RuleError> for AdminError {
             RuleError::StaleEpoch { .. } => ErrorKind::Conflict,
             RuleError::Parent { .. } | RuleError::Child { .. } => ErrorKind::Hierarchy,
             RuleError::Granularity { .. } => ErrorKind::Granularity,
+            RuleError::Carve(_) => ErrorKind::Extent,
         };
         error(kind, e.to_string())
     }
 }
 
-/// The row to allocate: a unit, controller or device that is there.
+/// The row to allocate: a unit, controller, device or extent that is there.
 pub(super) fn target(table: &Table, text: &str) -> Result<Guid, AdminError> {
-    const TARGETS: &[EntityType] = &[EntityType::Unit, EntityType::Controller, EntityType::Device];
-    let guid = match table.resolve_among(text, TARGETS) {
+    const TARGETS: &[EntityType] = &[
+        EntityType::Unit,
+        EntityType::Controller,
+        EntityType::Device,
+        EntityType::Extent,
+    ];
+    present(
+        table,
+        text,
+        TARGETS,
+        "cannot be allocated; name an I/O unit, controller, device or extent (`rma tree`)",
+    )
+}
+
+/// The row of one of these types that is named, and is there; `otherwise` says what is wrong with
+/// a row of another type.
+pub(super) fn present(
+    table: &Table,
+    text: &str,
+    entities: &[EntityType],
+    otherwise: &str,
+) -> Result<Guid, AdminError> {
+    let guid = match table.resolve_among(text, entities) {
         Ok(guid) => guid,
         Err(e) => {
             let other = table.resolve(text).ok().and_then(|guid| table.get(guid));
             return Err(match other {
                 Some(row) => error(
                     ErrorKind::WrongType,
-                    format!(
-                        "{} cannot be allocated; name an I/O unit, controller or device (`rma tree`)",
-                        Named::of(row)
-                    ),
+                    format!("{} {otherwise}", Named::of(row)),
                 ),
                 None => e.into(),
             });
@@ -157,11 +176,7 @@ pub(super) fn changes(
         let row = table.get(guid).ok_or(RuleError::NoRow { row: guid })?;
         let above = after.get(&guid).unwrap_or(&row.ownership).clone();
         if above != row.ownership {
-            changes.push(Change {
-                row: guid,
-                expected: row.owned.epoch,
-                ownership: above.clone(),
-            });
+            changes.push(rules::change_of(row, above.clone()));
         }
         for child in table.children(guid).filter(|row| row.is_valid()) {
             let wanted = if rules::follows(granularity, child.entity) {

@@ -81,10 +81,9 @@ impl Agent {
         let newer: Vec<OwnershipRegister> = unit
             .registers
             .iter()
-            .filter(|register| {
-                self.table.get(register.row).is_some_and(|row| {
-                    (register.owned, &register.ownership) > (row.owned, &row.ownership)
-                })
+            .filter(|register| match self.table.get(register.row) {
+                Some(row) => (register.owned, &register.ownership) > (row.owned, &row.ownership),
+                None => register.extent.is_some(),
             })
             .cloned()
             .collect();
@@ -96,13 +95,20 @@ impl Agent {
     pub(super) fn take_registers(&mut self, unit: Guid, registers: &[OwnershipRegister]) -> bool {
         let mut outlook = BTreeMap::new();
         for register in registers {
-            if let Some(row) = self.table.get(register.row) {
-                let look = Outlook {
+            let look = match (&register.extent, self.table.get(register.row)) {
+                // An extent that was removed before anything was heard of it is none.
+                (Some(facts), known) if known.is_some() || facts.present => Outlook {
+                    parent: facts.device,
+                    valid: facts.present,
+                    ownership: register.ownership.clone(),
+                },
+                (None, Some(row)) => Outlook {
                     ownership: register.ownership.clone(),
                     ..Outlook::of(row)
-                };
-                outlook.insert(row.guid, look);
-            }
+                },
+                _ => continue,
+            };
+            outlook.insert(register.row, look);
         }
         if !offenders(&self.table, &outlook).is_empty() {
             return false;

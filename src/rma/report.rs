@@ -1,7 +1,9 @@
 //! Rows and tables as the plain data that administrators get. Pure functions on a table, so that
 //! a reader of the table file shows the same as the agent.
 
-use super::request::{NameInfo, OwnershipInfo, RowInfo, StampInfo, SummaryInfo, TableInfo};
+use super::request::{
+    NameInfo, OwnershipInfo, RangeInfo, RowInfo, StampInfo, SummaryInfo, TableInfo,
+};
 use crate::crt::Table;
 use crate::wire::message::TableSummary;
 use crate::wire::row::features;
@@ -38,6 +40,10 @@ pub fn row_info(table: &Table, row: &Row) -> RowInfo {
         address: row.address().map_or(String::new(), |a| a.to_string()),
         ioc: row.ioc.0,
         iod: row.iod.0,
+        extent: row.extent.map(|range| RangeInfo {
+            offset: range.offset,
+            length: range.len,
+        }),
         parent: (!row.parent.is_nil()).then(|| name_info(table, row.parent)),
         ownership: ownership_info(table, &row.ownership),
         epoch: row.owned.epoch.0,

@@ -22,9 +22,9 @@ pub enum AdminRequest {
     Tree,
     /// Every row of the table, tombstones included.
     Table,
-    /// Gives a unit, controller or device to hosts.
+    /// Gives a unit, controller, device or extent to hosts.
     Allocate {
-        /// The unit, controller or device.
+        /// The unit, controller, device or extent.
         target: String,
         /// The hosts: one for dedicated, one or more for shared.
         hosts: Vec<String>,
@@ -35,9 +35,9 @@ pub enum AdminRequest {
         #[serde(default)]
         recursive: bool,
     },
-    /// Takes a unit, controller or device from its owners.
+    /// Takes a unit, controller, device or extent from its owners.
     Release {
-        /// The unit, controller or device.
+        /// The unit, controller, device or extent.
         target: String,
         /// Also releases what lies below.
         #[serde(default)]
@@ -49,11 +49,28 @@ pub enum AdminRequest {
         /// The row.
         target: String,
     },
+    /// Makes a range of a device an extent, which is allocated on its own.
+    Carve {
+        /// The device.
+        device: String,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        size: u64,
+        /// The extent's name; may be empty.
+        #[serde(default)]
+        name: String,
+    },
+    /// Removes an extent that nobody owns.
+    Uncarve {
+        /// The extent.
+        extent: String,
+    },
     /// The finest level at which the cluster allocates.
     GranularityGet,
     /// Sets the finest level at which the cluster allocates.
     GranularitySet {
-        /// `unit`, `controller` or `device`.
+        /// `unit`, `controller`, `device` or `extent`.
         granularity: String,
     },
     /// The devices that this host owns and exports.
@@ -81,7 +98,7 @@ pub enum AdminReply {
     },
     /// To [`AdminRequest::Devices`].
     Devices {
-        /// By unit, controller number, device number.
+        /// Devices and extents, by unit, controller number, device number, offset.
         devices: Vec<DeviceInfo>,
     },
     /// To [`AdminRequest::Tree`].
@@ -92,11 +109,13 @@ pub enum AdminReply {
     Allocated(Box<AllocationInfo>),
     /// To [`AdminRequest::Forget`].
     Forgotten(Box<ForgottenInfo>),
+    /// To [`AdminRequest::Carve`] and [`AdminRequest::Uncarve`].
+    Carved(Box<CarveInfo>),
     /// To [`AdminRequest::GranularityGet`] and [`AdminRequest::GranularitySet`].
     Granularity(GranularityInfo),
     /// To [`AdminRequest::Exports`].
     Exports {
-        /// By unit, controller number, device number.
+        /// Devices and extents, by unit, controller number, device number, offset.
         devices: Vec<DeviceInfo>,
     },
     /// To [`AdminRequest::Watch`].
@@ -123,6 +142,8 @@ pub enum ErrorKind {
     Hierarchy,
     /// The cluster does not allocate at this level.
     Granularity,
+    /// A device cannot have such an extent, or the extent cannot be removed now.
+    Extent,
     /// The unit does not answer.
     Unreachable,
     /// The unit refused the change.
@@ -187,6 +208,15 @@ pub struct OwnershipInfo {
     pub owners: Vec<NameInfo>,
 }
 
+/// An extent's range of its device, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeInfo {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
 /// A row of the table (Fig. 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowInfo {
@@ -201,12 +231,15 @@ pub struct RowInfo {
     pub name: String,
     /// NIC MAC addresses (408); for controllers and devices, their unit's.
     pub macs: Vec<String>,
-    /// `MAC`, `MAC/IOC` or `MAC/IOC/IOD`; empty where no NIC is known.
+    /// `MAC`, `MAC/IOC`, `MAC/IOC/IOD` or `MAC/IOC/IOD@offset+length`; empty where no NIC is known.
     pub address: String,
     /// Controller number (410), 0 where none.
     pub ioc: u16,
     /// Device number (410), 0 where none.
     pub iod: u16,
+    /// The range of its device, where the row is an extent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extent: Option<RangeInfo>,
     /// The entity one level up (412); none for hosts and units.
     pub parent: Option<NameInfo>,
     /// Who owns it (414); always `unallocated` for hosts.
@@ -294,7 +327,8 @@ pub struct DeviceInfo {
     /// Whether the unit answers.
     #[serde(flatten)]
     pub liveness: LivenessInfo,
-    /// Whether this host is an owner.
+    /// Whether this host is an owner (of an extent, of that extent; of a device that has extents,
+    /// never: it is used by them).
     pub owned_here: bool,
 }
 
@@ -305,7 +339,18 @@ pub struct ControllerTreeInfo {
     #[serde(flatten)]
     pub row: RowInfo,
     /// Its devices by number, valid ones only.
-    pub devices: Vec<RowInfo>,
+    pub devices: Vec<DeviceTreeInfo>,
+}
+
+/// A device with its extents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceTreeInfo {
+    /// The device.
+    #[serde(flatten)]
+    pub row: RowInfo,
+    /// Its extents by offset, valid ones only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extents: Vec<RowInfo>,
 }
 
 /// A unit with its controllers.
@@ -428,10 +473,21 @@ pub struct ForgottenInfo {
     pub rows: Vec<RowInfo>,
 }
 
+/// What a carve or uncarve did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarveInfo {
+    /// The extent as it is now; invalid where it was removed.
+    pub extent: RowInfo,
+    /// The unit that committed it.
+    pub unit: NameInfo,
+    /// Whether anything changed; false: it was so already.
+    pub changed: bool,
+}
+
 /// The finest level of allocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GranularityInfo {
-    /// `unit`, `controller` or `device`.
+    /// `unit`, `controller`, `device` or `extent`.
     pub granularity: String,
     /// Stamp of its last change.
     pub stamp: StampInfo,

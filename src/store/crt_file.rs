@@ -499,6 +499,7 @@ mod tests {
                 term: 4,
                 writer: HOST,
             },
+            extent: None,
         }
     }
 

@@ -51,7 +51,7 @@ pub enum SpecError {
     /// The GUID is NIL.
     #[error("the NIL GUID names nothing")]
     NilGuid,
-    /// The GUID is the unit's, or a controller's or device's already.
+    /// The GUID is the unit's, or a controller's, device's or extent's already.
     #[error("GUID {0} is used twice in this unit")]
     GuidTaken(Guid),
     /// The number is 0 or taken.
@@ -382,6 +382,14 @@ impl Inventory {
 
     pub(super) fn device(&self, ioc: IocNumber, iod: IodNumber) -> Option<&Device> {
         self.controllers.get(&ioc)?.devices.get(&iod)
+    }
+
+    /// Facts of the medium behind a device.
+    pub(super) fn device_info(&self, device: Guid) -> Option<DiskInfo> {
+        match self.places.get(&device)? {
+            Place::Device(ioc, iod) => Some(self.device(*ioc, *iod)?.spec.info),
+            Place::Unit | Place::Controller(_) => None,
+        }
     }
 
     /// Whether the unit has the row: itself, a controller, a device.

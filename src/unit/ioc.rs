@@ -2,13 +2,14 @@
 
 use super::disk::{DiskError, DiskOp, MAX_IO_BYTES, Payload};
 use super::inventory::Device;
+use super::registers::Registers;
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
 use crate::session::ServerEvent;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
-    CommandId, ConnectionId, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, Reader, Status, Time,
-    Wire,
+    CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind, Reader,
+    Status, Time, Wire,
 };
 
 /// A disk operation under way.
@@ -16,10 +17,19 @@ use crate::wire::{
 pub(super) struct InFlight {
     connection: ConnectionId,
     command: CommandId,
-    pub(super) device: Guid,
+    /// The device, or the extent, under whose register it was begun.
+    pub(super) row: Guid,
     pub(super) peer: Guid,
     pub(super) is_change: bool,
     bytes: u64,
+}
+
+/// An operation that may be begun.
+struct Admitted {
+    /// The device, or the extent, that the host owns.
+    row: Guid,
+    device: Guid,
+    op: DiskOp,
 }
 
 /// What the header of a request says of an I/O command.
@@ -62,8 +72,8 @@ impl Unit {
             Kind::Devices => self.list_devices(ioc),
             Kind::Identify => self.identify(ioc, iod),
             _ => match self.admit_io(&asked, body) {
-                Ok((device, op)) => {
-                    self.start_io(connection, command, peer, device, op);
+                Ok(admitted) => {
+                    self.start_io(connection, command, peer, admitted);
                     return;
                 }
                 Err(status) => Err(status),
@@ -100,11 +110,12 @@ impl Unit {
 
     /// Whether a command may be begun, and the operation that it is. What the sender may do comes
     /// before what it asks for.
-    fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<(Guid, DiskOp), Status> {
+    fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<Admitted, Status> {
         let device = self.find(asked.ioc, asked.iod)?;
-        let guid = device.spec.guid;
         let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
-        let (ownership, epoch) = registers.owners(guid);
+        let named = IoRange::get(&mut Reader::new(&body)).map_err(|_| Status::BadRequest)?;
+        let (row, extent) = place(registers, device.spec.guid, named.extent)?;
+        let (ownership, epoch) = registers.owners(row);
         if !ownership.includes(asked.peer) {
             return Err(Status::NotOwner);
         }
@@ -112,12 +123,12 @@ impl Unit {
             return Err(Status::StaleEpoch);
         }
         if let Some(transaction) = &self.transaction
-            && !transaction.keeps(guid, asked.peer)
+            && !transaction.keeps(row, asked.peer)
         {
             // It loses the device unless the disk fails: it shall ask again when that is decided.
             return Err(Status::Busy);
         }
-        let op = parse_op(asked, body)?;
+        let op = parse_op(asked, body, extent)?;
         check_op(device, &op)?;
         let bytes = data_bytes(&op);
         if self.in_flight.len() >= MAX_IN_FLIGHT
@@ -125,7 +136,11 @@ impl Unit {
         {
             return Err(Status::Busy);
         }
-        Ok((guid, op))
+        Ok(Admitted {
+            row,
+            device: device.spec.guid,
+            op,
+        })
     }
 
     fn start_io(
@@ -133,15 +148,14 @@ impl Unit {
         connection: ConnectionId,
         command: CommandId,
         peer: Guid,
-        device: Guid,
-        op: DiskOp,
+        Admitted { row, device, op }: Admitted,
     ) {
         let token = self.token();
         let bytes = data_bytes(&op);
         let io = InFlight {
             connection,
             command,
-            device,
+            row,
             peer,
             is_change: op.is_change(),
             bytes,
@@ -176,44 +190,70 @@ fn data_bytes(op: &DiskOp) -> u64 {
     }
 }
 
-fn parse_op(asked: &Command, body: Vec<u8>) -> Result<DiskOp, Status> {
-    let fua = asked.flags.contains(Flags::FUA);
-    if asked.kind == Kind::Flush {
-        return if body.is_empty() {
-            Ok(DiskOp::Flush)
+/// The row whose register counts for an I/O that names `extent` of `device`, and where that lies
+/// on the device. A device with extents is nobody's as a whole; an extent that is not there, or
+/// not on this device, is nobody's either.
+fn place(
+    registers: &Registers,
+    device: Guid,
+    extent: Guid,
+) -> Result<(Guid, Option<Extent>), Status> {
+    if extent.is_nil() {
+        return if registers.is_carved(device) {
+            Err(Status::NotOwner)
         } else {
-            Err(Status::BadRequest)
+            Ok((device, None))
         };
     }
+    match registers.extent(extent) {
+        Some(facts) if facts.device == device => Ok((extent, Some(facts.range))),
+        _ => Err(Status::NotOwner),
+    }
+}
+
+/// The operation on the device that a command on it, or on its `extent`, asks for.
+fn parse_op(asked: &Command, body: Vec<u8>, extent: Option<Extent>) -> Result<DiskOp, Status> {
+    let fua = asked.flags.contains(Flags::FUA);
     let mut reader = Reader::new(&body);
-    let range = IoRange::get(&mut reader);
+    let range = IoRange::get(&mut reader).map_err(|_| Status::BadRequest)?;
     let data_len = reader.rest().len() as u64;
-    let whole = range.ok().filter(|r| r.len > 0);
-    match (asked.kind, whole) {
-        (Kind::Read | Kind::Write, Some(r)) if r.len > MAX_IO_BYTES => Err(Status::BadRequest),
-        (Kind::Read, Some(r)) if data_len == 0 => Ok(DiskOp::Read {
-            offset: r.offset,
-            len: r.len as u32,
-        }),
-        (Kind::Write, Some(r)) if data_len == r.len => Ok(DiskOp::Write {
-            offset: r.offset,
+    let (offset, len) = (range.offset, range.len);
+    let expected = match asked.kind {
+        Kind::Flush => {
+            return if (offset, len, data_len) == (0, 0, 0) {
+                Ok(DiskOp::Flush)
+            } else {
+                Err(Status::BadRequest)
+            };
+        }
+        Kind::Write => len,
+        Kind::Read | Kind::Discard | Kind::WriteZeroes => 0,
+        _ => return Err(Status::Unsupported),
+    };
+    let moves_data = matches!(asked.kind, Kind::Read | Kind::Write);
+    if len == 0 || data_len != expected || (moves_data && len > MAX_IO_BYTES) {
+        return Err(Status::BadRequest);
+    }
+    let offset = match extent {
+        None => offset,
+        Some(extent) => match offset.checked_add(len) {
+            Some(end) if end <= extent.len => extent.offset + offset,
+            _ => return Err(Status::OutOfRange),
+        },
+    };
+    Ok(match asked.kind {
+        Kind::Read => DiskOp::Read {
+            offset,
+            len: len as u32,
+        },
+        Kind::Write => DiskOp::Write {
+            offset,
             data: Payload::tail(body, IO_RANGE_BYTES),
             fua,
-        }),
-        (Kind::Discard, Some(r)) if data_len == 0 => Ok(DiskOp::Discard {
-            offset: r.offset,
-            len: r.len,
-        }),
-        (Kind::WriteZeroes, Some(r)) if data_len == 0 => Ok(DiskOp::WriteZeroes {
-            offset: r.offset,
-            len: r.len,
-            fua,
-        }),
-        (Kind::Read | Kind::Write | Kind::Discard | Kind::WriteZeroes, _) => {
-            Err(Status::BadRequest)
-        }
-        _ => Err(Status::Unsupported),
-    }
+        },
+        Kind::Discard => DiskOp::Discard { offset, len },
+        _ => DiskOp::WriteZeroes { offset, len, fua },
+    })
 }
 
 fn check_op(device: &Device, op: &DiskOp) -> Result<(), Status> {

@@ -15,6 +15,7 @@
 //! - I8: what is on the wire changes nothing but what the sender may change; every table is bounded.
 
 pub mod disk;
+mod extents;
 mod inventory;
 mod ioc;
 mod registers;
@@ -181,10 +182,19 @@ impl Unit {
     /// Adds a controller without devices.
     pub fn add_controller(&mut self, now: Time, spec: ControllerSpec) -> Result<(), SpecError> {
         let guid = spec.guid;
+        self.check_no_extent(guid)?;
         self.inventory.add_controller(spec)?;
         self.reset_register(guid);
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         Ok(())
+    }
+
+    /// Refuses a GUID that an extent of this unit has, or had.
+    fn check_no_extent(&self, guid: Guid) -> Result<(), SpecError> {
+        match &self.registers {
+            Some(registers) if registers.is_extent(guid) => Err(SpecError::GuidTaken(guid)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a controller with its devices. Operations under way are finished.
@@ -211,6 +221,7 @@ impl Unit {
         spec: DeviceSpec,
     ) -> Result<(), SpecError> {
         let guid = spec.guid;
+        self.check_no_extent(guid)?;
         self.inventory.add_device(ioc, spec)?;
         self.reset_register(guid);
         self.notify(now, Event::DevicesChanged, ioc);

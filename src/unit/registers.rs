@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use super::extents::Extents;
 use super::inventory::Inventory;
 use crate::crt::rules;
 use crate::wire::message::{
-    CompareAndSet, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister, RegistersReply, page_len,
+    Change, CompareAndSet, ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister,
+    RegistersReply, page_len,
 };
 use crate::wire::{Epoch, Guid, Ownership, OwnershipStamp, Status};
 
@@ -27,6 +29,7 @@ pub struct StoredRegisters {
 #[derive(Debug)]
 pub(super) struct Registers {
     rows: BTreeMap<Guid, OwnershipRegister>,
+    extents: Extents,
     term: u64,
 }
 
@@ -43,10 +46,13 @@ pub(super) enum Verdict {
 
 impl Registers {
     pub(super) fn new(stored: StoredRegisters) -> Self {
-        Self {
-            rows: stored.registers.into_iter().map(|r| (r.row, r)).collect(),
-            term: stored.term,
-        }
+        let mut registers = Self {
+            rows: BTreeMap::new(),
+            extents: Extents::default(),
+            term: 0,
+        };
+        registers.install(stored.registers, stored.term);
+        registers
     }
 
     /// The highest term seen.
@@ -60,7 +66,39 @@ impl Registers {
             row,
             ownership: Ownership::Unallocated,
             owned: OwnershipStamp::default(),
+            extent: None,
         })
+    }
+
+    /// Whether the row is an extent, or was one.
+    pub(super) fn is_extent(&self, row: Guid) -> bool {
+        self.rows.get(&row).is_some_and(|r| r.extent.is_some())
+    }
+
+    /// The facts of an extent that is there.
+    pub(super) fn extent(&self, row: Guid) -> Option<&ExtentFacts> {
+        let facts = self.rows.get(&row)?.extent.as_ref();
+        facts.filter(|facts| facts.present)
+    }
+
+    /// Whether the device has extents: then it takes I/O by them only.
+    pub(super) fn is_carved(&self, device: Guid) -> bool {
+        self.extents.is_carved(device)
+    }
+
+    /// The row one level up, of what is in the unit.
+    fn parent(&self, row: Guid, inventory: &Inventory) -> Option<Guid> {
+        inventory.parent(row).or_else(|| {
+            let device = self.extent(row)?.device;
+            inventory.has_row(device).then_some(device)
+        })
+    }
+
+    /// The rows one level down.
+    pub(super) fn children(&self, row: Guid, inventory: &Inventory) -> Vec<Guid> {
+        let mut children = inventory.children(row);
+        children.extend(self.extents.of(row).map(|(_, extent)| extent));
+        children
     }
 
     /// A row's owners and epoch, without copying them.
@@ -75,6 +113,8 @@ impl Registers {
     pub(super) fn install(&mut self, registers: Vec<OwnershipRegister>, term: u64) {
         self.term = self.term.max(term);
         for register in registers {
+            self.extents
+                .replace(self.rows.get(&register.row), &register);
             self.rows.insert(register.row, register);
         }
     }
@@ -96,7 +136,8 @@ impl Registers {
 
     /// Judges a transaction: all of its changes or none.
     pub(super) fn judge(&self, request: &CompareAndSet, inventory: &Inventory) -> Verdict {
-        if let Some(change) = request.changes.iter().find(|c| !inventory.has_row(c.row)) {
+        let unknown = |c: &&Change| c.extent.is_none() && !self.has_row(c.row, inventory);
+        if let Some(change) = request.changes.iter().find(unknown) {
             return Verdict::Refused(Status::NoRow, self.get(change.row));
         }
         if let Some(done) = self.already(request) {
@@ -115,6 +156,9 @@ impl Registers {
                 return Verdict::Refused(Status::Conflict, self.get(change.row));
             }
         }
+        if let Err((status, row)) = self.judge_extents(&request.changes, inventory) {
+            return Verdict::Refused(status, self.get(row));
+        }
         let changed: BTreeMap<Guid, OwnershipRegister> = request
             .changes
             .iter()
@@ -128,6 +172,7 @@ impl Registers {
                     row: c.row,
                     ownership: c.ownership.clone(),
                     owned,
+                    extent: c.extent.clone(),
                 };
                 (c.row, register)
             })
@@ -142,6 +187,45 @@ impl Registers {
         Verdict::Change(changed.into_values().collect())
     }
 
+    /// Whether the row is in the unit, or is an extent of it.
+    fn has_row(&self, row: Guid, inventory: &Inventory) -> bool {
+        inventory.has_row(row) || self.is_extent(row)
+    }
+
+    /// What is wrong with the extents of a transaction, and the row in the way.
+    fn judge_extents(
+        &self,
+        changes: &[Change],
+        inventory: &Inventory,
+    ) -> Result<(), (Status, Guid)> {
+        for change in changes {
+            let known = self.rows.get(&change.row);
+            let sound = match (known.and_then(|r| r.extent.as_ref()), &change.extent) {
+                (None, None) => true,
+                // The change of an extent says what it is.
+                (Some(_), None) => false,
+                // Another row's GUID, or nothing to remove.
+                (None, Some(facts)) => {
+                    known.is_none() && !inventory.has_row(change.row) && facts.present
+                }
+                (Some(old), Some(new)) => {
+                    let stays = old.present && new.present;
+                    old.device == new.device
+                        && (old.present || new.present)
+                        && (!stays || old.range == new.range)
+                }
+            };
+            if !sound {
+                return Err((Status::BadRequest, change.row));
+            }
+        }
+        self.extents.judge(
+            changes,
+            |device| inventory.device_info(device),
+            |row| *self.owners(row).0 != Ownership::Unallocated,
+        )
+    }
+
     /// The registers of a transaction that is in place as a whole, by this very writer.
     fn already(&self, request: &CompareAndSet) -> Option<Vec<OwnershipRegister>> {
         request
@@ -154,6 +238,7 @@ impl Registers {
                         r.owned.epoch.0.checked_sub(1) == Some(change.expected.0)
                             && r.owned.writer == request.writer
                             && r.ownership == change.ownership
+                            && r.extent == change.extent
                     })
                     .cloned()
             })
@@ -173,13 +258,18 @@ impl Registers {
                 .map_or_else(|| self.owners(row).0, |r| &r.ownership)
         };
         for (row, register) in changed {
-            if let Some(parent) = inventory.parent(*row)
+            let parent = match &register.extent {
+                // The parent of a new one is known from here only.
+                Some(facts) => facts.present.then_some(facts.device),
+                None => self.parent(*row, inventory),
+            };
+            if let Some(parent) = parent
                 && !rules::permits(ownership(parent), &register.ownership)
             {
                 return Some(parent);
             }
-            let child = inventory
-                .children(*row)
+            let child = self
+                .children(*row, inventory)
                 .into_iter()
                 .find(|child| !rules::permits(&register.ownership, ownership(*child)));
             if let Some(child) = child {
@@ -192,7 +282,7 @@ impl Registers {
     /// What must be written for a row that has come (back) into the unit under a parent that does
     /// not permit its last owners: it becomes unallocated.
     pub(super) fn reset(&self, row: Guid, inventory: &Inventory) -> Option<OwnershipRegister> {
-        let parent = inventory.parent(row)?;
+        let parent = self.parent(row, inventory)?;
         let mut register = self.rows.get(&row)?.clone();
         if rules::permits(self.owners(parent).0, &register.ownership) {
             return None;

@@ -180,7 +180,7 @@ impl Unit {
         transaction.draining = self
             .in_flight
             .iter()
-            .filter(|(_, io)| io.is_change && !transaction.keeps(io.device, io.peer))
+            .filter(|(_, io)| io.is_change && !transaction.keeps(io.row, io.peer))
             .map(|(token, _)| *token)
             .collect();
         self.transaction = Some(transaction);
@@ -228,9 +228,7 @@ impl Unit {
         }
         // Rows that came (back) while this was under way were permitted by what was before.
         for register in &done.registers {
-            for child in self.inventory.children(register.row) {
-                self.reset_register(child);
-            }
+            self.reset_children(register.row);
         }
         self.management.reply(
             now,
@@ -243,9 +241,26 @@ impl Unit {
         self.next_change(now);
     }
 
+    /// Resets what a row does not permit below it.
+    fn reset_children(&mut self, row: Guid) {
+        let Some(registers) = &self.registers else {
+            return;
+        };
+        for child in registers.children(row, &self.inventory) {
+            self.reset_register(child);
+        }
+    }
+
     /// A row came (back) into the unit: where its parent does not permit its last owners any more,
-    /// it is unallocated from now on.
+    /// it is unallocated from now on, and so are its extents.
     pub(super) fn reset_register(&mut self, row: Guid) {
+        self.reset_one(row);
+        if self.inventory.device_info(row).is_some() {
+            self.reset_children(row);
+        }
+    }
+
+    fn reset_one(&mut self, row: Guid) {
         let Some(registers) = &mut self.registers else {
             return;
         };

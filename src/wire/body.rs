@@ -7,10 +7,10 @@ use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
-    Discover, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply, MembershipRequest,
-    Missing, Notification, Offer, Parts, ProgressReport, Register, Registered, RegistersReply,
-    RegistersRequest, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
-    TableSummary, UnitOwnership,
+    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply,
+    MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport, Register, Registered,
+    RegistersReply, RegistersRequest, TableDigestsReply, TableDigestsRequest, TableRowsReply,
+    TableRowsRequest, TableSummary, UnitOwnership,
 };
 
 macro_rules! bodies {
@@ -97,7 +97,7 @@ bodies! {
     DevicesReply,
     /// Reply to identify.
     IdentifyReply,
-    /// Read, discard, write-zeroes.
+    /// Read, flush, discard, write-zeroes.
     IoRange,
 }
 
@@ -141,6 +141,13 @@ impl<'a> Body<'a> {
             (Kind::Registers | Kind::CompareAndSet, true, Status::Ok) => body!(RegistersReply),
             (Kind::Devices, true, Status::Ok) => body!(DevicesReply),
             (Kind::Identify, true, Status::Ok) => body!(IdentifyReply),
+            (Kind::Flush, false, _) => {
+                let range = IoRange::from_body(bytes)?;
+                if (range.offset, range.len) != (0, 0) {
+                    return Err(DecodeError::BadValue("range"));
+                }
+                Ok(Self::IoRange(range))
+            }
             (Kind::Read | Kind::Discard | Kind::WriteZeroes, false, _) => body!(IoRange),
             (Kind::Read, true, Status::Ok) => Ok(Self::Data(bytes)),
             (Kind::Write, false, _) => {
@@ -203,7 +210,23 @@ impl fmt::Display for Missing {
 
 impl fmt::Display for IoRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.offset, self.len)
+        write!(f, "{}+{}", self.offset, self.len)?;
+        if self.extent.is_nil() {
+            return Ok(());
+        }
+        write!(f, " of extent {}", self.extent)
+    }
+}
+
+impl fmt::Display for ExtentFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (offset, len) = (self.range.offset, self.range.len);
+        let removed = if self.present { "" } else { "removed " };
+        write!(
+            f,
+            "{removed}extent {:?} {offset}+{len} of {}",
+            self.name, self.device
+        )
     }
 }
 
@@ -313,6 +336,9 @@ impl fmt::Display for Body<'_> {
                 write!(f, "term {} by {}", m.term, m.writer)?;
                 for c in m.changes.iter().take(4) {
                     write!(f, ", {} from {} to {}", c.row, c.expected, c.ownership)?;
+                    if let Some(extent) = &c.extent {
+                        write!(f, ", {extent}")?;
+                    }
                 }
                 match m.changes.len() {
                     0..=4 => Ok(()),

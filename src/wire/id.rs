@@ -162,6 +162,24 @@ pub struct Extent {
     pub len: u64,
 }
 
+impl Extent {
+    /// The first byte behind it.
+    pub const fn end(self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+
+    /// Whether the two have a byte in common.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.offset, self.len)
+    }
+}
+
 /// Where an entity is: `MAC`, `MAC/IOC`, `MAC/IOC/IOD` or `MAC/IOC/IOD@offset+length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
@@ -182,7 +200,7 @@ impl fmt::Display for Address {
             (0, _, _) => mac.to_string(),
             (_, 0, _) => format!("{mac}/{ioc}"),
             (_, _, None) => format!("{mac}/{ioc}/{iod}"),
-            (_, _, Some(e)) => format!("{mac}/{ioc}/{iod}@{}+{}", e.offset, e.len),
+            (_, _, Some(extent)) => format!("{mac}/{ioc}/{iod}@{extent}"),
         })
     }
 }

@@ -113,7 +113,7 @@ code_table! {
         OutOfRange = 10 => "out of range",
         /// The range is not aligned to the device's blocks.
         Misaligned = 11 => "not aligned to blocks",
-        /// The sender does not own the row.
+        /// The sender does not own the row, or the I/O names no extent of a device that has some.
         NotOwner = 12 => "not an owner",
         /// The command carries another ownership epoch than the register's.
         StaleEpoch = 13 => "stale epoch",
@@ -139,6 +139,8 @@ code_table! {
         NotReady = 23 => "not ready",
         /// The responder could not persist the change; nothing was changed.
         NotPersisted = 24 => "not persisted",
+        /// The range overlaps an extent of the device.
+        Overlap = 25 => "overlaps an extent",
     }
 }
 

@@ -32,8 +32,10 @@ code_table! {
         Unit = 1 => "unit",
         /// Units and controllers; devices follow their controller.
         Controller = 2 => "controller",
-        /// Units, controllers and devices.
+        /// Units, controllers and devices; extents follow their device.
         Device = 3 => "device",
+        /// Units, controllers, devices and extents.
+        Extent = 4 => "extent",
     }
 }
 wire_code!(RowState => "row state", Granularity => "granularity");

@@ -226,6 +226,7 @@ impl Disk {
                 self.bytes[from..to].fill(0);
                 (Status::Ok, Vec::new())
             }
+            Kind::Flush => (Status::Ok, Vec::new()),
             _ => (Status::Unsupported, Vec::new()),
         }
     }
@@ -396,12 +397,12 @@ impl World {
     }
 
     pub fn read(&mut self, op: u64, offset: u64, len: u64) -> CommandId {
-        self.submit(Kind::Read, op, IoRange { offset, len }, &[])
+        self.submit(Kind::Read, op, IoRange::of_device(offset, len), &[])
     }
 
     pub fn write(&mut self, op: u64, offset: u64, data: &[u8]) -> CommandId {
         let len = data.len() as u64;
-        self.submit(Kind::Write, op, IoRange { offset, len }, data)
+        self.submit(Kind::Write, op, IoRange::of_device(offset, len), data)
     }
 
     /// Everything that can happen now.

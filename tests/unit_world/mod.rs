@@ -581,6 +581,7 @@ pub fn compare_and_set(writer: Guid, term: u64, changes: &[(Guid, u64, Ownership
             row: *row,
             expected: Epoch(*expected),
             ownership: ownership.clone(),
+            extent: None,
         })
         .collect();
     let body = CompareAndSet {
@@ -593,7 +594,7 @@ pub fn compare_and_set(writer: Guid, term: u64, changes: &[(Guid, u64, Ownership
 
 /// The body of a range command, with data behind it.
 pub fn range(offset: u64, len: u64, data: &[u8]) -> Vec<u8> {
-    let mut body = rma::wire::message::IoRange { offset, len }.to_body();
+    let mut body = rma::wire::message::IoRange::of_device(offset, len).to_body();
     body.extend_from_slice(data);
     body
 }

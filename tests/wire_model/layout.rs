@@ -121,6 +121,19 @@ impl Fields {
         self.guid("rma.register.row", register.row);
         self.ownership(&register.ownership);
         self.owned(register.owned);
+        self.extent(register.extent.as_ref());
+    }
+
+    fn extent(&mut self, facts: Option<&ExtentFacts>) {
+        self.u8("rma.extent.count", facts.is_some().into());
+        let Some(facts) = facts else {
+            return;
+        };
+        self.guid("rma.extent.device", facts.device);
+        self.u64("rma.extent.offset", facts.range.offset);
+        self.u64("rma.extent.length", facts.range.len);
+        self.flag("rma.extent.present", facts.present);
+        self.text("rma.extent.name", &facts.name);
     }
 
     fn summary(&mut self, summary: &TableSummary) {
@@ -232,6 +245,7 @@ impl Fields {
     }
 
     fn range(&mut self, range: IoRange) {
+        self.guid("rma.io.extent", range.extent);
         self.u64("rma.io.offset", range.offset);
         self.u64("rma.io.length", range.len);
     }
@@ -453,6 +467,7 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
                 f.guid("rma.change.row", change.row);
                 f.u64("rma.change.expected", change.expected.0);
                 f.ownership(&change.ownership);
+                f.extent(change.extent.as_ref());
             }
         }
         Body::Conflict(m) => f.register(&m.register),

@@ -120,7 +120,20 @@ fn register(n: u8) -> OwnershipRegister {
         row: guid(n),
         ownership: Ownership::Dedicated(guid(n + 1)),
         owned: owned(n + 2),
+        extent: None,
     }
+}
+
+fn extent_facts(n: u8, present: bool) -> Option<ExtentFacts> {
+    Some(ExtentFacts {
+        device: guid(n),
+        range: Extent {
+            offset: big(n + 1),
+            len: big(n + 2),
+        },
+        name: "a range".into(),
+        present,
+    })
 }
 
 fn host() -> Member {
@@ -520,6 +533,15 @@ fn units(m: &mut Maker) {
                 ownership: Ownership::Shared(vec![guid(0x3b), guid(0x3c)]),
                 ..register(0x3a)
             },
+            OwnershipRegister {
+                extent: extent_facts(0x54, true),
+                ..register(0x50)
+            },
+            OwnershipRegister {
+                ownership: Ownership::Unallocated,
+                extent: extent_facts(0x64, false),
+                ..register(0x60)
+            },
         ],
     };
     m.add(
@@ -538,11 +560,19 @@ fn units(m: &mut Maker) {
                     row: guid(0x43),
                     expected: Epoch(big(0x44)),
                     ownership: Ownership::Shared(vec![guid(0x45), guid(0x46)]),
+                    extent: None,
                 },
                 Change {
                     row: guid(0x47),
                     expected: Epoch(big(0x48)),
                     ownership: Ownership::Unallocated,
+                    extent: None,
+                },
+                Change {
+                    row: guid(0x4a),
+                    expected: Epoch(0),
+                    ownership: Ownership::Dedicated(guid(0x4b)),
+                    extent: extent_facts(0x4c, true),
                 },
             ],
         }),
@@ -570,6 +600,7 @@ fn units(m: &mut Maker) {
 
 fn data(m: &mut Maker) {
     const RANGE: IoRange = IoRange {
+        extent: guid(0x10),
         offset: big(0x11),
         len: big(0x12),
     };
@@ -616,13 +647,7 @@ fn data(m: &mut Maker) {
             flags: Flags::FUA.with(Flags::RETRY),
             ..at_device(request(Kind::Write))
         },
-        Body::Write(
-            IoRange {
-                offset: big(0x13),
-                len: 15,
-            },
-            b"what is written",
-        ),
+        Body::Write(IoRange::of_device(big(0x13), 15), b"what is written"),
     );
     m.add(
         "write-reply",
@@ -635,7 +660,11 @@ fn data(m: &mut Maker) {
     m.add(
         "flush-request",
         at_device(request(Kind::Flush)),
-        Body::Empty,
+        Body::IoRange(IoRange {
+            offset: 0,
+            len: 0,
+            ..RANGE
+        }),
     );
     m.add("flush-reply", at_device(reply(Kind::Flush)), Body::Empty);
     m.add(

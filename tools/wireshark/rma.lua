@@ -44,7 +44,7 @@ end
 
 names(ProtoField.uint8, base.DEC, {
     version = "Version", ["owners.count"] = "Owners", ["row.mode"] = "Mode",
-    ["parts.level"] = "Level", ["digests.depth"] = "Levels deeper",
+    ["parts.level"] = "Level", ["digests.depth"] = "Levels deeper", ["extent.count"] = "Extents",
 })
 add_field("kind", ProtoField.uint8, "Kind", base.HEX, T.kind)
 add_field("flags", ProtoField.uint16, "Flags", base.HEX)
@@ -84,6 +84,7 @@ names(ProtoField.uint64, base.DEC, {
     ["table.floor.term"] = "Floor term", ["table.floor.counter"] = "Floor counter",
     ["settings.term"] = "Settings term", ["settings.counter"] = "Settings counter",
     ["row.extent.offset"] = "Extent offset", ["row.extent.length"] = "Extent length",
+    ["extent.offset"] = "Offset on the device", ["extent.length"] = "Length",
     ["row.size"] = "Size", ["device.size"] = "Size",
     ["owned.epoch"] = "Ownership epoch", ["owned.term"] = "Ownership term",
     ["change.term"] = "Term", ["change.expected"] = "Expected epoch",
@@ -97,6 +98,7 @@ names(ProtoField.guid, nil, {
     ["row.guid"] = "GUID", ["row.parent"] = "Parent", owner = "Owner",
     ["owned.writer"] = "Ownership writer", ["unit.guid"] = "Unit", ["controller.guid"] = "Controller",
     ["devices.controller"] = "Controller", ["device.guid"] = "Device",
+    ["extent.device"] = "Device", ["io.extent"] = "Extent",
     ["register.row"] = "Row", ["change.row"] = "Row", ["change.writer"] = "Writer",
 })
 names(ProtoField.string, nil, {
@@ -105,14 +107,14 @@ names(ProtoField.string, nil, {
     ["row.serial"] = "Serial", ["unit.name"] = "Name", ["unit.vendor"] = "Vendor",
     ["unit.model"] = "Model", ["unit.serial"] = "Serial", ["controller.name"] = "Name",
     ["controller.model"] = "Model", ["device.name"] = "Name", ["device.vendor"] = "Vendor",
-    ["device.model"] = "Model", ["device.serial"] = "Serial", malformed = "Malformed",
+    ["device.model"] = "Model", ["device.serial"] = "Serial", ["extent.name"] = "Name", malformed = "Malformed",
 })
 names(ProtoField.bytes, base.COLON, {
     tag = "Authentication tag", ["table.digest"] = "Table digest", data = "Data",
     padding = "Padding", ["segment.data"] = "Segment",
 })
 names(ProtoField.bool, nil, {
-    ["connect.resumed"] = "Resumed", more = "More follow", ["membership.unchanged"] = "Unchanged",
+    ["connect.resumed"] = "Resumed", ["extent.present"] = "Present", more = "More follow", ["membership.unchanged"] = "Unchanged",
     unmatched = "Reply without a request", unanswered = "Request without a reply",
 })
 add_field("mac", ProtoField.ether, "NIC")
@@ -408,7 +410,20 @@ function Reader:register()
     local row = self:guid("register.row", true)
     local word = self:ownership()
     self:owned()
+    self:extent_facts(row, word)
     return row, word
+end
+
+-- What an extent's register or change says of it.
+function Reader:extent_facts(row, word)
+    local count = self:uint("extent.count", 1)
+    if count > 1 then bad("extents over its limit") end
+    if count == 0 then return end
+    if self:guid("extent.device", true) == row then bad("bad value in extent") end
+    if not self:extent("extent") then bad("bad value in extent") end
+    local present = self:bool("extent.present")
+    if not present and word ~= T.ownership[0] then bad("bad value in extent") end
+    self:text("extent.name", T.max_name_bytes)
 end
 
 function Reader:features()
@@ -462,13 +477,13 @@ function Reader:settings()
     self:guid("settings.writer")
 end
 
-function Reader:extent()
+function Reader:extent(prefix)
     local zero, offset = ("\0"):rep(8), nil
-    offset = self:uint("row.extent.offset", 8)
-    local len = self:uint("row.extent.length", 8)
+    offset = self:uint(prefix .. ".offset", 8)
+    local len = self:uint(prefix .. ".length", 8)
     if len == zero then
         if offset ~= zero then bad("bad value in extent") end
-        return
+        return false
     end
     -- The sum's carry out of 64 bits, byte by byte.
     local carry = 0
@@ -476,6 +491,7 @@ function Reader:extent()
         carry = offset:byte(i) + len:byte(i) + carry >= 256 and 1 or 0
     end
     if carry == 1 then bad("bad value in extent") end
+    return true
 end
 
 function Reader:row()
@@ -486,7 +502,7 @@ function Reader:row()
     self:macs(1, 0)
     self:uint("row.ioc", 2)
     self:uint("row.iod", 2)
-    self:extent()
+    self:extent("row.extent")
     self:guid("row.parent")
     local name = self:text("row.name", T.max_name_bytes)
     self:text("row.vendor", T.max_label_bytes)
@@ -723,6 +739,7 @@ request[K["compare-and-set"]] = function(r)
         local row = c:guid("change.row", true)
         if c:uint("change.expected", 8) == ("\255"):rep(8) then bad("bad value in epoch") end
         local word = c:ownership()
+        c:extent_facts(row, word)
         -- As a register of the answer it also has a term and a writer.
         bytes = bytes + c.pos - start + 24
         return nil, row, word
@@ -743,14 +760,23 @@ reply[K["identify"]] = function(r)
     r:register()
     return label
 end
+-- The bytes in front of a write's data.
+local IO_RANGE_BYTES = 32
 local function io_range(r)
     local range = r.range
+    r:guid("io.extent")
     r:uint("io.offset", 8)
     r:uint("io.length", 8)
     return ("%s+%s"):format(tostring(range:range(r.pos - 16, 8):uint64()),
         tostring(range:range(r.pos - 8, 8):uint64()))
 end
 request[K["read"]] = io_range
+request[K["flush"]] = function(r)
+    r:guid("io.extent")
+    local zero = ("\0"):rep(8)
+    local offset, len = r:uint("io.offset", 8), r:uint("io.length", 8)
+    if offset ~= zero or len ~= zero then bad("bad value in range") end
+end
 request[K["discard"]] = io_range
 request[K["write-zeroes"]] = io_range
 
@@ -766,7 +792,7 @@ local function data_segment(h, r)
     local text
     if h.kind == K["write"] and h.segment_offset == 0 then
         text = io_range(r)
-        if h.message_length - 16 ~= r.range:range(8, 8):uint64():tonumber() then
+        if h.message_length - IO_RANGE_BYTES ~= r.range:range(24, 8):uint64():tonumber() then
             data(r)
             bad("bad value in length")
         end
@@ -1047,11 +1073,11 @@ local function dissect_body(h, range, tree)
     local ok, result = pcall(function()
         local text
         if is_data(h) then
-            if h.kind == K["write"] and h.segment_offset == 0 and r.len < 16
-                and h.message_length < 16 then
+            if h.kind == K["write"] and h.segment_offset == 0 and r.len < IO_RANGE_BYTES
+                and h.message_length < IO_RANGE_BYTES then
                 bad("truncated")
             end
-            if r.len >= 16 or h.kind == K["read"] or h.segment_offset > 0 then
+            if r.len >= IO_RANGE_BYTES or h.kind == K["read"] or h.segment_offset > 0 then
                 text = data_segment(h, r)
             else
                 data(r)

@@ -16,6 +16,7 @@ return {
   max_parts = 65536,
   max_part_level = 4,
   max_changes = 4096,
+  max_device_extents = 1024,
   max_macs = 8,
   max_owners = 128,
   max_name_bytes = 63,
@@ -77,6 +78,7 @@ return {
     [22] = "pending assignment",
     [23] = "not ready",
     [24] = "not persisted",
+    [25] = "overlaps an extent",
   },
   drop = {
     [1] = "truncated",
@@ -127,6 +129,7 @@ return {
     [1] = "unit",
     [2] = "controller",
     [3] = "device",
+    [4] = "extent",
   },
   -- On which EtherType a kind belongs; without a line: on both.
   kind_service = {

@@ -21,8 +21,8 @@
 //! | identify | empty | [`IdentifyReply`] |
 //! | read | [`IoRange`] | the data |
 //! | write | [`IoRange`], then the data | empty |
-//! | discard, write-zeroes | [`IoRange`] | empty |
-//! | flush, keep-alive | empty | empty |
+//! | flush, discard, write-zeroes | [`IoRange`] | empty |
+//! | keep-alive | empty | empty |
 //!
 //! A reply whose status is not ok has an empty body, except compare-and-set's [`Conflict`].
 
@@ -45,8 +45,8 @@ pub use table::{
 };
 pub use unit::{
     Change, CompareAndSet, Conflict, ControllerRecord, ControllersReply, DeviceRecord,
-    DevicesReply, IO_RANGE_BYTES, IdentifyReply, IoRange, OwnershipRegister, RegistersReply,
-    RegistersRequest,
+    DevicesReply, ExtentFacts, IO_RANGE_BYTES, IdentifyReply, IoRange, OwnershipRegister,
+    RegistersReply, RegistersRequest,
 };
 
 use super::codec::{DecodeError, Reader, Wire, Writer, distinct};
@@ -73,6 +73,8 @@ pub const MAX_PART_LEVEL: u8 = 4;
 pub const MAX_PARTS: usize = 65_536;
 /// The most changes of one compare-and-set.
 pub const MAX_CHANGES: usize = 4096;
+/// The most extents of a device.
+pub const MAX_DEVICE_EXTENTS: usize = 1024;
 
 /// The most bytes that the records of one page or offer may have together: what is left of
 /// [`MAX_MESSAGE_BYTES`] is for the fields in front of them.

@@ -2,7 +2,7 @@
 
 use super::super::codec::{DecodeError, Reader, Wire, Writer, ascending, distinct};
 use super::super::header::MAX_MESSAGE_BYTES;
-use super::super::id::{Epoch, Guid, IocNumber, IodNumber, Mac};
+use super::super::id::{Epoch, Extent, Guid, IocNumber, IodNumber, Mac};
 use super::super::row::{
     MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, ObservationStamp, Ownership, OwnershipStamp,
     is_block_size, wire_struct,
@@ -13,8 +13,10 @@ use super::{
     station_macs,
 };
 
-/// The bytes of a register without owners.
-const REGISTER_BYTES: usize = 16 + 2 + 32;
+/// The bytes of a register without owners and without an extent's facts.
+const REGISTER_BYTES: usize = 16 + 2 + 32 + 1;
+/// The bytes of an extent's facts without its name.
+const EXTENT_BYTES: usize = 16 + 16 + 1 + 1;
 
 // The lists that have no pages fit a message however long their texts are.
 const _: () = {
@@ -218,25 +220,84 @@ pub struct IdentifyReply {
 }
 wire_struct!(IdentifyReply { device, register });
 
+/// What the register of an extent says of the extent itself: nobody but the registers lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ExtentFacts {
+    /// The device that it is a range of; the same for ever.
+    pub device: Guid,
+    /// Its range of the device, bytes.
+    pub range: Extent,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Whether it is there. Otherwise it is a tombstone: unallocated, and its epoch goes on.
+    pub present: bool,
+}
+
+impl ExtentFacts {
+    /// What no honest sender says of the extent `row` that is owned so.
+    fn check(&self, row: Guid, ownership: &Ownership) -> Result<(), DecodeError> {
+        let held = *ownership != Ownership::Unallocated;
+        if self.device == row || (held && !self.present) {
+            return Err(DecodeError::BadValue("extent"));
+        }
+        Ok(())
+    }
+}
+
+/// Facts or none, as a list of at most one.
+impl Wire for Option<ExtentFacts> {
+    fn put(&self, w: &mut Writer) {
+        w.put(&u8::from(self.is_some()));
+        if let Some(facts) = self {
+            w.put(&facts.device);
+            w.put(&Some(facts.range));
+            w.put(&facts.present);
+            w.text_within(&facts.name, MAX_NAME_BYTES);
+        }
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match r.get::<u8>()? {
+            0 => return Ok(None),
+            1 => {}
+            _ => return Err(DecodeError::TooLarge("extents")),
+        }
+        Ok(Some(ExtentFacts {
+            device: r.identity()?,
+            range: r
+                .get::<Option<Extent>>()?
+                .ok_or(DecodeError::BadValue("extent"))?,
+            present: r.get()?,
+            name: r.text("name", MAX_NAME_BYTES)?,
+        }))
+    }
+}
+
 /// An ownership register as it is in the unit (the value of Fig. 4's field 414 that counts).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnershipRegister {
-    /// The row: the unit itself, a controller or a device.
+    /// The row: the unit itself, a controller, a device or an extent.
     pub row: Guid,
     /// Who owns it.
     pub ownership: Ownership,
     /// Which change that is.
     pub owned: OwnershipStamp,
+    /// Of an extent, what and where it is; `None` for every other row.
+    pub extent: Option<ExtentFacts>,
 }
 wire_struct!(OwnershipRegister {
     row,
     ownership,
-    owned
+    owned,
+    extent
 } checked);
 
 impl OwnershipRegister {
     fn check(&self) -> Result<(), DecodeError> {
-        identity(self.row)
+        identity(self.row)?;
+        match &self.extent {
+            Some(facts) => facts.check(self.row, &self.ownership),
+            None => Ok(()),
+        }
     }
 }
 
@@ -286,11 +347,16 @@ pub struct Change {
     pub expected: Epoch,
     /// Who shall own it.
     pub ownership: Ownership,
+    /// Of an extent, and of nothing else, its facts after the change. Those of one that is there
+    /// already keep device and range; with `present` false the extent is removed; a row that the
+    /// unit does not know, or a tombstone, becomes an extent.
+    pub extent: Option<ExtentFacts>,
 }
 wire_struct!(Change {
     row,
     expected,
-    ownership
+    ownership,
+    extent
 } checked);
 
 impl Change {
@@ -300,7 +366,18 @@ impl Change {
         if self.expected.0 == u64::MAX {
             return Err(DecodeError::BadValue("epoch"));
         }
-        Ok(())
+        match &self.extent {
+            Some(facts) => facts.check(self.row, &self.ownership),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes of the register that comes of it.
+    fn register_bytes(&self) -> usize {
+        let extent = self.extent.as_ref();
+        REGISTER_BYTES
+            + size_of_val(self.ownership.owners())
+            + extent.map_or(0, |facts| EXTENT_BYTES + facts.name.len())
     }
 }
 
@@ -319,11 +396,7 @@ impl CompareAndSet {
     /// Whether there are few enough changes, and few enough owners in them, for the request and
     /// for the registers of its answer to fit a message. A sender splits what does not.
     pub fn is_within_limits(&self) -> bool {
-        let registers: usize = self
-            .changes
-            .iter()
-            .map(|c| REGISTER_BYTES + size_of_val(c.ownership.owners()))
-            .sum();
+        let registers: usize = self.changes.iter().map(Change::register_bytes).sum();
         self.changes.len() <= MAX_CHANGES && registers <= MAX_PAGE_BYTES
     }
 }
@@ -359,16 +432,34 @@ pub struct Conflict {
 }
 wire_struct!(Conflict { register });
 
-/// The range of an I/O command. Any numbers are read; the controller checks them against the
-/// device, overflow of their sum included, and answers with a status.
+/// The extent and the range of an I/O command. Any numbers are read; the controller checks them
+/// against the device or extent, overflow of their sum included, and answers with a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoRange {
-    /// First byte on the device.
+    /// The extent of the device, NIL for the device as a whole. Ownership and epoch are those of
+    /// its register.
+    pub extent: Guid,
+    /// First byte on the device, or within the extent; 0 for flush.
     pub offset: u64,
-    /// Number of bytes: at most 1 MiB for read and write.
+    /// Number of bytes: at most 1 MiB for read and write; 0 for flush.
     pub len: u64,
 }
-wire_struct!(IoRange { offset, len });
+wire_struct!(IoRange {
+    extent,
+    offset,
+    len
+});
+
+impl IoRange {
+    /// A range of the device as a whole.
+    pub const fn of_device(offset: u64, len: u64) -> Self {
+        Self {
+            extent: Guid::NIL,
+            offset,
+            len,
+        }
+    }
+}
 
 /// Bytes of an [`IoRange`]; a write's data begins behind it.
-pub const IO_RANGE_BYTES: usize = 16;
+pub const IO_RANGE_BYTES: usize = 32;

@@ -33,6 +33,8 @@ pub struct Attempt {
     pub iod: u16,
     /// The device.
     pub device: Guid,
+    /// The extent of it that the I/O names; NIL for the device as a whole.
+    pub extent: Guid,
     /// The epoch claimed.
     pub epoch: u64,
 }
@@ -89,6 +91,7 @@ pub fn io_once(attempt: &Attempt, io: Io) -> Result<String, RigError> {
             ioc,
             iod: IodNumber(attempt.iod),
             device: attempt.device,
+            extent: attempt.extent,
             epoch: Epoch(attempt.epoch),
             size_bytes: 1 << 40,
             block_size: 512,

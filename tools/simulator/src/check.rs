@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
-use rma::rma::request::AllocationInfo;
-use rma::wire::{Epoch, Guid, Ownership};
+use rma::rma::request::{AllocationInfo, CarveInfo};
+use rma::wire::{EntityType, Epoch, Guid, Ownership};
 
 use crate::node::{Host, Machine, Storage};
 use crate::world::World;
@@ -74,6 +74,24 @@ impl Model {
         }
     }
 
+    /// An administrator was told that an extent is there, or gone.
+    pub(crate) fn carved(&mut self, info: &CarveInfo, host: &Host) {
+        let guid: Guid = info.extent.guid.parse().unwrap_or(Guid::NIL);
+        let epoch = Epoch(info.extent.epoch);
+        let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
+        if info.changed && epoch >= newest {
+            self.acknowledged += 1;
+            self.promised.insert(guid, (epoch, Ownership::Unallocated));
+        }
+        let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
+        if stored.is_none_or(|owned| owned.epoch < epoch) {
+            self.lost(format!(
+                "I1: extent {guid} was acknowledged at epoch {epoch} before host {} had stored it",
+                host.name
+            ));
+        }
+    }
+
     /// The registers on a unit's disk obey the hierarchy and hold what was promised.
     pub(crate) fn check_unit_disk(&mut self, machine: &Machine) {
         let Machine::Unit(storage) = machine else {
@@ -127,6 +145,13 @@ impl Model {
                 check(controller.guid, device.guid);
             }
         }
+        for register in storage.stored.iter().flat_map(|s| &s.registers) {
+            // As it is in force, which may be older than what is stored.
+            let extent = unit.register(register.row).and_then(|r| r.extent);
+            if let Some(facts) = extent.filter(|facts| facts.present) {
+                check(facts.device, register.row);
+            }
+        }
         for what in broken {
             self.violated(what);
         }
@@ -149,6 +174,8 @@ impl Model {
             .rows
             .values()
             .filter(|row| !row.is_valid() && !self.removed.contains(&row.guid))
+            // Extents go with their registers; that they do is part of convergence.
+            .filter(|row| row.entity != EntityType::Extent)
             .map(|row| {
                 format!(
                     "I6: {} is invalid at host {}, but was never taken out",
@@ -166,6 +193,7 @@ fn rows_of(storage: &Storage) -> Vec<Guid> {
     std::iter::once(storage.facts.guid)
         .chain(storage.contents.controllers.values().map(|c| c.guid))
         .chain(storage.contents.devices.values().map(|d| d.guid))
+        .chain(storage.extents())
         .collect()
 }
 

@@ -261,6 +261,20 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// The extents, as they are on its disk, of devices that it has.
+    pub(crate) fn extents(&self) -> Vec<Guid> {
+        let has = |device| self.contents.devices.values().any(|d| d.guid == device);
+        let registers = self.stored.iter().flat_map(|stored| &stored.registers);
+        registers
+            .filter(|r| {
+                r.extent
+                    .as_ref()
+                    .is_some_and(|e| e.present && has(e.device))
+            })
+            .map(|r| r.row)
+            .collect()
+    }
+
     pub(crate) fn boot(&mut self, now: Time, seed: u64) {
         self.incarnation += 1;
         let config = UnitConfig {

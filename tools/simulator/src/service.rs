@@ -30,7 +30,8 @@ fn target(device: &OwnedDevice) -> Target {
         unit: device.unit,
         ioc: device.row.ioc,
         iod: device.row.iod,
-        device: device.row.guid,
+        device: device.device(),
+        extent: device.extent(),
         epoch: device.epoch,
         size_bytes: device.row.size_bytes,
         block_size: device.row.block_size,
@@ -98,11 +99,11 @@ impl Service {
         }
         for device in devices {
             let target = target(device);
-            if let Some(id) = self.open.get(&target.device) {
+            if let Some(id) = self.open.get(&device.row.guid) {
                 self.initiator.retarget(now, *id, target);
             } else {
                 let id = self.initiator.open(now, target);
-                self.open.insert(target.device, id);
+                self.open.insert(device.row.guid, id);
             }
         }
     }

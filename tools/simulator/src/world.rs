@@ -474,6 +474,7 @@ impl World {
             present.insert(storage.facts.guid);
             present.extend(storage.contents.controllers.values().map(|c| c.guid));
             present.extend(storage.contents.devices.values().map(|d| d.guid));
+            present.extend(storage.extents());
         }
         present
     }

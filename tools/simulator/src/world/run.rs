@@ -165,10 +165,12 @@ impl World {
             .collect();
         for token in answered {
             self.asked.remove(&(id, token));
-            if let Machine::Host(host) = &self.nodes[id].machine
-                && let AdminReply::Allocated(info) = &host.replies[&token]
-            {
-                self.model.acknowledged(info, host);
+            if let Machine::Host(host) = &self.nodes[id].machine {
+                match &host.replies[&token] {
+                    AdminReply::Allocated(info) => self.model.acknowledged(info, host),
+                    AdminReply::Carved(info) => self.model.carved(info, host),
+                    _ => {}
+                }
             }
         }
         let units: Vec<usize> = self.units().map(|(id, _)| id.0).collect();

@@ -100,6 +100,7 @@ impl Demo {
             ioc: 1,
             iod: 1,
             device: text(&device["guid"]).parse()?,
+            extent: rma::wire::Guid::NIL,
             epoch: device["epoch"].as_u64().unwrap_or_default(),
         };
         let answer = host
