@@ -16,6 +16,7 @@
 //! crt        table, stamps, join, rules, file format
 //! session    connections: identity, retransmission, timers
 //! wire       frame and message layouts
+//! planted    known bugs for the simulator to find; nothing without a feature
 //! ```
 //!
 //! The core reads no clock, draws no randomness of its own and performs no I/O: time, seeds and
@@ -29,6 +30,8 @@ pub mod export;
 pub mod fabric;
 pub mod initiator;
 pub mod net;
+#[doc(hidden)]
+pub mod planted;
 pub mod rma;
 pub mod session;
 pub mod store;

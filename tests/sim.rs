@@ -1,4 +1,4 @@
-//! A few hundred made-up stories: whole clusters with faults. `tools/sim` plays more and larger ones.
+//! Some made-up stories: whole clusters with faults. `tools/sim` plays more and larger ones.
 
 use std::time::Duration;
 
@@ -35,12 +35,12 @@ fn two_hosts_and_a_unit() {
 
 #[test]
 fn three_hosts_and_two_units() {
-    play(1000..1100, 3, 2, 4, 8);
+    play(1000..1100, 3, 2, 8, 8);
 }
 
 #[test]
 fn six_hosts_and_three_units() {
-    play(2000..2020, 6, 3, 6, 8);
+    play(2000..2020, 6, 3, 12, 8);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_seed_replays_exactly() {
     let shape = Shape {
         hosts: 3,
         units: 2,
-        devices: 4,
+        devices: 8,
         chaos: Duration::from_secs(5),
     };
     let frames = |outcome: rma_simulator::scenario::Outcome| {

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 /// Which part of the library may use which: each those with a lower number.
 const LAYERS: &[(&str, u8)] = &[
+    ("planted", 0),
     ("wire", 0),
     ("session", 1),
     ("crt", 2),

@@ -903,6 +903,29 @@ fn a_device_that_returns_below_another_owner_is_unallocated() {
 }
 
 #[test]
+fn what_returns_under_a_change_of_its_unit_is_reset_down_to_its_devices() {
+    let mut world = owned();
+    let now = world.now;
+    world.unit.remove_controller(now, IocNumber(1)).unwrap();
+    world.persist = Persist::Hangs;
+    let change = compare_and_set(HOST_B, 3, &[(UNIT, 1, dedicated(HOST_B))]);
+    let changing = world.submit(HOST_B, 0, change);
+    world.until(SECOND, |w| w.hanging() == 1);
+    // They fit what is in force, and not what is about to be.
+    let now = world.now;
+    world.unit.add_controller(now, controller(IOC1, 1)).unwrap();
+    let spec = device(DISK, 1, &world.media[&DISK]);
+    world.unit.add_device(now, IocNumber(1), spec).unwrap();
+    let owners = |world: &World, row| world.unit.register(row).unwrap().ownership;
+    assert_eq!(owners(&world, DISK), dedicated(HOST_A));
+    world.release_persists();
+    assert_eq!(world.reply(HOST_B, 0, changing).0, Status::Ok);
+    for row in [IOC1, DISK] {
+        assert_eq!(owners(&world, row), Ownership::Unallocated, "{row}");
+    }
+}
+
+#[test]
 fn nothing_is_served_outside_the_cluster() {
     let mut world = World::new(Faults::NONE, 3);
     world.own_disk(dedicated(HOST_A));

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Table;
 use super::table::has_own_macs;
+use crate::planted::{self, Bug};
 use crate::wire::{EntityType, Guid, Row, Settings};
 
 /// What a join did.
@@ -65,6 +66,9 @@ pub(super) fn newer_facts(
     observed: Ordering,
     owned: Ordering,
 ) -> Option<Row> {
+    if planted::is(Bug::JoinTakesTheirs) && (observed.is_ne() || owned.is_ne()) {
+        return Some(theirs);
+    }
     match (observed.is_lt(), owned.is_lt()) {
         (false, false) => None,
         (true, true) => Some(theirs),

@@ -9,12 +9,14 @@ use std::collections::BTreeSet;
 
 use super::Table;
 use super::join::{newer_facts, observation_order, ownership_order};
+use crate::planted::{self, Bug};
 use crate::wire::message::{
     ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, ExtentFacts, Member,
     OwnershipRegister,
 };
 use crate::wire::{
-    EntityType, Guid, Incarnation, IocNumber, IodNumber, ObservationStamp, Row, RowState,
+    EntityType, Guid, Incarnation, IocNumber, IodNumber, ObservationStamp, Ownership,
+    OwnershipStamp, Row, RowState,
 };
 
 impl Table {
@@ -158,6 +160,10 @@ impl Table {
         row.block_size = record.block_size;
         row.features = record.features;
         row.observed = record.observed;
+        if planted::is(Bug::DiscoveryOutranksAllocation) {
+            row.ownership = Ownership::Unallocated;
+            row.owned = OwnershipStamp::default();
+        }
         self.observe(row, changed);
     }
 
@@ -178,7 +184,8 @@ impl Table {
             let Some(row) = self.get(register.row) else {
                 continue;
             };
-            if (register.owned, &register.ownership) > (row.owned, &row.ownership) {
+            let newer = (register.owned, &register.ownership) > (row.owned, &row.ownership);
+            if newer || (planted::is(Bug::OlderRegisterTaken) && register.owned != row.owned) {
                 let row = Row {
                     ownership: register.ownership.clone(),
                     owned: register.owned,

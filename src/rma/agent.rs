@@ -1,6 +1,7 @@
 //! The agent: what goes in, what comes out, and who inside gets it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::action::{AgentAction, OwnedDevice};
@@ -19,7 +20,7 @@ use crate::fabric::{FabricLink, Facts, LinkConfig};
 use crate::session::{ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::kind::Role;
 use crate::wire::message::Member;
-use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, Time};
+use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, Row, Time};
 
 /// The most different warnings that are remembered, to say each once.
 const MAX_WARNINGS: usize = 256;
@@ -138,6 +139,30 @@ impl Agent {
     /// The table as it is now, perhaps newer than the one stored.
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// Puts equal rows of `known` in the place of the rows that a commit is about to take, and adds
+    /// those that are not there: of many agents in one process equal rows are in memory once.
+    pub fn share_rows(&mut self, known: &mut BTreeMap<Guid, Arc<Row>>) {
+        let Some(commit) = self
+            .journal
+            .commit
+            .as_ref()
+            .filter(|_| !self.actions.is_empty())
+        else {
+            return;
+        };
+        for guid in &commit.rows {
+            let Some(row) = self.table.get_shared(*guid) else {
+                continue;
+            };
+            let other = known.entry(*guid).or_insert_with(|| Arc::clone(&row));
+            if *other == row {
+                self.table.share(*guid, other);
+            } else if other.observed < row.observed || other.owned < row.owned {
+                *other = row;
+            }
+        }
     }
 
     /// The cluster, none before one is assigned.

@@ -13,6 +13,7 @@ use super::report::{self, label};
 use super::request::{AdminError, AdminReply, AllocationInfo, CarveInfo, ChangeInfo, ErrorKind};
 use super::timers::Timer;
 use crate::crt::Table;
+use crate::planted::{self, Bug};
 use crate::session::Request;
 use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
 use crate::wire::{EntityType, Epoch, Flags, Guid, IodNumber, Kind, Ownership, Status, Time, Wire};
@@ -418,7 +419,11 @@ impl Agent {
         if allocation.changes.iter().any(|c| c.row == unit) {
             self.tell_unit_ownership(now, unit);
         }
-        self.journal.waiters.push(Waiter::Allocation(id));
+        if planted::is(Bug::AcknowledgedBeforeStored) {
+            self.allocation_stored(now, id);
+        } else {
+            self.journal.waiters.push(Waiter::Allocation(id));
+        }
         self.next_allocation(now, unit);
     }
 

@@ -13,6 +13,7 @@ use super::report;
 use super::request::{AdminReply, ErrorKind, WatchEvent};
 use super::timers::Timer;
 use crate::crt::Table;
+use crate::planted::{self, Bug};
 use crate::wire::{EntityType, Guid, ObservationStamp, OwnershipStamp, Row, Status, Time};
 
 /// The most rows whose changes are told one by one; more are summed up.
@@ -79,7 +80,7 @@ impl Agent {
         let Some(commit) = self.journal.commit.take_if(|c| c.token == token) else {
             return;
         };
-        if !ok {
+        if !ok && !planted::is(Bug::FailedCommitTaken) {
             let waiters = self.journal.undo(commit);
             self.timers.set(Timer::Commit, now + COMMIT_RETRY);
             self.disappoint(now, waiters);

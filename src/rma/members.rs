@@ -11,6 +11,7 @@ use super::request::WatchEvent;
 use super::timers::Timer;
 use super::units::Unit;
 use crate::fabric::{LinkEvent, MembershipList};
+use crate::planted::{self, Bug};
 use crate::session::{Client, ClientConfig, Server, ServerConfig};
 use crate::wire::kind::Role;
 use crate::wire::message::{Member, UnitOwnership};
@@ -422,6 +423,9 @@ impl Agent {
         }
         self.timers
             .set(Timer::Address(guid), now + ADDRESS_PATIENCE);
+        if planted::is(Bug::SilenceRemoves) && self.units.contains_key(&guid) {
+            self.mutate([guid], |table| table.retire(guid));
+        }
         if self.peers.contains_key(&guid) {
             self.abandon_pull(guid);
         }

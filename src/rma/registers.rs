@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::agent::Agent;
 use super::plan::{Outlook, offenders};
+use crate::planted::{self, Bug};
 use crate::wire::message::{OwnershipRegister, RegistersReply, RegistersRequest};
 use crate::wire::{Guid, Kind, Status, Time, Wire};
 
@@ -82,7 +83,10 @@ impl Agent {
             .registers
             .iter()
             .filter(|register| match self.table.get(register.row) {
-                Some(row) => (register.owned, &register.ownership) > (row.owned, &row.ownership),
+                Some(row) => {
+                    planted::is(Bug::OlderRegisterTaken)
+                        || (register.owned, &register.ownership) > (row.owned, &row.ownership)
+                }
                 None => register.extent.is_some(),
             })
             .cloned()

@@ -4,6 +4,7 @@ use super::disk::{DiskError, DiskOp, MAX_IO_BYTES, Payload};
 use super::inventory::Device;
 use super::registers::Registers;
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
+use crate::planted::{self, Bug};
 use crate::session::ServerEvent;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
@@ -71,6 +72,7 @@ impl Unit {
             Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
             Kind::Devices => self.list_devices(ioc),
             Kind::Identify => self.identify(ioc, iod),
+            Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Vec::new()),
             _ => match self.admit_io(&asked, body) {
                 Ok(admitted) => {
                     self.start_io(connection, command, peer, admitted);
@@ -116,10 +118,10 @@ impl Unit {
         let named = IoRange::get(&mut Reader::new(&body)).map_err(|_| Status::BadRequest)?;
         let (row, extent) = place(registers, device.spec.guid, named.extent)?;
         let (ownership, epoch) = registers.owners(row);
-        if !ownership.includes(asked.peer) {
+        if !ownership.includes(asked.peer) && !planted::is(Bug::OwnerNotChecked) {
             return Err(Status::NotOwner);
         }
-        if asked.epoch != epoch {
+        if asked.epoch != epoch && !planted::is(Bug::EpochNotChecked) {
             return Err(Status::StaleEpoch);
         }
         if let Some(transaction) = &self.transaction
@@ -213,7 +215,7 @@ fn place(
 
 /// The operation on the device that a command on it, or on its `extent`, asks for.
 fn parse_op(asked: &Command, body: Vec<u8>, extent: Option<Extent>) -> Result<DiskOp, Status> {
-    let fua = asked.flags.contains(Flags::FUA);
+    let fua = asked.flags.contains(Flags::FUA) && !planted::is(Bug::FuaForgotten);
     let mut reader = Reader::new(&body);
     let range = IoRange::get(&mut reader).map_err(|_| Status::BadRequest)?;
     let data_len = reader.rest().len() as u64;

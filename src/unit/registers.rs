@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::extents::Extents;
 use super::inventory::Inventory;
 use crate::crt::rules;
+use crate::planted::{self, Bug};
 use crate::wire::message::{
     Change, CompareAndSet, ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister,
     RegistersReply, page_len,
@@ -152,7 +153,7 @@ impl Registers {
         }
         for change in &request.changes {
             let (_, epoch) = self.owners(change.row);
-            if epoch != change.expected {
+            if epoch != change.expected && !planted::is(Bug::ExpectedNotCompared) {
                 return Verdict::Refused(Status::Conflict, self.get(change.row));
             }
         }
@@ -163,8 +164,12 @@ impl Registers {
             .changes
             .iter()
             .map(|c| {
+                let mut epoch = Epoch(c.expected.0.saturating_add(1));
+                if planted::is(Bug::StampByWallClock) {
+                    epoch = Epoch(date_s(inventory));
+                }
                 let owned = OwnershipStamp {
-                    epoch: Epoch(c.expected.0.saturating_add(1)),
+                    epoch,
                     term: request.term,
                     writer: request.writer,
                 };
@@ -177,7 +182,9 @@ impl Registers {
                 (c.row, register)
             })
             .collect();
-        if let Some(row) = self.broken_hierarchy(&changed, inventory) {
+        if let Some(row) = self.broken_hierarchy(&changed, inventory)
+            && !planted::is(Bug::HierarchyNotChecked)
+        {
             return Verdict::Refused(Status::Hierarchy, self.get(row));
         }
         let new_rows = changed.keys().filter(|r| !self.rows.contains_key(r));
@@ -284,7 +291,8 @@ impl Registers {
     pub(super) fn reset(&self, row: Guid, inventory: &Inventory) -> Option<OwnershipRegister> {
         let parent = self.parent(row, inventory)?;
         let mut register = self.rows.get(&row)?.clone();
-        if rules::permits(self.owners(parent).0, &register.ownership) {
+        let stays = rules::permits(self.owners(parent).0, &register.ownership);
+        if stays || planted::is(Bug::NoReset) {
             return None;
         }
         register.ownership = Ownership::Unallocated;
@@ -295,4 +303,10 @@ impl Registers {
         };
         Some(register)
     }
+}
+
+/// What a planted bug takes for the date: another one after each start.
+fn date_s(inventory: &Inventory) -> u64 {
+    let incarnation = inventory.stamp().incarnation.0;
+    1 + (incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::registers::Verdict;
 use super::{MAX_QUEUED_CHANGES, Unit, UnitAction};
+use crate::planted::{self, Bug};
 use crate::session::ServerEvent;
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{
@@ -157,6 +158,12 @@ impl Unit {
                 }
                 Some(Verdict::Change(registers)) => {
                     self.begin(&change, registers);
+                    if planted::is(Bug::AnsweredBeforeDurable)
+                        && let Some(transaction) = &mut self.transaction
+                    {
+                        transaction.is_durable = true;
+                        self.commit_when_ready(now);
+                    }
                     return;
                 }
             };
@@ -181,6 +188,7 @@ impl Unit {
             .in_flight
             .iter()
             .filter(|(_, io)| io.is_change && !transaction.keeps(io.row, io.peer))
+            .filter(|_| !planted::is(Bug::NoDrain))
             .map(|(token, _)| *token)
             .collect();
         self.transaction = Some(transaction);
@@ -252,23 +260,24 @@ impl Unit {
     }
 
     /// A row came (back) into the unit: where its parent does not permit its last owners any more,
-    /// it is unallocated from now on, and so are its extents.
+    /// it is unallocated from now on, and so is below it what that does not permit.
     pub(super) fn reset_register(&mut self, row: Guid) {
-        self.reset_one(row);
-        if self.inventory.device_info(row).is_some() {
+        if self.reset_one(row) || self.inventory.device_info(row).is_some() {
             self.reset_children(row);
         }
     }
 
-    fn reset_one(&mut self, row: Guid) {
+    /// Whether there was something to reset.
+    fn reset_one(&mut self, row: Guid) -> bool {
         let Some(registers) = &mut self.registers else {
-            return;
+            return false;
         };
         let Some(register) = registers.reset(row, &self.inventory) else {
-            return;
+            return false;
         };
         registers.install(vec![register.clone()], registers.term());
         self.store_reset(register);
+        true
     }
 
     fn store_reset(&mut self, register: OwnershipRegister) {

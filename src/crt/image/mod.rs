@@ -28,6 +28,7 @@ pub use page::{MAX_PAGES, PageFault};
 use root::{Root, Slot};
 pub use storage::{MemoryStorage, Storage};
 
+use crate::planted::{self, Bug};
 use crate::wire::row::MAX_ROW_BYTES;
 use crate::wire::{ClusterName, DecodeError, Guid};
 
@@ -465,7 +466,9 @@ impl<S: Storage> Image<S> {
         };
         let replaced = self.write_tree(&mut root, commit.records, commit.replace, fresh)?;
         root.page_count = self.page_count;
-        if let (Some(first), Some(last)) = (fresh.iter().min(), fresh.iter().max()) {
+        if let (Some(first), Some(last)) = (fresh.iter().min(), fresh.iter().max())
+            && !planted::is(Bug::PagesNotSynced)
+        {
             let (first, last) = (u64::from(*first), u64::from(*last));
             self.storage
                 .sync(
@@ -475,7 +478,11 @@ impl<S: Storage> Image<S> {
                 .map_err(io("make pages durable"))?;
         }
         self.uncertain = true;
-        self.write_slot(root.slot(), &root.encode())?;
+        let mut slot = root.slot();
+        if planted::is(Bug::RootInPlace) {
+            slot = self.root.slot();
+        }
+        self.write_slot(slot, &root.encode())?;
         self.uncertain = false;
         self.root = root;
         Ok(replaced)

@@ -1,6 +1,7 @@
 //! How a server opens, resumes, replaces and forgets sessions.
 
 use super::{Peer, Server, ServerEvent};
+use crate::planted::{self, Bug};
 use crate::session::limits::{
     KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, RELIEF_INTERVAL, STALLED_AFTER,
 };
@@ -133,6 +134,9 @@ impl Server {
         let Some(session) = self.sessions[slot].as_mut() else {
             return;
         };
+        if planted::is(Bug::WindowForgotten) {
+            session.forget_window();
+        }
         let old = std::mem::replace(&mut session.connection, id);
         if session.confirmed {
             self.events

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
 use rma::rma::request::{AllocationInfo, CarveInfo};
-use rma::wire::{EntityType, Epoch, Guid, Ownership};
+use rma::wire::message::OwnershipRegister;
+use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
 
 use crate::node::{Host, Machine, Storage};
+use crate::stored::TableChange;
 use crate::world::World;
 
 /// The most broken promises that are written down.
@@ -100,18 +102,14 @@ impl Model {
         let Some(stored) = &storage.stored else {
             return;
         };
-        let registers: BTreeMap<Guid, (Epoch, &Ownership)> = stored
-            .registers
-            .iter()
-            .map(|r| (r.row, (r.owned.epoch, &r.ownership)))
-            .collect();
         let mut broken = Vec::new();
         for guid in rows_of(storage) {
-            let nobody = (Epoch(0), &Ownership::Unallocated);
-            let found = *registers.get(&guid).unwrap_or(&nobody);
             let Some((epoch, ownership)) = self.promised.get(&guid) else {
                 continue;
             };
+            let register = stored.registers.iter().find(|r| r.row == guid);
+            let nobody = (Epoch(0), &Ownership::Unallocated);
+            let found = register.map_or(nobody, |r| (r.owned.epoch, &r.ownership));
             if found.0 < *epoch || (found.0 == *epoch && found.1 != ownership) {
                 broken.push(format!(
                     "I1: {guid} was promised as {ownership:?} at epoch {epoch}, its register says {:?} at epoch {}",
@@ -152,27 +150,123 @@ impl Model {
                 check(facts.device, register.row);
             }
         }
+        let mut extents: BTreeMap<Guid, Vec<(u64, u64)>> = BTreeMap::new();
+        for register in storage.stored.iter().flat_map(|s| &s.registers) {
+            let in_force = unit.register(register.row).and_then(|r| r.extent);
+            if let Some(facts) = in_force.filter(|facts| facts.present) {
+                let range = (facts.range.offset, facts.range.offset + facts.range.len);
+                extents.entry(facts.device).or_default().push(range);
+            }
+        }
+        for (device, mut ranges) in extents {
+            ranges.sort_unstable();
+            if ranges.windows(2).any(|pair| pair[1].0 < pair[0].1) {
+                broken.push(format!("I5: extents of {device} overlap: {ranges:?}"));
+            }
+        }
         for what in broken {
             self.violated(what);
         }
     }
 
-    /// A table that is about to be stored obeys the hierarchy.
-    pub(crate) fn check_table(&mut self, table: &Table) {
-        let broken: Vec<String> = rules::violations(table)
-            .map(|violation| format!("I5: {violation}"))
-            .collect();
+    /// A table that is about to be stored obeys the hierarchy, as far as it changes.
+    pub(crate) fn check_table(&mut self, table: &Table, change: &TableChange) {
+        let mut broken = BTreeSet::new();
+        let mut check = |parent: &Row, child: &Row| {
+            let whole = parent.is_valid() && child.is_valid();
+            if whole && !rules::permits(&parent.ownership, &child.ownership) {
+                broken.insert(format!(
+                    "I5: {} belongs to {:?} under {} of {:?}",
+                    child.name, child.ownership, parent.name, parent.ownership
+                ));
+            }
+        };
+        for row in change.rows.iter().filter_map(|(_, row)| row.as_ref()) {
+            if let Some(parent) = table.get(row.parent) {
+                check(parent, row);
+            }
+            for child in table.children(row.guid) {
+                check(row, child);
+            }
+        }
         for what in broken {
             self.violated(what);
+        }
+    }
+
+    /// What a host stores is never older than what it had stored: a fact is only replaced by a
+    /// newer one, wherever it comes from.
+    pub(crate) fn check_commit(&mut self, host: &Host, change: &TableChange) {
+        let before = |guid: &Guid| host.stored.rows.get(guid);
+        let mut broken = Vec::new();
+        for (guid, row) in &change.rows {
+            let (Some(old), Some(new)) = (before(guid), row) else {
+                continue;
+            };
+            let older = (new.owned, &new.ownership) < (old.owned, &old.ownership);
+            if older || new.observed < old.observed {
+                broken.push(format!(
+                    "I1: host {} stores something older of {}: {:?} after {:?}",
+                    host.name, new.name, new.owned, old.owned
+                ));
+            }
+        }
+        if change.settings.stamp < host.stored.settings.stamp {
+            broken.push(format!("I1: host {} stores older settings", host.name));
+        }
+        for what in broken {
+            self.lost(what);
+        }
+    }
+
+    /// No register takes a change of an older term, and one term is one session's (I7).
+    pub(crate) fn check_terms(
+        &mut self,
+        storage: &Storage,
+        registers: &[OwnershipRegister],
+        term: u64,
+    ) {
+        let unit = storage.facts.guid;
+        let known = storage.stored.as_ref().map_or(0, |stored| stored.term);
+        let own = |r: &&OwnershipRegister| r.owned.writer != unit;
+        let mut broken = Vec::new();
+        for register in registers.iter().filter(own) {
+            if register.owned.term < known {
+                broken.push(format!(
+                    "I7: a change of term {} is stored at {} after term {known}",
+                    register.owned.term, storage.facts.name
+                ));
+            }
+        }
+        if term < known {
+            broken.push(format!("I7: the term of {} goes back", storage.facts.name));
+        }
+        for what in broken {
+            self.violated(what);
+        }
+    }
+
+    /// A command that changes a medium carries the epoch that is in force (I2).
+    pub(crate) fn check_epoch(
+        &mut self,
+        device: Guid,
+        carried: Option<Epoch>,
+        register: Option<OwnershipRegister>,
+    ) {
+        let in_force = register.map(|r| r.owned.epoch);
+        if let (Some(carried), Some(epoch)) = (carried, in_force)
+            && carried != epoch
+        {
+            self.violated(format!(
+                "I2: a command of epoch {carried} is carried out on {device}, which is at {epoch}"
+            ));
         }
     }
 
     /// Only what was taken out of its unit is marked invalid (I6).
-    pub(crate) fn check_silence(&mut self, host: &Host) {
-        let silent: Vec<String> = host
-            .stored
-            .rows
-            .values()
+    pub(crate) fn check_silence(&mut self, host: &Host, change: &TableChange) {
+        let rows = change.rows.iter().filter_map(|(_, row)| row.as_ref());
+        let silent: Vec<String> = rows
             .filter(|row| !row.is_valid() && !self.removed.contains(&row.guid))
             // Extents go with their registers; that they do is part of convergence.
             .filter(|row| row.entity != EntityType::Extent)
@@ -209,8 +303,7 @@ pub fn unconverged(world: &World) -> Option<String> {
             return Some(format!("host {name} is still in Fig. 5"));
         }
         let table = agent.table();
-        let stored = host.stored.table();
-        if stored.digest() != table.digest() {
+        if host.stored.stamp != table.stamp() || host.stored.table().digest() != table.digest() {
             return Some(format!("host {name} has not stored its table"));
         }
         match first {
@@ -258,6 +351,15 @@ pub fn unconverged(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// Why equal tables do not have one stamp, where they do not: the larger one spreads.
+pub fn uneven_stamps(world: &World) -> Option<String> {
+    let stamps: BTreeSet<_> = world
+        .hosts()
+        .filter_map(|(_, host)| Some(host.agent.as_ref()?.table().stamp()))
+        .collect();
+    (stamps.len() > 1).then(|| format!("equal tables have the stamps {stamps:?}"))
 }
 
 fn difference(world: &World, a: &str, b: &str) -> String {

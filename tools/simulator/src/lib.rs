@@ -5,13 +5,18 @@
 //! the invariants at every step and demands that everything converges once the faults are over.
 
 pub mod check;
+mod clock;
 pub mod data;
+mod disk;
 pub mod network;
 pub mod node;
 pub mod scenario;
 mod service;
+mod stored;
+pub mod storm;
 mod world;
 
 pub use network::Faults;
-pub use node::{DiskFaults, StoredTable, device_spec};
-pub use world::{NodeId, Seen, World};
+pub use node::{DiskFaults, device_spec};
+pub use stored::StoredTable;
+pub use world::{NodeId, Realism, Seen, World};

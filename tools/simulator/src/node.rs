@@ -1,10 +1,8 @@
 //! Machines: a host with its agent, a unit, fabric services; each with what survives its crashes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rma::crt::Table;
 use rma::fabric::{Fabric, FabricConfig, MemoryCatalog, Policy};
 use rma::rma::request::{AdminReply, WatchEvent};
 use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
@@ -13,22 +11,28 @@ use rma::unit::{
     UnitFacts,
 };
 use rma::wire::message::OwnershipRegister;
-use rma::wire::{
-    ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Row, Settings, TableStamp, Time,
-};
+use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 
 use crate::service::{Heard, Service};
+use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, add_registers};
 
 /// Bytes behind the Ethernet header that every simulated NIC takes.
 pub const MTU: u16 = 1500;
+
+/// How long a stalled commit takes.
+pub const STALL: Duration = Duration::from_secs(4);
 
 /// How the simulated disks behave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DiskFaults {
     /// How long a sync takes at most.
     pub sync: Duration,
-    /// Chance that a commit fails (and changes nothing).
+    /// Chance that a commit fails.
     pub failure: f64,
+    /// Chance that a commit takes as long as [`STALL`].
+    pub stall: f64,
+    /// Chance that an operation on a medium fails.
+    pub medium: f64,
     /// Machines whose disks never fail.
     pub spared: Vec<crate::NodeId>,
 }
@@ -38,77 +42,16 @@ impl DiskFaults {
     pub const NONE: Self = Self {
         sync: Duration::ZERO,
         failure: 0.0,
+        stall: 0.0,
+        medium: 0.0,
         spared: Vec::new(),
     };
-}
-
-/// A table file as it is on the disk.
-#[derive(Debug, Clone)]
-pub struct StoredTable {
-    /// The rows.
-    pub rows: BTreeMap<Guid, Arc<Row>>,
-    /// The settings.
-    pub settings: Settings,
-    /// The stamp.
-    pub stamp: TableStamp,
-    highest: TableStamp,
-    floor: TableStamp,
-    cluster: ClusterName,
-}
-
-impl Default for StoredTable {
-    fn default() -> Self {
-        Self {
-            rows: BTreeMap::new(),
-            settings: Settings::default(),
-            stamp: TableStamp::default(),
-            highest: TableStamp::default(),
-            floor: TableStamp::default(),
-            cluster: ClusterName::NONE,
-        }
-    }
-}
-
-impl StoredTable {
-    pub(crate) const fn cluster(&self) -> ClusterName {
-        self.cluster
-    }
-
-    pub(crate) const fn keep_cluster(&mut self, cluster: ClusterName) {
-        self.cluster = cluster;
-    }
-
-    /// A file that holds `table`, of `cluster`.
-    pub fn of(table: &Table, cluster: ClusterName) -> Self {
-        Self {
-            rows: table
-                .rows()
-                .map(|row| (row.guid, Arc::new(row.clone())))
-                .collect(),
-            settings: *table.settings(),
-            stamp: table.stamp(),
-            highest: table.highest_stamp(),
-            floor: table.floor(),
-            cluster,
-        }
-    }
-
-    /// The table as an agent starts with it.
-    pub fn table(&self) -> Table {
-        Table::restore(
-            self.settings,
-            self.stamp,
-            self.highest,
-            self.rows.values().cloned(),
-        )
-        .with_floor(self.floor)
-    }
 }
 
 /// A write that the disk has not finished.
 #[derive(Debug)]
 pub(crate) enum Pending {
-    Commit(CommitToken, Box<StoredTable>),
+    Commit(CommitToken, Box<TableChange>),
     Registers(u64, Vec<OwnershipRegister>, u64),
     Medium(u64, Guid, DiskOp),
 }
@@ -136,8 +79,12 @@ pub struct Host {
     pub blocks: Vec<(u16, String)>,
     /// The devices that it exports.
     pub exports: Option<Vec<OwnedDevice>>,
-    /// Writes that have ended since the last look, and whether well.
-    pub(crate) written: Vec<(u64, bool)>,
+    /// I/O that has ended since the last look, and what came of it where it was well.
+    pub(crate) ended: Vec<(u64, Option<Vec<u8>>)>,
+    /// The file that the table lies in, where the world wants that.
+    pub(crate) disk: Option<TableDisk>,
+    /// The date, for people.
+    pub(crate) date_s: u64,
     /// Where the agent said that it belongs now.
     pub moved: Option<ClusterName>,
 }
@@ -154,7 +101,7 @@ impl Host {
             name: self.name.clone(),
             macs: vec![self.mac],
             cluster: self.cluster,
-            known_cluster: self.stored.cluster,
+            known_cluster: self.stored.cluster(),
             fabric_mac: None,
             mtu: MTU,
             intervals: self.intervals,
@@ -186,7 +133,7 @@ impl Host {
                     Heard::Notified(unit, ioc, notification) => {
                         agent.service_notified(now, unit, ioc, notification);
                     }
-                    Heard::Written(token, result) => self.written.push((token, result.is_ok())),
+                    Heard::Ended(token, result) => self.ended.push((token, result.ok())),
                 }
                 continue;
             }
@@ -195,19 +142,8 @@ impl Host {
             };
             match action {
                 AgentAction::Commit { token, changed } => {
-                    let mut stored = self.stored.clone();
-                    let table = agent.table();
-                    for guid in changed {
-                        match table.get_shared(guid) {
-                            Some(row) => stored.rows.insert(guid, row),
-                            None => stored.rows.remove(&guid),
-                        };
-                    }
-                    stored.settings = *table.settings();
-                    stored.stamp = table.stamp();
-                    stored.highest = table.highest_stamp();
-                    stored.floor = table.floor();
-                    pending.push(Pending::Commit(token, Box::new(stored)));
+                    let change = TableChange::of(agent.table(), &changed);
+                    pending.push(Pending::Commit(token, Box::new(change)));
                 }
                 AgentAction::AddController { unit, ioc, mac } => {
                     service.add_controller(now, unit, ioc, mac);
@@ -226,7 +162,10 @@ impl Host {
                 AgentAction::Event(event) => self.events.push(event),
                 AgentAction::Joined(cluster) => {
                     // A label in the file: written with the next commit at the latest.
-                    self.stored.cluster = cluster;
+                    self.stored.keep_cluster(cluster);
+                    if let Some(disk) = &mut self.disk {
+                        disk.join(cluster, &self.stored, self.date_s);
+                    }
                     service.join(cluster);
                 }
                 AgentAction::Moved { to, .. } => self.moved = Some(to),
@@ -258,6 +197,10 @@ pub struct Storage {
     pub stored: Option<StoredRegisters>,
     /// Its state machine, while it runs.
     pub unit: Option<Unit>,
+    /// The file that the registers lie in, where the world wants that.
+    pub(crate) disk: Option<RegistersDisk>,
+    /// The date, for people.
+    pub(crate) date_s: u64,
 }
 
 impl Storage {
@@ -322,16 +265,16 @@ impl Storage {
         pending
     }
 
-    /// Writes registers to the disk.
-    pub(crate) fn write(&mut self, registers: &[OwnershipRegister], term: u64) {
+    /// Writes registers to the disk; whether that went well.
+    pub(crate) fn write(&mut self, registers: &[OwnershipRegister], term: u64) -> bool {
         let stored = self.stored.get_or_insert_default();
-        let mut rows: BTreeMap<Guid, OwnershipRegister> = std::mem::take(&mut stored.registers)
-            .into_iter()
-            .map(|r| (r.row, r))
-            .collect();
-        rows.extend(registers.iter().map(|r| (r.row, r.clone())));
-        stored.registers = rows.into_values().collect();
-        stored.term = stored.term.max(term);
+        match &mut self.disk {
+            Some(disk) => disk.store(stored, registers, term, self.date_s),
+            None => {
+                add_registers(stored, registers, term);
+                true
+            }
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use rma::rma::OwnedDevice;
 use rma::wire::message::{DevicesReply, Notification};
 use rma::wire::{ClusterName, DropReason, Guid, Incarnation, IocNumber, Mac, Status, Time};
 
-use crate::data::BLOCK_BYTES;
+use crate::data::{Ask, BLOCK_BYTES};
 
 /// What comes from controllers.
 pub(crate) enum Heard {
     Devices(Guid, IocNumber, Result<DevicesReply, Status>),
     Notified(Guid, IocNumber, Notification),
-    Written(u64, Result<(), IoError>),
+    Ended(u64, Result<Vec<u8>, IoError>),
 }
 
 /// Service connections of a host.
@@ -108,18 +108,48 @@ impl Service {
         }
     }
 
-    /// Writes one block full of a token; whether the device is open.
-    pub(crate) fn write(&mut self, now: Time, device: Guid, block: u64, token: u64) -> bool {
+    /// Whether the device is open.
+    pub(crate) fn has(&self, device: Guid) -> bool {
+        self.open.contains_key(&device)
+    }
+
+    /// Writes to a device that belongs to somebody else, and leaves it at that.
+    pub(crate) fn trespass(&mut self, now: Time, device: &OwnedDevice, token: u64) {
+        let target = target(device);
+        let id = self.initiator.open(now, target);
+        self.open.insert(device.row.guid, id);
+        self.submit(now, (device.row.guid, 0), Ask::Write { fua: true }, token);
+    }
+
+    /// Asks for something of one block; whether the device is open.
+    pub(crate) fn submit(
+        &mut self,
+        now: Time,
+        (device, block): (Guid, u64),
+        ask: Ask,
+        token: u64,
+    ) -> bool {
         let Some(id) = self.open.get(&device) else {
             return false;
         };
-        let data = token.to_be_bytes().repeat(BLOCK_BYTES as usize / 8);
+        let (op, len, data, fua) = match ask {
+            Ask::Write { fua } => {
+                let data = token.to_be_bytes().repeat(BLOCK_BYTES as usize / 8);
+                (IoOp::Write, BLOCK_BYTES, data, fua)
+            }
+            Ask::Read => (IoOp::Read, BLOCK_BYTES, Vec::new(), false),
+            Ask::Flush => (IoOp::Flush, 0, Vec::new(), false),
+        };
         let io = Io {
-            op: IoOp::Write,
-            offset: block * BLOCK_BYTES,
-            len: BLOCK_BYTES,
+            op,
+            offset: if op == IoOp::Flush {
+                0
+            } else {
+                block * BLOCK_BYTES
+            },
+            len,
             data,
-            fua: false,
+            fua,
         };
         self.initiator.submit(now, *id, io, token);
         true
@@ -153,7 +183,7 @@ impl Service {
                     notification,
                 } => return Some(Heard::Notified(unit, ioc, notification)),
                 IoEvent::Done { token, result } => {
-                    return Some(Heard::Written(token, result.map(drop)));
+                    return Some(Heard::Ended(token, result));
                 }
                 IoEvent::Up { .. } | IoEvent::Down { .. } | IoEvent::Refused { .. } => {}
             }

@@ -1,30 +1,39 @@
 //! The world: machines on a wire, one clock, one seed. Nothing in it happens by chance twice.
 
 mod alter;
+mod io;
+mod life;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rma::fabric::{Fabric, MemoryCatalog, Policy};
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
-use rma::unit::{ControllerSpec, DeviceSpec, DiskOp, StoredRegisters, Unit, UnitFacts};
-use rma::wire::{ClusterName, Guid, Header, IocNumber, IodNumber, Mac, Time};
+use rma::unit::{ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitFacts};
+use rma::wire::{ClusterName, Epoch, Guid, Header, IocNumber, IodNumber, Mac, Row, Time};
 
 use crate::check::Model;
-use crate::data::{BLOCKS, Data};
+use crate::clock::Clock;
+use crate::data::{Ask, BLOCKS, Data, Standing};
 use crate::network::Network;
 use crate::node::{
-    DiskFaults, Host, Machine, Pending, Services, Storage, StoredTable, UnitContents, device_spec,
+    DiskFaults, Host, Machine, Pending, STALL, Services, Storage, UnitContents, device_spec,
 };
+use crate::stored::{RegistersDisk, StoredTable, TableDisk};
 
 /// The most frames that one machine sends at one moment before the world calls it a storm.
 const MAX_BURST: usize = 1_000_000;
 
 /// The most things that happen at one moment before the world calls it a standstill.
 const MAX_STANDSTILL: u64 = 1_000_000;
+
+/// Who slept for so long has forgotten its sessions; what was under way in them may be executed
+/// again, as after a restart.
+const SESSION_MEMORY: Duration = Duration::from_secs(20 * 3600);
 
 /// Names a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +43,11 @@ pub struct NodeId(pub(crate) usize);
 struct Node {
     mac: Mac,
     machine: Machine,
-    /// Counts crashes: what was meant for an earlier life does not arrive.
+    clock: Clock,
+    /// Whether its clock starts anew with it.
+    rebooted: bool,
+    /// Counts crashes: what was meant for an earlier life does not arrive. (A start begins the life
+    /// that the crash before has counted.)
     life: u64,
     /// Whether its cable is plugged in.
     linked: bool,
@@ -76,9 +89,23 @@ pub struct Seen {
     pub bytes: Rc<Vec<u8>>,
 }
 
+/// How true to life a world is; what costs time and only matters to made-up stories is left out
+/// elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Realism {
+    /// Tables and registers lie in the daemons' own files.
+    pub files: bool,
+    /// Each machine has a clock of its own.
+    pub clocks: bool,
+    /// Equal rows of all hosts are in memory once, and nothing is kept on disks: for worlds in which
+    /// nothing ever crashes.
+    pub shared: bool,
+}
+
 /// The world.
 #[derive(Debug)]
 pub struct World {
+    realism: Realism,
     now: Time,
     nodes: Vec<Node>,
     events: BTreeMap<(Time, u64), Event>,
@@ -95,11 +122,18 @@ pub struct World {
     next_token: u64,
     /// Things that have happened at this moment.
     standstill: u64,
-    asked: BTreeSet<(usize, u64)>,
+    /// Requests of administrators without an answer: of which host, in which of its lives.
+    asked: BTreeMap<(usize, u64), u64>,
+    /// One of each row, where equal rows are to be in memory once.
+    known_rows: BTreeMap<Guid, Arc<Row>>,
     /// Every frame sent, where it is wanted.
     pub capture: Option<Vec<Seen>>,
-    /// Frames sent by kind (management) since the start.
+    /// Frames sent by kind since the start, where they are counted.
     pub kinds: BTreeMap<&'static str, u64>,
+    /// Whether frames are counted by kind.
+    pub counts_kinds: bool,
+    /// The epoch that the frame carries which a unit is taking in.
+    io_epoch: Option<Epoch>,
 }
 
 fn mac(n: usize) -> Mac {
@@ -108,11 +142,29 @@ fn mac(n: usize) -> Mac {
     Mac([2, 0, 0, a, b, c])
 }
 
+/// Whose MAC address it is, if anyone's.
+fn place_of(mac: Mac) -> Option<usize> {
+    let [2, 0, 0, a, b, c] = mac.0 else {
+        return None;
+    };
+    (u32::from_be_bytes([0, a, b, c]) as usize).checked_sub(1)
+}
+
+fn devices_of(unit: &Storage) -> Vec<Guid> {
+    unit.contents.devices.values().map(|d| d.guid).collect()
+}
+
 impl World {
     /// An empty world.
     pub fn new(seed: u64) -> Self {
+        Self::with(seed, Realism::default())
+    }
+
+    /// An empty world, as true to life as is wanted.
+    pub fn with(seed: u64, realism: Realism) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         Self {
+            realism,
             now: Time::ZERO + Duration::from_secs(1),
             nodes: Vec::new(),
             events: BTreeMap::new(),
@@ -123,9 +175,12 @@ impl World {
             data: Data::default(),
             next_token: 1,
             standstill: 0,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            known_rows: BTreeMap::new(),
             capture: None,
             kinds: BTreeMap::new(),
+            counts_kinds: true,
+            io_epoch: None,
             rng,
         }
     }
@@ -140,6 +195,8 @@ impl World {
         self.nodes.push(Node {
             mac: mac(id),
             machine,
+            clock: Clock::WORLD,
+            rebooted: true,
             life: 0,
             linked: true,
             wake: None,
@@ -165,8 +222,11 @@ impl World {
     /// Puts a host on the wire, not started. Its configuration asks for `cluster`.
     pub fn add_host(&mut self, name: &str, cluster: &str) -> NodeId {
         let id = self.nodes.len();
+        let guid = Guid(0x0105_0000_0000_0000_0000_0000_0000_0000 + id as u128);
+        let seed = self.rng.u64(..);
+        let disk = self.realism.files.then(|| TableDisk::new(guid, seed));
         self.add(Machine::Host(Box::new(Host {
-            guid: Guid(0x0105_0000_0000_0000_0000_0000_0000_0000 + id as u128),
+            guid,
             name: name.to_owned(),
             cluster: cluster.parse().expect("a cluster name"),
             mac: mac(id),
@@ -179,7 +239,9 @@ impl World {
             events: Vec::new(),
             blocks: Vec::new(),
             exports: None,
-            written: Vec::new(),
+            ended: Vec::new(),
+            disk,
+            date_s: 0,
             moved: None,
         })))
     }
@@ -193,6 +255,7 @@ impl World {
     ) -> NodeId {
         let id = self.nodes.len();
         let cluster = cluster.parse().expect("a cluster name");
+        let seed = self.rng.u64(..);
         let base = 0x0300_0000_0000_0000_0000_0000_0000_0000 + ((id as u128) << 64);
         let mut contents = UnitContents {
             controllers: BTreeMap::new(),
@@ -214,6 +277,10 @@ impl World {
                 contents.devices.insert((ioc, IodNumber(iod)), spec);
             }
         }
+        let disk = self
+            .realism
+            .files
+            .then(|| RegistersDisk::new(Guid(base), seed));
         self.add(Machine::Unit(Box::new(Storage {
             facts: UnitFacts {
                 guid: Guid(base),
@@ -229,6 +296,8 @@ impl World {
             contents,
             stored: Some(StoredRegisters::default()),
             unit: None,
+            disk,
+            date_s: 0,
         })))
     }
 
@@ -305,7 +374,7 @@ impl World {
         id: NodeId,
         act: impl FnOnce(&mut Fabric<MemoryCatalog>, Time) -> R,
     ) -> Option<R> {
-        let now = self.now;
+        let now = self.local(id.0);
         let done = self.fabric_mut(id).fabric.as_mut().map(|f| act(f, now));
         self.settle(id.0);
         done
@@ -320,67 +389,9 @@ impl World {
         }
     }
 
-    /// Starts a machine from what is on its disk.
-    pub fn start(&mut self, id: NodeId) {
-        let (seed, now) = (self.rng.u64(..), self.now);
-        match &mut self.nodes[id.0].machine {
-            Machine::Host(host) => host.boot(seed),
-            Machine::Unit(unit) => unit.boot(now, seed),
-            Machine::Fabric(services) => services.boot(seed),
-        }
-        self.tick(id.0);
-    }
-
-    /// Starts every machine that does not run.
-    pub fn start_all(&mut self) {
-        for id in 0..self.nodes.len() {
-            if !self.is_running(NodeId(id)) {
-                self.start(NodeId(id));
-            }
-        }
-    }
-
-    /// Takes a machine's power away. Each write that its disk has not finished is there or not.
-    pub fn crash(&mut self, id: NodeId) {
-        let life = self.nodes[id.0].life;
-        let unfinished: Vec<(Time, u64)> = self
-            .events
-            .iter()
-            .filter(|(_, event)| {
-                matches!(event, Event::Disk { node, life: of, .. } if *node == id.0 && *of == life)
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        let mut torn = false;
-        for key in unfinished {
-            let Some(Event::Disk { pending, .. }) = self.events.remove(&key) else {
-                continue;
-            };
-            if let Pending::Medium(_, device, op) = &pending {
-                // What a medium had not finished is there or not, in no order.
-                if self.rng.bool() {
-                    self.apply(id.0, *device, op);
-                }
-                continue;
-            }
-            // In order: what comes after a write that is lost is lost as well.
-            torn |= self.rng.bool();
-            if !torn {
-                self.write(id.0, &pending);
-            }
-        }
-        let node = &mut self.nodes[id.0];
-        node.life += 1;
-        node.wake = None;
-        match &mut node.machine {
-            Machine::Host(host) => {
-                host.agent = None;
-                host.service = None;
-            }
-            Machine::Unit(unit) => unit.unit = None,
-            Machine::Fabric(services) => services.crash(),
-        }
-        self.model.check_unit_disk(&self.nodes[id.0].machine);
+    /// What the clock of a machine says.
+    fn local(&self, id: usize) -> Time {
+        self.nodes[id].clock.local(self.now)
     }
 
     /// Looks for acknowledged writes that are not on their media.
@@ -422,48 +433,32 @@ impl World {
         }
     }
 
-    /// Lets a host write one block of a device that it exports; whether there is one.
-    pub fn write_block(&mut self, id: NodeId) -> bool {
-        let (now, pick, block) = (self.now, self.rng.usize(..), self.rng.u64(0..BLOCKS));
-        let Machine::Host(host) = &mut self.nodes[id.0].machine else {
-            return false;
-        };
-        let devices = host.exports.as_deref().unwrap_or_default();
-        let (Some(service), false) = (&mut host.service, devices.is_empty()) else {
-            return false;
-        };
-        let device = devices[pick % devices.len()].row.guid;
-        let token = self.data.begin(host.guid, device, block);
-        let open = service.write(now, device, block, token);
-        self.settle(id.0);
-        open
-    }
-
-    /// Tells the model which writes have ended.
-    fn note_writes(&mut self, id: usize) {
-        let Machine::Host(host) = &mut self.nodes[id].machine else {
-            return;
-        };
-        for (token, ok) in std::mem::take(&mut host.written) {
-            if ok && let Err(what) = self.data.acknowledge(token) {
-                self.model.violated(what);
-            }
-        }
-    }
-
-    fn write(&mut self, id: usize, pending: &Pending) {
+    /// Carries out a commit, as far as the disk does; whether it went well.
+    fn write(&mut self, id: usize, pending: &Pending) -> bool {
         match (&mut self.nodes[id].machine, pending) {
-            (Machine::Host(host), Pending::Commit(_, stored)) => {
-                let cluster = host.stored.cluster();
-                host.stored = (**stored).clone();
-                host.stored.keep_cluster(cluster);
-                self.model.check_silence(host);
+            (Machine::Host(host), Pending::Commit(_, change)) => {
+                self.model.check_commit(host, change);
+                let done = match &mut host.disk {
+                    Some(disk) => disk.commit(&mut host.stored, change, host.date_s),
+                    None if self.realism.shared => {
+                        host.stored.apply_head(change);
+                        true
+                    }
+                    None => {
+                        host.stored.apply(change);
+                        true
+                    }
+                };
+                self.model.check_silence(host, change);
+                done
             }
             (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
-                storage.write(registers, *term);
+                self.model.check_terms(storage, registers, *term);
+                let done = storage.write(registers, *term);
                 self.model.check_unit_disk(&self.nodes[id].machine);
+                done
             }
-            _ => {}
+            _ => true,
         }
     }
 

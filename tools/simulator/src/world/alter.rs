@@ -25,7 +25,7 @@ impl World {
         contents: impl FnOnce(&mut UnitContents),
         live: impl FnOnce(&mut Unit, Time),
     ) {
-        let now = self.now;
+        let now = self.local(id.0);
         let storage = self.unit_mut(id);
         contents(&mut storage.contents);
         if let Some(unit) = &mut storage.unit {
@@ -124,12 +124,13 @@ impl World {
 
     /// Asks a host's agent; the answer comes into [`Host::replies`] under the token.
     pub fn ask(&mut self, id: NodeId, request: AdminRequest) -> u64 {
-        let (now, token) = (self.now, self.next_token);
+        let (now, token) = (self.local(id.0), self.next_token);
         self.next_token += 1;
-        self.asked.insert((id.0, token));
+        let life = self.nodes[id.0].life;
         if let Machine::Host(host) = &mut self.nodes[id.0].machine
             && let Some(agent) = &mut host.agent
         {
+            self.asked.insert((id.0, token), life);
             agent.admin(now, token, request);
         }
         self.settle(id.0);

@@ -1,8 +1,9 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, DiskOp, Duration, Event, Fabric, Guid, Header, MAX_BURST, MAX_STANDSTILL, Mac,
-    Machine, NodeId, Pending, Rc, Seen, Time, Unit, World,
+    AdminReply, DiskError, DiskOp, Duration, Event, Fabric, Guid, Header, MAX_BURST,
+    MAX_STANDSTILL, Mac, Machine, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit, World,
+    place_of,
 };
 
 impl World {
@@ -57,11 +58,16 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, to: usize, service: bool, src: Mac, bytes: &[u8]) {
-        let now = self.now;
+        let now = self.local(to);
+        let is_up = self.network.is_up(self.now);
         let node = &mut self.nodes[to];
-        if !node.linked {
+        if !node.linked || !is_up {
             self.network.lost += 1;
             return;
+        }
+        if service && matches!(node.machine, Machine::Unit(_)) {
+            let header = Header::parse(bytes, true);
+            self.io_epoch = header.ok().map(|(header, _)| header.epoch);
         }
         // What is wrong with a frame is counted by the receiver.
         let _dropped = match &mut node.machine {
@@ -80,10 +86,11 @@ impl World {
             },
         };
         self.settle(to);
+        self.io_epoch = None;
     }
 
     pub(super) fn tick(&mut self, id: usize) {
-        let now = self.now;
+        let now = self.local(id);
         match &mut self.nodes[id].machine {
             Machine::Host(host) => {
                 if let (Some(agent), Some(service)) = (&mut host.agent, &mut host.service) {
@@ -107,8 +114,11 @@ impl World {
 
     /// Carries out what a machine wants after something has happened to it.
     pub(super) fn settle(&mut self, id: usize) {
-        let now = self.now;
+        let now = self.local(id);
         let before = self.promises(id);
+        if self.realism.shared {
+            self.share_rows(id);
+        }
         let pending = match &mut self.nodes[id].machine {
             Machine::Host(host) => host.act(now),
             Machine::Unit(unit) => unit.act(),
@@ -116,30 +126,57 @@ impl World {
         };
         for item in pending {
             match (&item, &self.nodes[id].machine) {
-                (Pending::Commit(_, table), _) => self.model.check_table(&table.table()),
+                (Pending::Commit(_, change), Machine::Host(host)) => {
+                    if let Some(agent) = &host.agent {
+                        self.model.check_table(agent.table(), change);
+                    }
+                }
                 (Pending::Registers(..), Machine::Unit(unit)) => self.model.check_registers(unit),
+                (Pending::Medium(_, device, op), Machine::Unit(unit)) if op.is_change() => {
+                    let row = self.data.row_of(op).unwrap_or(*device);
+                    let register = unit.unit.as_ref().and_then(|unit| unit.register(row));
+                    self.model.check_epoch(row, self.io_epoch, register);
+                }
                 _ => {}
             }
-            let life = self.nodes[id].life;
-            let sync = self.disks.sync.as_nanos() as u64;
-            let mut at =
-                now + Duration::from_nanos(if sync > 0 { self.rng.u64(0..=sync) } else { 0 });
-            if !matches!(item, Pending::Medium(..)) {
-                // A file is written in order; a medium may finish later things first.
-                at = at.max(self.nodes[id].disk_until);
-                self.nodes[id].disk_until = at;
-            }
-            let event = Event::Disk {
-                node: id,
-                life,
-                pending: item,
-            };
-            self.schedule(at, event);
+            self.give_to_disk(id, item);
         }
         self.note_promises(id, before);
-        self.note_writes(id);
+        self.note_io(id);
         self.transmit(id);
         self.rewake(id);
+    }
+
+    /// Puts rows that others have as well in the place of those that a host has just learnt.
+    fn share_rows(&mut self, id: usize) {
+        if let Machine::Host(host) = &mut self.nodes[id].machine
+            && let Some(agent) = &mut host.agent
+        {
+            agent.share_rows(&mut self.known_rows);
+        }
+    }
+
+    fn give_to_disk(&mut self, id: usize, pending: Pending) {
+        let life = self.nodes[id].life;
+        let sync = self.disks.sync.as_nanos() as u64;
+        let mut at = self.now;
+        if sync > 0 {
+            at = at + Duration::from_nanos(self.rng.u64(0..=sync));
+        }
+        if self.disks.stall > 0.0 && self.rng.f64() < self.disks.stall {
+            at = at + STALL;
+        }
+        if !matches!(pending, Pending::Medium(..)) {
+            // A file is written in order; a medium may finish later things first.
+            at = at.max(self.nodes[id].disk_until);
+            self.nodes[id].disk_until = at;
+        }
+        let event = Event::Disk {
+            node: id,
+            life,
+            pending,
+        };
+        self.schedule(at, event);
     }
 
     pub(super) fn promises(&self, id: usize) -> usize {
@@ -161,7 +198,7 @@ impl World {
             .replies
             .keys()
             .copied()
-            .filter(|token| self.asked.contains(&(id, *token)))
+            .filter(|token| self.asked.contains_key(&(id, *token)))
             .collect();
         for token in answered {
             self.asked.remove(&(id, token));
@@ -180,7 +217,7 @@ impl World {
     }
 
     pub(super) fn transmit(&mut self, id: usize) {
-        let now = self.now;
+        let now = self.local(id);
         for _ in 0..MAX_BURST {
             let mut bytes = Vec::new();
             let node = &mut self.nodes[id];
@@ -210,7 +247,10 @@ impl World {
     pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Vec<u8>) {
         let src = self.nodes[from].mac;
         self.network.sent += 1;
-        if let Ok((header, _)) = Header::parse(&bytes, service) {
+        self.network.bytes += bytes.len() as u64;
+        if self.counts_kinds
+            && let Ok((header, _)) = Header::parse(&bytes, service)
+        {
             *self.kinds.entry(header.kind.name()).or_default() += 1;
         }
         let bytes = Rc::new(bytes);
@@ -227,28 +267,26 @@ impl World {
             self.network.lost += 1;
             return;
         }
-        let receivers: Vec<usize> = if dst.is_multicast() {
-            (0..self.nodes.len()).filter(|id| *id != from).collect()
-        } else {
-            let found = self.nodes.iter().position(|node| node.mac == dst);
-            found.into_iter().collect()
-        };
-        for to in receivers {
-            let receiver = self.nodes[to].mac;
-            for (delay, copy) in self.network.carry(src, receiver, &bytes) {
-                let bytes = if copy == *bytes {
-                    Rc::clone(&bytes)
-                } else {
-                    Rc::new(copy)
-                };
-                let event = Event::Frame {
-                    to,
-                    service,
-                    src,
-                    bytes,
-                };
-                self.schedule(self.now + delay, event);
+        if dst.is_multicast() {
+            for to in (0..self.nodes.len()).filter(|to| *to != from) {
+                self.carry(src, to, service, &bytes);
             }
+        } else if let Some(to) = place_of(dst).filter(|to| *to < self.nodes.len()) {
+            self.carry(src, to, service, &bytes);
+        }
+    }
+
+    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<Vec<u8>>) {
+        let receiver = self.nodes[to].mac;
+        for arrival in self.network.carry(self.now, src, receiver, bytes) {
+            let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::new);
+            let event = Event::Frame {
+                to,
+                service,
+                src,
+                bytes,
+            };
+            self.schedule(self.now + arrival.after, event);
         }
     }
 
@@ -265,7 +303,7 @@ impl World {
             Machine::Fabric(services) => services.fabric.as_ref().and_then(Fabric::deadline),
         };
         let Some(at) = deadline else { return };
-        let at = at.max(self.now);
+        let at = self.nodes[id].clock.world(at).max(self.now);
         let node = &mut self.nodes[id];
         if node.wake.is_none_or(|set| at < set || set < self.now) {
             node.wake = Some(at);
@@ -274,23 +312,48 @@ impl World {
     }
 
     pub(super) fn disk_done(&mut self, id: usize, pending: Pending) {
-        let failed = self.disks.failure > 0.0
-            && self.rng.f64() < self.disks.failure
-            && !self.disks.spared.contains(&NodeId(id));
-        if !failed {
-            self.write(id, &pending);
-        }
-        let now = self.now;
+        let now = self.local(id);
+        let spared = self.disks.spared.contains(&NodeId(id));
         if let Pending::Medium(token, device, op) = &pending {
-            let bytes = self.apply(id, *device, op);
+            let failed = self.disks.medium > 0.0 && self.rng.f64() < self.disks.medium && !spared;
+            // Of an operation that fails it cannot be said whether it was carried out.
+            let done = !failed || self.rng.bool();
+            let bytes = if done {
+                self.apply(id, *device, op)
+            } else {
+                Vec::new()
+            };
+            let outcome = if failed {
+                Err(DiskError::Media(5))
+            } else {
+                Ok(bytes)
+            };
             if let Machine::Unit(storage) = &mut self.nodes[id].machine
                 && let Some(unit) = &mut storage.unit
             {
-                unit.disk_done(now, *token, Ok(bytes));
+                unit.disk_done(now, *token, outcome);
             }
             self.settle(id);
             return;
         }
+        let failing = self.disks.failure > 0.0 && self.rng.f64() < self.disks.failure && !spared;
+        let after = self.rng.u32(0..8);
+        let file = match &self.nodes[id].machine {
+            Machine::Host(host) => host.disk.as_ref().map(|disk| disk.file.clone()),
+            Machine::Unit(unit) => unit.disk.as_ref().map(|disk| disk.file.clone()),
+            Machine::Fabric(_) => None,
+        };
+        let failed = match file {
+            Some(file) => {
+                if failing {
+                    file.fail_in(after);
+                }
+                let done = self.write(id, &pending);
+                file.recover();
+                !done
+            }
+            None => failing || !self.write(id, &pending),
+        };
         match (&mut self.nodes[id].machine, pending) {
             (Machine::Host(host), Pending::Commit(token, _)) => {
                 if let Some(agent) = &mut host.agent {
@@ -315,13 +378,13 @@ impl World {
         let Machine::Unit(storage) = &self.nodes[id].machine else {
             return Vec::new();
         };
-        let register = storage
-            .unit
-            .as_ref()
-            .and_then(|unit| unit.register(device))
-            .map(|r| r.owned.epoch);
-        let promised = self.model.promised.get(&device);
-        match self.data.apply(device, op, register, promised) {
+        let row = self.data.row_of(op).unwrap_or(device);
+        let standing = Standing {
+            unit: (storage.facts.guid, self.nodes[id].life),
+            register: storage.unit.as_ref().and_then(|unit| unit.register(row)),
+            promised: self.model.promised.get(&row),
+        };
+        match self.data.apply(device, op, &standing) {
             Ok(bytes) => bytes,
             Err(what) => {
                 self.model.violated(what);

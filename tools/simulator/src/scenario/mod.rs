@@ -1,0 +1,328 @@
+//! Made-up stories: each seed draws its own mix of faults, administrators and changes of hardware;
+//! then the faults stop, and everything must be well again within bounded virtual time.
+
+mod acts;
+mod mix;
+
+use std::time::Duration;
+
+use rma::fabric::Policy;
+use rma::rma::request::AdminRequest;
+use rma::unit::{ControllerSpec, DeviceSpec};
+use rma::wire::Time;
+
+use crate::check::{unconverged, uneven_stamps};
+use crate::network::Faults;
+use crate::node::DiskFaults;
+use crate::world::{NodeId, Realism, Seen, World};
+use mix::Mix;
+
+/// How long everything may take to be well after the faults have stopped.
+pub const HEALING: Duration = Duration::from_secs(60);
+
+/// For how long everything must stay as it is when it is well.
+const QUIET: Duration = Duration::from_secs(6);
+
+/// How large a world is.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Hosts, at least 1.
+    pub hosts: usize,
+    /// I/O units.
+    pub units: usize,
+    /// Devices in all, on two controllers of each unit.
+    pub devices: usize,
+    /// How long the faults last.
+    pub chaos: Duration,
+}
+
+/// How a story ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The story's seed.
+    pub seed: u64,
+    /// Acknowledged allocations that were lost (I1).
+    pub lost_acknowledged: u64,
+    /// Broken invariants, in words.
+    pub violations: Vec<String>,
+    /// Why not everything became well, where it did not.
+    pub unconverged: Option<String>,
+    /// Allocations acknowledged as changes.
+    pub acknowledged: u64,
+    /// Writes acknowledged to hosts.
+    pub writes: u64,
+    /// Reads and flushes acknowledged to hosts.
+    pub other_io: u64,
+    /// Frames sent.
+    pub frames: u64,
+    /// How long the healing took.
+    pub healing: Duration,
+    /// Virtual time in all.
+    pub lasted: Duration,
+    /// What was done to the world, for people.
+    pub log: Vec<String>,
+    /// The frames, where they were wanted.
+    pub capture: Vec<Seen>,
+}
+
+impl Outcome {
+    /// Whether nothing went wrong.
+    pub fn is_good(&self) -> bool {
+        self.lost_acknowledged == 0 && self.violations.is_empty() && self.unconverged.is_none()
+    }
+}
+
+struct Story {
+    world: World,
+    rng: fastrand::Rng,
+    fabric: NodeId,
+    hosts: Vec<NodeId>,
+    units: Vec<NodeId>,
+    shelf: Vec<(NodeId, u16, DeviceSpec)>,
+    pulled: Vec<(NodeId, ControllerSpec, Vec<DeviceSpec>)>,
+    /// Hosts that are away until the faults stop.
+    away: Vec<NodeId>,
+    /// Names of extents that somebody may have made.
+    extents: Vec<String>,
+    log: Vec<String>,
+    mix: Mix,
+}
+
+/// Plays the story of a seed.
+pub fn run(seed: u64, shape: Shape, capture: bool) -> Outcome {
+    let mut story = Story::new(seed, shape, capture);
+    story.begin();
+    let begin = story.world.now();
+    while story.world.now().since(begin) < shape.chaos && story.world.model.violations.is_empty() {
+        let pause = story.rng.u64(1..=story.mix.pause_ms);
+        story.world.run_for(Duration::from_millis(pause));
+        story.act();
+    }
+    Outcome {
+        seed,
+        ..story.end()
+    }
+}
+
+impl Story {
+    fn new(seed: u64, shape: Shape, capture: bool) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x5707_7e11);
+        let realism = Realism {
+            files: true,
+            clocks: true,
+            shared: false,
+        };
+        let mut world = World::with(seed, realism);
+        world.counts_kinds = false;
+        world.capture = capture.then(Vec::new);
+        let fabric = world.add_fabric(Policy::AutoJoin);
+        let hosts = (0..shape.hosts)
+            .map(|n| world.add_host(&format!("h{n}"), "A"))
+            .collect();
+        let units = (0..shape.units)
+            .map(|n| {
+                let more = usize::from(n < shape.devices % shape.units);
+                add_unit(&mut world, n, shape.devices / shape.units + more)
+            })
+            .collect();
+        let mix = Mix::draw(&mut rng);
+        Self {
+            world,
+            rng,
+            fabric,
+            hosts,
+            units,
+            shelf: Vec::new(),
+            pulled: Vec::new(),
+            away: Vec::new(),
+            extents: Vec::new(),
+            log: Vec::new(),
+            mix,
+        }
+    }
+
+    /// Starts what there is; mostly in peace, so that there is something to break.
+    fn begin(&mut self) {
+        let peace = self.rng.u8(0..4) > 0;
+        if !peace {
+            self.world.network.faults = self.mix.network;
+            self.world.disks = self.mix.disks.clone();
+        }
+        for node in self.everyone() {
+            if !self.world.is_running(node) && (peace || self.rng.u8(0..4) > 0) {
+                self.world.start(node);
+            }
+        }
+        if peace {
+            let well = |world: &World| unconverged(world).is_none();
+            self.wait_until(Duration::from_secs(20), well);
+            self.open_up();
+            self.note("the faults begin");
+        }
+        if self.mix.away && self.hosts.len() > 2 {
+            for _ in 0..self.rng.usize(1..=self.hosts.len() / 3) {
+                let Some(host) = self.any(&self.hosts.clone()) else {
+                    continue;
+                };
+                if self.world.is_running(host) {
+                    self.note(format!("{} goes away", self.name(host)));
+                    self.world.crash(host);
+                    self.away.push(host);
+                }
+            }
+        }
+        self.world.network.faults = self.mix.network;
+        self.world.disks = self.mix.disks.clone();
+    }
+
+    /// Looks now and then: looking costs more than living.
+    fn wait_until(&mut self, patience: Duration, is_so: impl Fn(&World) -> bool) -> Duration {
+        let begin = self.world.now();
+        while self.world.now().since(begin) < patience && !is_so(&self.world) {
+            self.world.run_for(Duration::from_millis(200));
+        }
+        self.world.now().since(begin)
+    }
+
+    /// Units and controllers belong to some hosts, so that devices can; some do.
+    fn open_up(&mut self) {
+        let hosts: Vec<String> = (0..self.hosts.len().min(8))
+            .map(|n| format!("h{n}"))
+            .collect();
+        for n in 0..self.units.len() {
+            let Some(host) = self.running_host() else {
+                return;
+            };
+            let controllers = [format!("u{n}c0"), format!("u{n}c1")];
+            let unit = [format!("u{n}")];
+            for target in unit.iter().chain(&controllers) {
+                self.world.ask(
+                    host,
+                    AdminRequest::Allocate {
+                        target: target.clone(),
+                        hosts: hosts.clone(),
+                        shared: true,
+                        recursive: false,
+                    },
+                );
+                self.world.run_for(Duration::from_millis(100));
+            }
+            if self.mix.extents {
+                let granularity = "extent".to_owned();
+                self.world
+                    .ask(host, AdminRequest::GranularitySet { granularity });
+            }
+            for _ in 0..4 {
+                self.allocate();
+            }
+        }
+        self.world.run_for(Duration::from_millis(500));
+    }
+
+    fn everyone(&self) -> Vec<NodeId> {
+        let mut all = vec![self.fabric];
+        all.extend(&self.hosts);
+        all.extend(&self.units);
+        all
+    }
+
+    fn note(&mut self, what: impl std::fmt::Display) {
+        let at = self.world.now().since(Time::ZERO);
+        self.log.push(format!("{:9.3} s  {what}", at.as_secs_f64()));
+    }
+
+    fn any(&mut self, nodes: &[NodeId]) -> Option<NodeId> {
+        self.rng.choice(nodes).copied()
+    }
+
+    fn running_host(&mut self) -> Option<NodeId> {
+        let running: Vec<NodeId> = self
+            .hosts
+            .iter()
+            .copied()
+            .filter(|id| self.world.is_running(*id))
+            .collect();
+        self.any(&running)
+    }
+
+    fn name(&self, id: NodeId) -> String {
+        if id == self.fabric {
+            return "fabric services".to_owned();
+        }
+        let place = |nodes: &[NodeId]| nodes.iter().position(|n| *n == id);
+        match (place(&self.hosts), place(&self.units)) {
+            (Some(n), _) => format!("h{n}"),
+            (_, Some(n)) => format!("u{n}"),
+            _ => format!("{id:?}"),
+        }
+    }
+
+    /// The faults stop; everything must become well, and stay so.
+    fn end(mut self) -> Outcome {
+        self.note("the faults stop");
+        self.world.network.faults = Faults::NONE;
+        self.world.network.mend();
+        self.world.disks = DiskFaults::NONE;
+        for node in self.everyone() {
+            self.world.link(node, true);
+        }
+        self.world.start_all();
+        let mut healing = Duration::ZERO;
+        let mut why = None;
+        if self.world.model.violations.is_empty() {
+            let well = |world: &World| unconverged(world).is_none();
+            healing = self.wait_until(HEALING, well);
+            self.world.run_for(QUIET);
+            why = unconverged(&self.world)
+                .or_else(|| uneven_stamps(&self.world))
+                .or_else(|| self.world.unanswered());
+            if why.is_none() {
+                why = self.restless();
+            }
+            self.world.check_media();
+        }
+        let model = std::mem::take(&mut self.world.model);
+        Outcome {
+            seed: 0,
+            lost_acknowledged: model.lost_acknowledged,
+            violations: model.violations,
+            unconverged: why,
+            acknowledged: model.acknowledged,
+            writes: self.world.data.acknowledged_count,
+            other_io: self.world.data.other_count,
+            frames: self.world.network.sent,
+            healing,
+            lasted: self.world.now().since(Time::ZERO),
+            log: self.log,
+            capture: self.world.capture.take().unwrap_or_default(),
+        }
+    }
+
+    /// Whether tables still change when nothing happens.
+    fn restless(&mut self) -> Option<String> {
+        let stamps = |world: &World| -> Vec<_> {
+            world.hosts().map(|(_, host)| host.stored.stamp).collect()
+        };
+        let before = stamps(&self.world);
+        self.world.run_for(QUIET);
+        (before != stamps(&self.world))
+            .then(|| "tables get new stamps though nothing happens".to_owned())
+    }
+}
+
+/// A unit with two controllers and its devices on both in turn.
+pub(crate) fn add_unit(world: &mut World, n: usize, devices: usize) -> NodeId {
+    let names: Vec<Vec<String>> = (0..2)
+        .map(|c| {
+            let mine = (0..devices).filter(|d| d % 2 == c);
+            mine.map(|d| format!("u{n}d{d}")).collect()
+        })
+        .collect();
+    let names: Vec<Vec<&str>> = names
+        .iter()
+        .map(|list| list.iter().map(String::as_str).collect())
+        .collect();
+    let (a, b) = (format!("u{n}c0"), format!("u{n}c1"));
+    let controllers = [(&a[..], &names[0][..]), (&b[..], &names[1][..])];
+    world.add_unit(&format!("u{n}"), "A", &controllers)
+}

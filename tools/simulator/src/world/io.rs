@@ -1,0 +1,94 @@
+//! What hosts do with their devices, and what must come to an end.
+
+use rma::rma::OwnedDevice;
+
+use super::{Ask, BLOCKS, Machine, NodeId, World};
+use crate::data::BLOCK_BYTES;
+
+/// Where on its device an extent begins; 0 of a device.
+fn start_block(device: &OwnedDevice) -> u64 {
+    device.row.extent.map_or(0, |e| e.offset / BLOCK_BYTES)
+}
+
+impl World {
+    /// Lets a host write one block of a device that it exports; whether there is one.
+    pub fn write_block(&mut self, id: NodeId) -> bool {
+        self.submit(id, Ask::Write { fua: false })
+    }
+
+    /// Lets a host ask for something of a device that it exports; whether there is one.
+    pub fn submit(&mut self, id: NodeId, ask: Ask) -> bool {
+        let (pick, block) = (self.rng.usize(..), self.rng.u64(0..BLOCKS));
+        let (now, life) = (self.local(id.0), self.nodes[id.0].life);
+        let Machine::Host(host) = &mut self.nodes[id.0].machine else {
+            return false;
+        };
+        let devices = host.exports.as_deref().unwrap_or_default();
+        let (Some(service), false) = (&mut host.service, devices.is_empty()) else {
+            return false;
+        };
+        let device = &devices[pick % devices.len()];
+        let (row, start) = (device.row.guid, start_block(device));
+        let place = (device.device(), start + block);
+        if !service.has(row) {
+            return false;
+        }
+        let token = self.data.begin((host.guid, life), row, place, ask);
+        let open = service.submit(now, (row, block), ask, token);
+        self.settle(id.0);
+        open
+    }
+
+    /// Tells the model which I/O has ended.
+    pub(super) fn note_io(&mut self, id: usize) {
+        let Machine::Host(host) = &mut self.nodes[id].machine else {
+            return;
+        };
+        for (token, result) in std::mem::take(&mut host.ended) {
+            if let Err(what) = self.data.end(token, result.as_deref()) {
+                self.model.violated(what);
+            }
+        }
+    }
+
+    /// A host that has lost its mind writes to what another one owns, under the right epoch.
+    pub fn trespass(&mut self, id: NodeId, owner: NodeId) {
+        let theirs = self.host(owner).exports.clone().unwrap_or_default();
+        let pick = self.rng.usize(..);
+        let now = self.local(id.0);
+        let Machine::Host(host) = &mut self.nodes[id.0].machine else {
+            return;
+        };
+        if theirs.is_empty() {
+            return;
+        }
+        let device = &theirs[pick % theirs.len()];
+        let guid = device.row.guid;
+        if let Some(service) = &mut host.service
+            && !service.has(guid)
+        {
+            // It may wait for ever.
+            let who = (host.guid, u64::MAX);
+            let place = (device.device(), start_block(device));
+            let ask = Ask::Write { fua: true };
+            let token = self.data.begin(who, guid, place, ask);
+            service.trespass(now, device, token);
+        }
+        self.settle(id.0);
+    }
+
+    /// What still waits for an answer, administrators and I/O alike; nothing should for long.
+    pub fn unanswered(&self) -> Option<String> {
+        let alive =
+            |id: usize, life: u64| self.nodes[id].life == life && self.is_running(NodeId(id));
+        let asked = self.asked.iter().find(|((id, _), life)| alive(*id, **life));
+        if let Some(((id, token), _)) = asked {
+            let name = &self.host(NodeId(*id)).name;
+            return Some(format!("request {token} to host {name} is not answered"));
+        }
+        self.hosts().find_map(|(id, host)| {
+            let what = self.data.unended(host.guid, self.nodes[id.0].life)?;
+            Some(format!("{what} of host {} does not end", host.name))
+        })
+    }
+}
