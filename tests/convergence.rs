@@ -510,3 +510,166 @@ fn an_administrator_forgets_what_is_gone_and_nothing_else() {
     converge(w, s(20));
     assert!(row(w, c.h108, "110").is_some_and(|row| row.is_valid()));
 }
+
+/// The unit's disk is replaced: it has lost its registers, and every host has heard so.
+fn lose_registers(c: &mut Cluster) {
+    c.world.crash(c.unit);
+    c.world.unit_mut(c.unit).stored = None;
+    c.world.start(c.unit);
+    c.world.run_for(s(6));
+}
+
+fn restore_request(force: bool) -> AdminRequest {
+    AdminRequest::RestoreUnit {
+        unit: "112".into(),
+        force,
+    }
+}
+
+#[track_caller]
+fn refused(reply: AdminReply, words: &[&str]) {
+    let AdminReply::Error(e) = reply else {
+        panic!("{reply:?}");
+    };
+    for word in words {
+        assert!(e.message.contains(word), "'{word}' is not in: {e}");
+    }
+    assert!(!e.message.contains('\n'), "{e}");
+}
+
+fn register_epochs(c: &Cluster) -> Option<Vec<u64>> {
+    let stored = c.world.unit(c.unit).stored.as_ref()?;
+    Some(stored.registers.iter().map(|r| r.owned.epoch.0).collect())
+}
+
+#[test]
+fn lost_registers_come_back_from_the_table() {
+    let mut c = cluster(30);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    converge(&mut c.world, s(2));
+    refused(
+        c.world.admin(c.h110, restore_request(false)),
+        &["I/O unit 112", "has its ownership registers"],
+    );
+    lose_registers(&mut c);
+    // It never begins from unallocated.
+    let reply = c.world.allocate(c.h110, "116B", &["110"]);
+    refused(reply, &["I/O unit 112", "lost its ownership registers"]);
+    assert_eq!(register_epochs(&c), None);
+    let AdminReply::Restored(info) = c.world.admin(c.h110, restore_request(false)) else {
+        panic!("not restored")
+    };
+    assert_eq!(
+        (&*info.unit.name, info.registers, info.forced),
+        ("112", 3, false)
+    );
+    assert_eq!(register_epochs(&c), Some(vec![1, 1, 1]));
+    converge(&mut c.world, s(5));
+    allocate(&mut c.world, c.h110, "116B", "108");
+    converge(&mut c.world, s(2));
+    assert_eq!(c.world.host(c.h108).exports.iter().flatten().count(), 2);
+    // What was restored survives.
+    c.world.crash(c.unit);
+    c.world.start(c.unit);
+    converge(&mut c.world, s(10));
+    assert_eq!(c.world.model.lost_acknowledged, 0);
+}
+
+#[test]
+fn a_restoration_waits_for_what_only_another_host_knows() {
+    let mut c = cluster(31);
+    for target in ["112", "114"] {
+        allocate(&mut c.world, c.h108, target, "110");
+    }
+    converge(&mut c.world, s(2));
+    // 110 allocates while 108 hears nothing, and goes.
+    c.world.part(c.h108, c.h110);
+    c.world.part(c.h108, c.unit);
+    allocate(&mut c.world, c.h110, "116A", "110");
+    c.world.crash(c.h110);
+    c.world.crash(c.unit);
+    c.world.unit_mut(c.unit).stored = None;
+    c.world.network.mend();
+    c.world.start(c.unit);
+    c.world.run_for(s(8));
+    refused(
+        c.world.admin(c.h108, restore_request(false)),
+        &["110", "--force"],
+    );
+    assert_eq!(register_epochs(&c), None);
+    c.world.start(c.h110);
+    assert!(c.world.run_until(s(20), equal));
+    c.world.run_for(s(5));
+    let reply = c.world.admin(c.h108, restore_request(false));
+    assert!(matches!(reply, AdminReply::Restored(_)), "{reply:?}");
+    converge(&mut c.world, s(5));
+    assert_eq!(
+        row(&c.world, c.h108, "116A").unwrap().ownership.word(),
+        "dedicated"
+    );
+    assert_eq!(c.world.model.lost_acknowledged, 0);
+}
+
+#[test]
+fn a_forced_restoration_outranks_what_was_left_out() {
+    let mut c = cluster(32);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    converge(&mut c.world, s(2));
+    c.world.crash(c.h110);
+    lose_registers(&mut c);
+    c.world.run_for(s(10));
+    let AdminReply::Restored(info) = c.world.admin(c.h108, restore_request(true)) else {
+        panic!("not restored")
+    };
+    assert!(info.forced);
+    let leapt = (1 << 32) + 1;
+    assert_eq!(register_epochs(&c), Some(vec![leapt; 3]));
+    c.world.start(c.h110);
+    converge(&mut c.world, s(20));
+    assert_eq!(row(&c.world, c.h110, "116A").unwrap().owned.epoch.0, leapt);
+    allocate(&mut c.world, c.h110, "116B", "108");
+    converge(&mut c.world, s(2));
+}
+
+#[test]
+fn units_restore_themselves_where_that_is_configured_and_hosts_may_race() {
+    let mut c = cluster(33);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    converge(&mut c.world, s(2));
+    lose_registers(&mut c);
+    // Two administrators at once: one restores, the other is told.
+    let tokens = [
+        (c.h108, c.world.ask(c.h108, restore_request(false))),
+        (c.h110, c.world.ask(c.h110, restore_request(false))),
+    ];
+    c.world.run_for(s(6));
+    let replies: Vec<_> = tokens
+        .iter()
+        .map(|(host, token)| c.world.host(*host).replies[token].clone())
+        .collect();
+    let restored = |r: &&AdminReply| matches!(r, AdminReply::Restored(_));
+    assert_eq!(replies.iter().filter(restored).count(), 1, "{replies:?}");
+    assert_eq!(register_epochs(&c), Some(vec![1, 1, 1]));
+    converge(&mut c.world, s(5));
+
+    for host in [c.h108, c.h110] {
+        c.world.crash(host);
+        c.world.host_mut(host).auto_restore = true;
+        c.world.start(host);
+    }
+    converge(&mut c.world, s(10));
+    lose_registers(&mut c);
+    assert!(
+        c.world
+            .run_until(s(10), |w| w.unit(c.unit).stored.is_some())
+    );
+    converge(&mut c.world, s(5));
+    assert_eq!(register_epochs(&c), Some(vec![1, 1, 1]));
+    assert_eq!(c.world.model.lost_acknowledged, 0);
+}

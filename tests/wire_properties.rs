@@ -488,6 +488,19 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             let body = RegistersReply { more, registers };
             (reply(Kind::Registers), Body::RegistersReply(body))
         }),
+        (number(), btree_map(guid(), register(), 1..4)).prop_map(move |(term, registers)| {
+            let registers: Vec<_> = registers
+                .into_iter()
+                .map(|(row, r)| OwnershipRegister { row, ..r })
+                .collect();
+            let body = Restore {
+                term,
+                after: Guid(registers[0].row.0 - 1),
+                more: registers.len() > 1,
+                registers,
+            };
+            (request(Kind::Restore), Body::Restore(body))
+        }),
         (
             number(),
             guid(),
@@ -836,6 +849,20 @@ fn what_no_honest_sender_says_is_refused() {
                     parts: parts(3, &[0]),
                     depth: 2,
                 });
+            }
+            Body::Restore(m) => {
+                let [a, b] = &m.registers[..] else {
+                    unreachable!()
+                };
+                let with = |after, registers| Restore {
+                    after,
+                    registers,
+                    ..m.clone()
+                };
+                refused(&with(m.after, vec![b.clone(), a.clone()]));
+                refused(&with(m.after, vec![a.clone(), a.clone()]));
+                refused(&with(m.after, vec![]));
+                refused(&with(a.row, vec![a.clone(), b.clone()]));
             }
             Body::ControllersReply(m) => {
                 let [a, b] = &m.controllers[..] else {

@@ -12,6 +12,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::control::{AskError, ControlClient};
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
+use super::unit_protocol::UnitRequest;
 use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
@@ -137,7 +138,7 @@ enum Verb {
         /// A pcap or pcapng file
         file: PathBuf,
     },
-    /// Ask an I/O unit's daemon on its own box
+    /// Ask an I/O unit's daemon on its own box, or restore a unit's registers
     #[command(subcommand)]
     Unit(UnitVerb),
     /// Ask fabric services' daemon on its own box
@@ -195,6 +196,15 @@ enum UnitVerb {
     Status,
     /// Read its configuration again: controllers and devices come and go
     Reload,
+    /// From a host: give a unit that has lost its ownership registers those that the table tells of
+    Restore {
+        /// The unit: GUID, its first 8 digits or more, address or name
+        unit: String,
+        /// Even while not every host is known to have the same table: what only a host knows that is
+        /// left out may be lost
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -337,7 +347,12 @@ impl Cli {
                 let summary = super::capture::run(file, json, &mut std::io::stdout().lock())?;
                 return Ok(summary.is_clean());
             }
-            Verb::Unit(verb) => return self.unit(verb, style),
+            Verb::Unit(UnitVerb::Restore { unit, force }) => AdminRequest::RestoreUnit {
+                unit: unit.clone(),
+                force: *force,
+            },
+            Verb::Unit(UnitVerb::Status) => return self.unit(UnitRequest::Status, style),
+            Verb::Unit(UnitVerb::Reload) => return self.unit(UnitRequest::Reload, style),
             Verb::Fabric(verb) => return self.fabric(verb, style),
             Verb::Completions { shell } => {
                 clap_complete::generate(
@@ -512,12 +527,8 @@ impl Cli {
         }
     }
 
-    fn unit(&self, verb: &UnitVerb, style: Style) -> Result<bool, CliError> {
-        use super::unit_protocol::{UnitReply, UnitRequest};
-        let request = match verb {
-            UnitVerb::Status => UnitRequest::Status,
-            UnitVerb::Reload => UnitRequest::Reload,
-        };
+    fn unit(&self, request: UnitRequest, style: Style) -> Result<bool, CliError> {
+        use super::unit_protocol::UnitReply;
         let reply: UnitReply = ask(&self.socket("unitd.sock"), &request)?;
         if let UnitReply::Error { message } = reply {
             return Err(CliError::Refused(message));

@@ -6,8 +6,8 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::change_text;
 use crate::rma::request::{
-    AdminReply, DeviceInfo, ForgottenInfo, HostInfo, OwnershipInfo, RowInfo, StatusInfo,
-    SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
+    AdminReply, DeviceInfo, ForgottenInfo, HostInfo, OwnershipInfo, RestoredInfo, RowInfo,
+    StatusInfo, SummaryInfo, TableInfo, TreeInfo, UnitInfo, WatchEvent,
 };
 
 /// How a list looks.
@@ -549,6 +549,16 @@ fn forgotten(info: &ForgottenInfo) -> String {
     })
 }
 
+fn restored(info: &RestoredInfo) -> String {
+    let forced = if info.forced {
+        "; not every host's table was asked: look through `rma devices`"
+    } else {
+        ""
+    };
+    let (name, count) = (printable(&info.unit.name), info.registers);
+    format!("{name} has {count} ownership registers again and serves I/O{forced}\n")
+}
+
 /// The whole text of a reply.
 pub fn reply(reply: &AdminReply, style: Style) -> String {
     match reply {
@@ -563,6 +573,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Forgotten(info) => forgotten(info),
         AdminReply::Allocated(info) => change_text::allocated(info),
         AdminReply::Carved(info) => change_text::carved(info),
+        AdminReply::Restored(info) => restored(info),
         AdminReply::Granularity(info) if info.changed => {
             format!("granularity is now {}\n", info.granularity)
         }

@@ -132,6 +132,7 @@ fn run_once(
             fabric_mac: config.fabric_mac,
             mtu,
             intervals: intervals(config),
+            auto_restore: config.auto_restore,
         },
         table,
         seed,

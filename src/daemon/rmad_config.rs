@@ -65,6 +65,10 @@ pub struct Keys {
     /// How long rows of devices that were taken out are kept at least, hours [default: 168]
     #[arg(long, value_name = "HOURS")]
     pub keep_removed_hours: Option<u64>,
+    /// Give I/O units that have lost their ownership registers those of the table, without an
+    /// administrator, when all hosts have the same table [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub auto_restore: Option<bool>,
 }
 
 /// A configuration that can be used.
@@ -102,6 +106,8 @@ pub struct RmadConfig {
     pub poll_peers: Duration,
     /// How long rows of what was taken out are kept.
     pub keep_removed: Duration,
+    /// Whether units get lost registers back by themselves.
+    pub auto_restore: bool,
 }
 
 /// Parses an EtherType: `0x88b5` or a decimal number, 0x0600 and more.
@@ -140,7 +146,8 @@ impl RmadConfig {
         let file: Keys = config::read(path, default)?;
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
-            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours);
+            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
+            auto_restore);
         Self::from_keys(keys, path.unwrap_or(default))
     }
 
@@ -163,6 +170,7 @@ impl RmadConfig {
             ethertype_management,
             ethertype_service,
             mtu,
+            auto_restore,
         )
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -255,6 +263,7 @@ impl RmadConfig {
             poll_units: interval("poll_units_ms", keys.poll_units_ms, 5_000)?,
             poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 5_000)?,
             poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 2_000)?,
+            auto_restore: keys.auto_restore.unwrap_or(false),
             keep_removed: match keys.keep_removed_hours.unwrap_or(168) {
                 hours @ 1..=876_000 => Duration::from_secs(hours * 3600),
                 hours => {
@@ -275,7 +284,8 @@ mod tests {
         let file: Keys = config::parse(text, path).map_err(|e| e.to_string())?;
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
-            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours);
+            poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
+            auto_restore);
         RmadConfig::from_keys(keys, path).map_err(|e| e.to_string())
     }
 

@@ -56,6 +56,12 @@ impl Agent {
                     Err(e) => AdminReply::Error(e),
                 }
             }
+            AdminRequest::RestoreUnit { unit, force } => {
+                match self.restore_unit(now, token, &unit, force) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
             AdminRequest::Forget { target } => match self.forget(token, &target) {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),

@@ -12,6 +12,7 @@ use super::journal::Journal;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
+use super::restore::Restorations;
 use super::serve::Deferred;
 use super::timers::{Timer, Timers};
 use super::units::Unit;
@@ -70,6 +71,7 @@ pub struct Agent {
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
     pub(super) purges: Purges,
+    pub(super) restorations: Restorations,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
     pub(super) exported: bool,
     /// Every address that was this host's since its start.
@@ -121,6 +123,7 @@ impl Agent {
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
             purges: Purges::default(),
+            restorations: Restorations::default(),
             owned: BTreeMap::new(),
             exported: false,
             own_macs: config.macs.iter().copied().collect(),
@@ -327,6 +330,7 @@ impl Agent {
             Timer::Controller(guid, ioc) => self.poll_controller(now, guid, ioc),
             Timer::Allocation(id) => self.allocation_late(now, id),
             Timer::Resend(id) => self.resend_allocation(now, id),
+            Timer::Restore(unit) => self.restore_late(unit),
             Timer::Purge => self.purge_due(now),
         }
     }

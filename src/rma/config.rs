@@ -37,6 +37,9 @@ pub struct AgentConfig {
     pub mtu: u16,
     /// How often and how long.
     pub intervals: Intervals,
+    /// Units that have lost their registers get them back without an administrator, when all hosts
+    /// have the same table.
+    pub auto_restore: bool,
 }
 
 /// How often the agent asks and how long it waits.

@@ -91,6 +91,12 @@ impl Agent {
         }
     }
 
+    /// The numbers of a unit's controllers.
+    pub(super) fn controller_numbers(&self, unit: Guid) -> Vec<IocNumber> {
+        let unit = self.units.get(&unit);
+        unit.map_or_else(Vec::new, |unit| unit.controllers.keys().copied().collect())
+    }
+
     pub(super) fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
         let Some(controller) = self
             .units

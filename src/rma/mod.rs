@@ -20,6 +20,7 @@ mod purge;
 mod registers;
 pub mod report;
 pub mod request;
+mod restore;
 mod serve;
 mod timers;
 mod units;

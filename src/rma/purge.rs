@@ -67,22 +67,7 @@ impl Agent {
     /// Whether every member host has told that it has stored just what we have stored: tables only
     /// grow newer, so it has passed every tombstone of ours.
     fn have_all_passed(&self) -> bool {
-        let durable = &self.journal.durable;
-        let passed = |guid: &Guid| {
-            let told = self.peers.get(guid).and_then(|peer| peer.summary);
-            told.is_some_and(|theirs| {
-                (theirs.digest, theirs.row_count, theirs.floor)
-                    == (durable.digest, durable.row_count, durable.floor)
-            })
-        };
-        let Some(members) = &self.members else {
-            return false;
-        };
-        self.journal.is_clean()
-            && members
-                .values()
-                .filter(|m| m.entity == EntityType::Host && m.guid != self.config.guid)
-                .all(|m| passed(&m.guid))
+        self.members.is_some() && self.journal.is_clean() && self.hosts_not_in_step().is_empty()
     }
 
     /// Takes rows out of the table with all below them, under a new floor.

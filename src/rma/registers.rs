@@ -46,6 +46,9 @@ impl Agent {
         let Some(page) = page else {
             // Without its registers the unit tells no ownership; the rows keep theirs.
             unit.registers_known |= unit.registers_lost;
+            if unit.registers_lost {
+                self.restore_by_itself(now, guid);
+            }
             if matches!(status, Status::Busy | Status::NotReady) {
                 self.ask_again_soon(now, guid);
             }

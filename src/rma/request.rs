@@ -66,6 +66,14 @@ pub enum AdminRequest {
         /// The extent.
         extent: String,
     },
+    /// Gives a unit that has lost its registers those that the table tells of.
+    RestoreUnit {
+        /// The unit.
+        unit: String,
+        /// Even while not every member host is known to have the same table.
+        #[serde(default)]
+        force: bool,
+    },
     /// The finest level at which the cluster allocates.
     GranularityGet,
     /// Sets the finest level at which the cluster allocates.
@@ -111,6 +119,8 @@ pub enum AdminReply {
     Forgotten(Box<ForgottenInfo>),
     /// To [`AdminRequest::Carve`] and [`AdminRequest::Uncarve`].
     Carved(Box<CarveInfo>),
+    /// To [`AdminRequest::RestoreUnit`]: they are durable at the unit.
+    Restored(RestoredInfo),
     /// To [`AdminRequest::GranularityGet`] and [`AdminRequest::GranularitySet`].
     Granularity(GranularityInfo),
     /// To [`AdminRequest::Exports`].
@@ -464,6 +474,17 @@ pub struct AllocationInfo {
     pub changed: bool,
     /// The changes, parents first.
     pub changes: Vec<ChangeInfo>,
+}
+
+/// A unit has its registers again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredInfo {
+    /// The unit.
+    pub unit: NameInfo,
+    /// How many; rows without one were never allocated.
+    pub registers: u64,
+    /// Whether a host's table was left out, and the epochs leapt for that reason.
+    pub forced: bool,
 }
 
 /// What was forgotten.

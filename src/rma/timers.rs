@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Allocation(u64),
     /// An allocation that a busy unit refused is sent again.
     Resend(u64),
+    /// The patience of a restoration of a unit's registers.
+    Restore(Guid),
     /// Tombstones are looked through.
     Purge,
 }

@@ -166,6 +166,8 @@ impl Agent {
             self.on_registers_page(now, guid, status, body);
         } else if let Some((_, id)) = unit.set.take_if(|(id, _)| *id == command) {
             self.on_set_reply(now, guid, id, status, body);
+        } else {
+            self.on_restore_reply(now, guid, command, status);
         }
     }
 

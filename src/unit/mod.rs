@@ -19,6 +19,7 @@ mod extents;
 mod inventory;
 mod ioc;
 mod registers;
+mod restore;
 mod ums;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -39,6 +40,7 @@ use crate::wire::{
 use inventory::Inventory;
 use ioc::InFlight;
 use registers::Registers;
+use restore::Restoration;
 use ums::{QueuedChange, Resets, Transaction};
 
 /// The most disk operations under way; a request beyond is answered busy.
@@ -119,6 +121,8 @@ pub struct Unit {
     in_flight_bytes: u64,
     next_token: u64,
     transaction: Option<Transaction>,
+    /// Registers on their way back.
+    restoration: Option<Restoration>,
     resets: Resets,
     queue: VecDeque<QueuedChange>,
     actions: VecDeque<UnitAction>,
@@ -171,6 +175,7 @@ impl Unit {
             in_flight_bytes: 0,
             next_token: 1,
             transaction: None,
+            restoration: None,
             resets: Resets::default(),
             queue: VecDeque::new(),
             actions: VecDeque::new(),

@@ -100,6 +100,10 @@ impl Unit {
                 }
                 Err(status) => Err(status),
             },
+            Kind::Restore => match self.restore_part(now, (connection, command), peer, &body) {
+                Some(answer) => answer,
+                None => return,
+            },
             _ => Err(Status::Unsupported),
         };
         let (status, body) = match answer {
@@ -202,6 +206,9 @@ impl Unit {
     pub(super) fn finish_persist(&mut self, now: Time, token: u64, ok: bool) {
         if let Some(register) = self.resets.storing.remove(&token) {
             return self.finish_reset(now, register, ok);
+        }
+        if self.finish_restore(now, token, ok) {
+            return;
         }
         let Some(transaction) = self.transaction.as_mut().filter(|t| t.token == token) else {
             return;

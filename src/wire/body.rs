@@ -9,8 +9,8 @@ use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
     Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply,
     MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport, Register, Registered,
-    RegistersReply, RegistersRequest, TableDigestsReply, TableDigestsRequest, TableRowsReply,
-    TableRowsRequest, TableSummary, UnitOwnership,
+    RegistersReply, RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest,
+    TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
 };
 
 macro_rules! bodies {
@@ -93,6 +93,8 @@ bodies! {
     CompareAndSet,
     /// Reply to a compare-and-set that was refused.
     Conflict,
+    /// Restore.
+    Restore,
     /// Reply to devices.
     DevicesReply,
     /// Reply to identify.
@@ -139,6 +141,7 @@ impl<'a> Body<'a> {
             (Kind::Registers, false, _) => body!(RegistersRequest),
             (Kind::CompareAndSet, false, _) => body!(CompareAndSet),
             (Kind::Registers | Kind::CompareAndSet, true, Status::Ok) => body!(RegistersReply),
+            (Kind::Restore, false, _) => body!(Restore),
             (Kind::Devices, true, Status::Ok) => body!(DevicesReply),
             (Kind::Identify, true, Status::Ok) => body!(IdentifyReply),
             (Kind::Flush, false, _) => {
@@ -344,6 +347,16 @@ impl fmt::Display for Body<'_> {
                     0..=4 => Ok(()),
                     n => write!(f, " and {}", count(n - 4, "change")),
                 }
+            }
+            Self::Restore(m) => {
+                let registers = count(m.registers.len(), "register");
+                write!(
+                    f,
+                    "term {}, {registers} after {}{}",
+                    m.term,
+                    m.after,
+                    more(m.more)
+                )
             }
             Self::Conflict(Conflict { register: m }) => write!(
                 f,

@@ -50,6 +50,8 @@ code_table! {
         Registers = 0x31 => "registers",
         /// One transaction on a unit's ownership registers: the commit point of an allocation.
         CompareAndSet = 0x32 => "compare-and-set",
+        /// Registers for a unit that has lost its own.
+        Restore = 0x33 => "restore",
 
         // I/O controllers, on the service EtherType.
         /// The devices of a controller (Fig. 5, block 520).

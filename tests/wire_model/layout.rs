@@ -457,6 +457,13 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
                 f.observed(c.observed);
             }
         }
+        Body::Restore(m) => {
+            f.u64("rma.restore.term", m.term);
+            f.guid("rma.after", m.after);
+            f.flag("rma.more", m.more);
+            f.u32("rma.registers.count", m.registers.len());
+            m.registers.iter().for_each(|register| f.register(register));
+        }
         Body::RegistersRequest(m) => f.guid("rma.after", m.after),
         Body::RegistersReply(m) => f.registers(m),
         Body::CompareAndSet(m) => {

@@ -547,8 +547,19 @@ fn units(m: &mut Maker) {
     m.add(
         "registers-reply",
         reply(Kind::Registers),
-        Body::RegistersReply(registers),
+        Body::RegistersReply(registers.clone()),
     );
+    m.add(
+        "restore-request",
+        request(Kind::Restore),
+        Body::Restore(Restore {
+            term: big(0x32),
+            after: guid(0x30),
+            more: true,
+            registers: registers.registers.clone(),
+        }),
+    );
+    m.add("restore-reply", reply(Kind::Restore), Body::Empty);
     m.add(
         "compare-and-set-request",
         request(Kind::CompareAndSet),

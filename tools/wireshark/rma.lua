@@ -87,7 +87,7 @@ names(ProtoField.uint64, base.DEC, {
     ["extent.offset"] = "Offset on the device", ["extent.length"] = "Length",
     ["row.size"] = "Size", ["device.size"] = "Size",
     ["owned.epoch"] = "Ownership epoch", ["owned.term"] = "Ownership term",
-    ["change.term"] = "Term", ["change.expected"] = "Expected epoch",
+    ["restore.term"] = "Term", ["change.term"] = "Term", ["change.expected"] = "Expected epoch",
     ["io.offset"] = "Offset on the device", ["io.length"] = "Length",
 })
 names(ProtoField.guid, nil, {
@@ -749,6 +749,20 @@ request[K["compare-and-set"]] = function(r)
     return count .. " changes"
 end
 reply[K["compare-and-set"]] = reply[K["registers"]]
+request[K["restore"]] = function(r)
+    r:uint("restore.term", 8)
+    local before = r:guid("after")
+    local more = r:bool("more")
+    local count = r:list("registers.count", "register_record", T.max_registers, "registers",
+        function(g)
+            local row, word = g:register()
+            if not (before < row) then bad("bad value in registers") end
+            before = row
+            return nil, nil, word
+        end)
+    page_advances(more, count)
+    return count .. " registers" .. (more and ", more follow" or "")
+end
 reply[K["devices"]] = function(r)
     r:guid("devices.controller", true)
     r:listed()

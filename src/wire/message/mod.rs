@@ -17,6 +17,7 @@
 //! | controllers | empty | [`ControllersReply`] |
 //! | registers | [`RegistersRequest`] | [`RegistersReply`] |
 //! | compare-and-set | [`CompareAndSet`] | [`RegistersReply`] or [`Conflict`] |
+//! | restore | [`Restore`] | empty |
 //! | devices | empty | [`DevicesReply`] |
 //! | identify | empty | [`IdentifyReply`] |
 //! | read | [`IoRange`] | the data |
@@ -46,7 +47,7 @@ pub use table::{
 pub use unit::{
     Change, CompareAndSet, Conflict, ControllerRecord, ControllersReply, DeviceRecord,
     DevicesReply, ExtentFacts, IO_RANGE_BYTES, IdentifyReply, IoRange, OwnershipRegister,
-    RegistersReply, RegistersRequest,
+    RegistersReply, RegistersRequest, Restore,
 };
 
 use super::codec::{DecodeError, Reader, Wire, Writer, distinct};

@@ -424,6 +424,44 @@ impl Wire for CompareAndSet {
     }
 }
 
+/// Registers for a unit that has lost its own, in one part or several. They are in force when the
+/// last part is answered with ok. A unit that has registers refuses with a conflict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    /// The allocation session's term.
+    pub term: u64,
+    /// The last row of the part before; NIL begins anew.
+    pub after: Guid,
+    /// Whether more parts follow.
+    pub more: bool,
+    /// The registers by ascending row GUID, all after `after`, within
+    /// [`MAX_PAGE_BYTES`](super::MAX_PAGE_BYTES).
+    pub registers: Vec<OwnershipRegister>,
+}
+
+impl Wire for Restore {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.term);
+        w.put(&self.after);
+        w.put(&self.more);
+        w.list(&self.registers);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let part = Self {
+            term: r.get()?,
+            after: r.get()?,
+            more: r.get()?,
+            registers: r.list("registers", MAX_REGISTERS)?,
+        };
+        page_advances(part.more, &part.registers)?;
+        ascending(&part.registers, |g| g.row, "registers")?;
+        match part.registers.first() {
+            Some(first) if first.row <= part.after => Err(DecodeError::BadValue("registers")),
+            _ => Ok(part),
+        }
+    }
+}
+
 /// Why a compare-and-set was refused: the register in the way, as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {

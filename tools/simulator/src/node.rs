@@ -66,6 +66,8 @@ pub struct Host {
     pub(crate) incarnation: u64,
     /// How often its agent polls and waits.
     pub intervals: Intervals,
+    /// Whether it restores units that have lost their registers.
+    pub auto_restore: bool,
     /// What is on its disk.
     pub stored: StoredTable,
     /// Its agent, while it runs.
@@ -105,6 +107,7 @@ impl Host {
             fabric_mac: None,
             mtu: MTU,
             intervals: self.intervals,
+            auto_restore: self.auto_restore,
         };
         let cluster = config.known_cluster;
         self.service = Some(Service::new(

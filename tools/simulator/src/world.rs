@@ -232,6 +232,7 @@ impl World {
             mac: mac(id),
             incarnation: 0,
             intervals: Intervals::default(),
+            auto_restore: false,
             stored: StoredTable::default(),
             agent: None,
             service: None,
@@ -353,7 +354,11 @@ impl World {
         }
     }
 
-    fn unit_mut(&mut self, id: NodeId) -> &mut Storage {
+    /// A unit, to change what is on its disk while it is down.
+    ///
+    /// # Panics
+    /// Where the machine is something else.
+    pub fn unit_mut(&mut self, id: NodeId) -> &mut Storage {
         match &mut self.nodes[id.0].machine {
             Machine::Unit(unit) => unit,
             _ => panic!("no unit"),
