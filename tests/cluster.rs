@@ -305,6 +305,70 @@ fn a_new_device_shows_everywhere_in_well_under_a_second() -> TestResult {
     Ok(())
 }
 
+fn lost_registers_are_restored_and_a_scrapped_unit_is_forgotten() -> TestResult {
+    let plan = Plan {
+        units: 2,
+        backend: "memory",
+        ..Plan::default()
+    };
+    let cluster = Cluster::up(plan, PATIENCE)?;
+    let host = &cluster.hosts[0];
+    cluster.allocate("u1c1d1", "h1")?;
+    host.wait_export(PATIENCE, "u1c1d1")?;
+    let refused = |args: &[&str], word: &str| -> TestResult {
+        let output = host.rma(args)?;
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", output.stdout);
+        assert!(output.stderr.contains(word), "{}", output.stderr);
+        assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+        Ok(())
+    };
+    refused(&["unit", "restore", "u1"], "nothing to restore")?;
+    // The box gets a new disk, and keeps its identity.
+    let unit = &cluster.units[0];
+    unit.stop()?;
+    fs::remove_file(unit.state_dir().join("registers"))?;
+    unit.restart()?;
+    host.wait_for(PATIENCE, &["units"], "u1 to say so", |v| {
+        v["units"]
+            .as_array()
+            .is_some_and(|units| units.iter().any(|u| u["registers_lost"] == true))
+    })?;
+    refused(&["release", "u1c1d1"], "lost its ownership registers")?;
+    let mut text = String::new();
+    wait_until(PATIENCE, "the restoration", || {
+        let Ok(output) = host.rma(&["unit", "restore", "u1"]) else {
+            return false;
+        };
+        text = output.stdout;
+        output.status.success()
+    })?;
+    assert!(
+        text.contains("u1 has 3 ownership registers again"),
+        "{text}"
+    );
+    let status = unit.rma(&["unit", "status"])?;
+    assert!(!status.stdout.contains("lost"), "{}", status.stdout);
+    assert!(cluster.rma(&["release", "u1c1d1"])?.contains("u1c1d1"));
+
+    refused(&["forget", "u2"], "rma fabric remove")?;
+    refused(&["forget", "u1c1d1"], "is there")?;
+    cluster.units[1].stop()?;
+    let removed = cluster.fabric.rma(&["fabric", "remove", "u2"])?;
+    assert!(removed.status.success(), "{}", removed.stderr);
+    wait_until(PATIENCE, "u2 to be forgotten", || {
+        host.rma(&["forget", "u2"])
+            .is_ok_and(|o| o.status.success())
+    })?;
+    for host in &cluster.hosts {
+        host.wait_for(PATIENCE, &["units"], "u2 to be gone", |v| {
+            v["units"].as_array().is_some_and(|units| units.len() == 1)
+        })?;
+        let devices = host.rma(&["devices"])?.stdout;
+        assert!(!devices.contains("u2c1d1"), "{devices}");
+    }
+    Ok(())
+}
+
 fn a_cluster_of_64_hosts_comes_up_with_equal_tables() -> TestResult {
     let plan = Plan {
         hosts: 64,
@@ -414,5 +478,6 @@ rma_rig::test_main!(
     io_goes_on_through_the_death_of_each_daemon,
     io_waits_for_a_cable_and_an_interface_and_goes_on,
     a_new_device_shows_everywhere_in_well_under_a_second,
+    lost_registers_are_restored_and_a_scrapped_unit_is_forgotten,
     a_cluster_of_64_hosts_comes_up_with_equal_tables,
 );

@@ -673,3 +673,78 @@ fn units_restore_themselves_where_that_is_configured_and_hosts_may_race() {
     assert_eq!(register_epochs(&c), Some(vec![1, 1, 1]));
     assert_eq!(c.world.model.lost_acknowledged, 0);
 }
+
+fn status_refusals(world: &mut World, host: NodeId) -> String {
+    match world.admin(host, AdminRequest::Status) {
+        AdminReply::Status(status) => status.refused.join("\n"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_table_with_a_stamp_at_the_maximum_is_refused_and_named() {
+    let mut c = cluster(40);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    converge(&mut c.world, s(2));
+    // 110's file is from a broken machine: its own agent gives such a stamp up.
+    c.world.crash(c.h110);
+    c.world.host_mut(c.h110).stored.stamp.counter = u64::MAX;
+    c.world.start(c.h110);
+    converge(&mut c.world, s(10));
+    let stamp = c.world.host(c.h110).agent.as_ref().unwrap().table().stamp();
+    assert!(stamp.is_possible(), "{stamp:?}");
+    // A row that nothing could outrank stays where it is, and is named.
+    c.world.crash(c.h110);
+    let guid = row(&c.world, c.h108, "116A").unwrap().guid;
+    let rows = &mut c.world.host_mut(c.h110).stored.rows;
+    let mut broken = Row::clone(&rows[&guid]);
+    broken.owned.epoch.0 = u64::MAX;
+    broken.ownership = rma::wire::Ownership::Unallocated;
+    rows.insert(guid, std::sync::Arc::new(broken));
+    c.world.start(c.h110);
+    c.world.run_for(s(15));
+    let ours = row(&c.world, c.h108, "116A").unwrap();
+    assert_eq!(
+        (ours.ownership.word(), ours.owned.epoch.0),
+        ("dedicated", 1)
+    );
+    assert_eq!(c.world.host(c.h108).exports.iter().flatten().count(), 1);
+    let refused = status_refusals(&mut c.world, c.h108);
+    assert!(
+        refused.contains("116A") && refused.contains("110"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn two_units_with_one_device_are_told_apart_and_the_first_keeps_it() {
+    let mut c = cluster(41);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    converge(&mut c.world, s(2));
+    let guid = row(&c.world, c.h108, "116A").unwrap().guid;
+    // A box that was made from a copy of the other's disk, as far as its devices are concerned.
+    let copy = c.world.add_unit("118", "A", &[("120", &["122A"])]);
+    c.world.start(copy);
+    converge(&mut c.world, s(10));
+    c.world
+        .add_device(copy, 1, rma_simulator::device_spec(guid, 2, "copy"));
+    c.world.run_for(s(12));
+    for host in [c.h108, c.h110] {
+        let table = c.world.host(host).agent.as_ref().unwrap().table();
+        assert_eq!(table.get(guid).unwrap().name, "116A");
+        assert_eq!(table.get(guid).unwrap().ownership.word(), "dedicated");
+        let refused = status_refusals(&mut c.world, host);
+        assert!(
+            refused.contains("118") && refused.contains("116A"),
+            "{refused}"
+        );
+    }
+    assert_eq!(c.world.host(c.h108).exports.iter().flatten().count(), 1);
+    for target in ["118", "120", "122A"] {
+        allocate(&mut c.world, c.h110, target, "110");
+    }
+}

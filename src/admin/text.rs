@@ -271,6 +271,9 @@ fn status(info: &StatusInfo) -> String {
             info.device_count, info.devices_owned
         ),
     );
+    for refused in &info.refused {
+        line("refused", refused.clone());
+    }
     if !info.drops.is_empty() {
         let drops: Vec<_> = info
             .drops

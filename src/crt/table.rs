@@ -82,7 +82,9 @@ impl Table {
     /// The same table with this floor: what was purged up to that version is not in it.
     #[must_use]
     pub fn with_floor(mut self, floor: TableStamp) -> Self {
-        self.floor = floor;
+        if floor.is_possible() {
+            self.floor = floor;
+        }
         self
     }
 
@@ -94,6 +96,10 @@ impl Table {
         rows: BTreeMap<Guid, Arc<Row>>,
         sums: Sums,
     ) -> Self {
+        // One that could not be outranked is none: the content decides who has what.
+        let possible = |stamp: TableStamp| Some(stamp).filter(TableStamp::is_possible);
+        let stamp = possible(stamp).unwrap_or_default();
+        let highest = possible(highest).unwrap_or_default().max(stamp);
         let mut table = Self {
             tree: rows
                 .values()

@@ -305,6 +305,7 @@ impl Agent {
             units_reachable: self.units.values().filter(|u| up(&u.station)).count() as u64,
             device_count: devices.count() as u64,
             devices_owned: self.owned.len() as u64,
+            refused: self.refusals(),
             drops: self
                 .drops()
                 .filter(|(_, count)| *count > 0)

@@ -407,6 +407,11 @@ impl Agent {
         }
     }
 
+    /// What was told so.
+    pub(super) fn warned(&self) -> impl Iterator<Item = &String> {
+        self.warned.iter()
+    }
+
     pub(super) fn reply(&mut self, token: u64, reply: AdminReply) {
         self.act(AgentAction::AdminReply {
             token,

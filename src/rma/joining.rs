@@ -68,6 +68,7 @@ impl Agent {
         extent: &Extent,
         position: u64,
     ) {
+        let settings = &self.leave_out_impossible(from, settings, &mut rows);
         if theirs.floor < self.table.floor() {
             // Theirs adopts ours: what ours lacks may have been purged, and is heard of again from
             // those who have it.

@@ -156,7 +156,7 @@ impl Agent {
             return;
         }
         let mut members: BTreeMap<Guid, Member> = BTreeMap::new();
-        let mut holders: BTreeMap<Mac, Guid> = BTreeMap::new();
+        let takers = self.mac_takers(&list.members);
         for member in list.members {
             if members.len() >= MAX_STATIONS {
                 self.warn(format!(
@@ -164,7 +164,7 @@ impl Agent {
                 ));
                 break;
             }
-            if self.accepts(&member, &mut holders) {
+            if self.accepts(&member, takers.get(&member.guid)) {
                 members.insert(member.guid, member);
             }
         }
@@ -178,7 +178,7 @@ impl Agent {
     }
 
     /// Refuses a member that claims to be us or to be where somebody else is.
-    fn accepts(&mut self, member: &Member, holders: &mut BTreeMap<Mac, Guid>) -> bool {
+    fn accepts(&mut self, member: &Member, taken: Option<&(Mac, Guid)>) -> bool {
         let ours = member.macs.iter().find(|m| self.own_macs.contains(m));
         if (member.guid == self.config.guid) != ours.is_some() {
             let macs: Vec<String> = member.macs.iter().map(ToString::to_string).collect();
@@ -200,13 +200,14 @@ impl Agent {
             });
             return false;
         }
-        for mac in &member.macs {
-            if let Some(other) = holders.insert(*mac, member.guid) {
-                self.warn(format!(
-                    "{other} and {} both claim MAC address {mac}; one of them is wrong",
-                    member.guid
-                ));
-            }
+        if let Some((mac, holder)) = taken {
+            self.warn(format!(
+                "{} {} ({}) claims MAC address {mac}, which is that of {holder}; it is refused",
+                member.entity,
+                member.name.escape_debug(),
+                member.guid
+            ));
+            return false;
         }
         let known = self.table.get(member.guid);
         if known.is_some_and(|row| row.entity != member.entity) {

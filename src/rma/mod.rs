@@ -22,6 +22,7 @@ pub mod report;
 pub mod request;
 mod restore;
 mod serve;
+mod suspects;
 mod timers;
 mod units;
 

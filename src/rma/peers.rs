@@ -317,6 +317,9 @@ impl Agent {
 
     /// A peer has told how current its table is.
     pub(super) fn on_summary(&mut self, now: Time, guid: Guid, theirs: TableSummary) {
+        if self.is_impossible(guid, &theirs) {
+            return;
+        }
         let equal = self.same_content(&theirs);
         let position = self.journal.position();
         let digest = self.table.digest();

@@ -183,6 +183,9 @@ impl Agent {
 
     /// All that was to be fetched is here.
     fn finish_pull(&mut self, now: Time, guid: Guid, page: &TableRowsReply, extent: Extent) {
+        if self.is_impossible(guid, &page.summary) {
+            return self.abandon_pull(guid);
+        }
         let Some(peer) = self.peers.get_mut(&guid) else {
             return;
         };

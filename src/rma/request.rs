@@ -435,6 +435,9 @@ pub struct StatusInfo {
     pub devices_owned: u64,
     /// Frames dropped, by reason; reasons without drops are left out.
     pub drops: Vec<DropInfo>,
+    /// What was refused since the start because it cannot be true, each in one line: two with one
+    /// GUID or MAC address, stamps that nothing could outrank.
+    pub refused: Vec<String>,
 }
 
 /// How many frames were dropped for one reason.

@@ -100,6 +100,9 @@ impl Agent {
             }
             Kind::Offer => {
                 let offer = Offer::from_body(body).map_err(|_| Status::BadRequest)?;
+                if self.is_impossible(from, &offer.summary) {
+                    return Err(Status::BadRequest);
+                }
                 self.on_offer(now, connection, command, from, offer);
                 Ok(())
             }

@@ -184,6 +184,9 @@ impl Agent {
         {
             return;
         }
+        if !self.leave_out_taken(guid, &mut reply) {
+            return;
+        }
         self.leave_out_foreign(guid, &mut reply);
         let returned =
             self.returned_misfits(guid, reply.controllers.iter().map(|c| (c.guid, guid)));

@@ -161,6 +161,16 @@ wire_struct!(ObservationStamp {
     change
 });
 
+/// What no counter of a stamp ever comes to: one beyond could never be outranked.
+pub const MAX_STAMP: u64 = 1 << 62;
+
+impl ObservationStamp {
+    /// Whether something can be newer: both numbers are below [`MAX_STAMP`].
+    pub const fn is_possible(&self) -> bool {
+        self.incarnation.0 < MAX_STAMP && self.change < MAX_STAMP
+    }
+}
+
 /// Which ownership change a row carries. Larger is newer; the unit's register is the authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct OwnershipStamp {
@@ -177,6 +187,13 @@ wire_struct!(OwnershipStamp {
     writer
 });
 
+impl OwnershipStamp {
+    /// Whether something can be newer: epoch and term are below [`MAX_STAMP`].
+    pub const fn is_possible(&self) -> bool {
+        self.epoch.0 < MAX_STAMP && self.term < MAX_STAMP
+    }
+}
+
 /// How current a table is (Fig. 4 field 420): compared field by field, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct TableStamp {
@@ -192,6 +209,13 @@ wire_struct!(TableStamp {
     counter,
     writer
 });
+
+impl TableStamp {
+    /// Whether something can be newer: term and counter are below [`MAX_STAMP`].
+    pub const fn is_possible(&self) -> bool {
+        self.term < MAX_STAMP && self.counter < MAX_STAMP
+    }
+}
 
 /// Cluster-wide settings, with the stamp of their last change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
