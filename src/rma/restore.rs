@@ -14,8 +14,10 @@ use super::plan::error;
 use super::report::{self, label};
 use super::request::{AdminError, AdminReply, ErrorKind, RestoredInfo};
 use super::timers::Timer;
-use crate::wire::message::{MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister, Restore, page_len};
-use crate::wire::{CommandId, EntityType, Epoch, Guid, Kind, Row, Status, Time, Wire};
+use crate::wire::message::{
+    ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister, Restore, page_len,
+};
+use crate::wire::{CommandId, EntityType, Epoch, Guid, Kind, Ownership, Row, Status, Time, Wire};
 
 /// How far epochs leap when registers are restored without every host's table.
 const EPOCH_LEAP: u64 = 1 << 32;
@@ -39,10 +41,18 @@ pub(super) struct Restorations(BTreeMap<Guid, Restoration>);
 
 /// The register that a row tells of.
 fn register_of(row: &Row) -> OwnershipRegister {
+    let facts = |range| ExtentFacts {
+        device: row.parent,
+        range,
+        name: row.name.clone(),
+        // A tombstone is nobody's.
+        present: row.is_valid() || row.ownership != Ownership::Unallocated,
+    };
     OwnershipRegister {
         row: row.guid,
         ownership: row.ownership.clone(),
         owned: row.owned,
+        extent: row.extent.map(facts),
     }
 }
 
