@@ -851,7 +851,7 @@ fn what_no_honest_sender_says_is_refused() {
                 });
             }
             Body::Restore(m) => {
-                let [a, b] = &m.registers[..] else {
+                let [a, b, ..] = &m.registers[..] else {
                     unreachable!()
                 };
                 let with = |after, registers| Restore {

@@ -10,6 +10,7 @@ mod commits;
 mod config;
 mod controllers;
 pub mod desired;
+mod event;
 mod joining;
 mod journal;
 mod members;
