@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
-use rma::rma::request::{AllocationInfo, CarveInfo};
+use rma::rma::request::{AllocationInfo, CarveInfo, OwnershipInfo};
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
 
@@ -21,6 +21,8 @@ pub struct Model {
     pub promised: BTreeMap<Guid, (Epoch, Ownership)>,
     /// Rows that were taken out of their units at least once.
     pub removed: BTreeSet<Guid>,
+    /// Who has changed registers in which term.
+    sessions: BTreeMap<u64, Guid>,
     /// Acknowledged allocations that were lost (I1).
     pub lost_acknowledged: u64,
     /// Broken invariants, in words.
@@ -49,17 +51,7 @@ impl Model {
         }
         for change in &info.changes {
             let guid: Guid = change.row.guid.parse().unwrap_or(Guid::NIL);
-            let owners: Vec<Guid> = change
-                .after
-                .owners
-                .iter()
-                .filter_map(|o| o.guid.parse().ok())
-                .collect();
-            let ownership = match (change.after.ownership.as_str(), &owners[..]) {
-                ("dedicated", [one]) => Ownership::Dedicated(*one),
-                ("shared", _) => Ownership::shared(owners).unwrap_or_default(),
-                _ => Ownership::Unallocated,
-            };
+            let ownership = ownership_of(&change.after);
             let epoch = Epoch(change.epoch);
             let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
             if epoch >= newest {
@@ -83,10 +75,11 @@ impl Model {
         let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
         if info.changed && epoch >= newest {
             self.acknowledged += 1;
-            self.promised.insert(guid, (epoch, Ownership::Unallocated));
+            // Somebody may have allocated it already.
+            let ownership = ownership_of(&info.extent.ownership);
+            self.promised.insert(guid, (epoch, ownership));
         }
-        let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-        if stored.is_none_or(|owned| owned.epoch < epoch) {
+        if !host.stored.rows.contains_key(&guid) {
             self.lost(format!(
                 "I1: extent {guid} was acknowledged at epoch {epoch} before host {} had stored it",
                 host.name
@@ -238,6 +231,13 @@ impl Model {
                 ));
             }
         }
+        for register in registers.iter().filter(own) {
+            let (term, writer) = (register.owned.term, register.owned.writer);
+            // Before sessions were leased there was one for ever, of everybody.
+            if term > 0 && *self.sessions.entry(term).or_insert(writer) != writer {
+                broken.push(format!("I7: two hosts change registers in term {term}"));
+            }
+        }
         if term < known {
             broken.push(format!("I7: the term of {} goes back", storage.facts.name));
         }
@@ -280,6 +280,19 @@ impl Model {
         for what in silent {
             self.violated(what);
         }
+    }
+}
+
+fn ownership_of(info: &OwnershipInfo) -> Ownership {
+    let owners: Vec<Guid> = info
+        .owners
+        .iter()
+        .filter_map(|o| o.guid.parse().ok())
+        .collect();
+    match (info.ownership.as_str(), &owners[..]) {
+        ("dedicated", [one]) => Ownership::Dedicated(*one),
+        ("shared", _) => Ownership::shared(owners).unwrap_or_default(),
+        _ => Ownership::Unallocated,
     }
 }
 
