@@ -326,7 +326,7 @@ fn lost_registers_are_restored_and_a_scrapped_unit_is_forgotten() -> TestResult 
     // The box gets a new disk, and keeps its identity.
     let unit = &cluster.units[0];
     unit.stop()?;
-    fs::remove_file(unit.state_dir().join("registers"))?;
+    fs::remove_file(unit.state_dir().join("unitd/registers"))?;
     unit.restart()?;
     host.wait_for(PATIENCE, &["units"], "u1 to say so", |v| {
         v["units"]

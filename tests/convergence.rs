@@ -748,3 +748,31 @@ fn two_units_with_one_device_are_told_apart_and_the_first_keeps_it() {
         allocate(&mut c.world, c.h110, target, "110");
     }
 }
+
+#[test]
+fn a_unit_that_claims_the_address_of_another_is_refused_and_the_other_keeps_it() {
+    let mut c = cluster(42);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "108");
+    }
+    let thief = c.world.add_unit("118", "A", &[("120", &["122A"])]);
+    c.world.start(thief);
+    converge(&mut c.world, s(10));
+    let (own, taken) = (c.world.mac(thief), c.world.mac(c.unit));
+    c.world.alter_unit(
+        thief,
+        |_| {},
+        |unit, now| unit.set_macs(now, vec![own, taken]),
+    );
+    c.world.run_for(s(15));
+    for host in [c.h108, c.h110] {
+        assert_eq!(row(&c.world, host, "112").unwrap().macs, [taken]);
+        let refused = status_refusals(&mut c.world, host);
+        assert!(
+            refused.contains("118") && refused.contains(&taken.to_string()),
+            "{refused}"
+        );
+    }
+    assert_eq!(c.world.host(c.h108).exports.iter().flatten().count(), 1);
+    allocate(&mut c.world, c.h110, "116B", "108");
+}

@@ -202,7 +202,8 @@ impl Agent {
         }
         if let Some((mac, holder)) = taken {
             self.warn(format!(
-                "{} {} ({}) claims MAC address {mac}, which is that of {holder}; it is refused",
+                "{} {} ({}) claims MAC address {mac}, which is that of {holder}; it is refused: give \
+                 it another, or take the other out (`rma fabric remove`)",
                 member.entity,
                 member.name.escape_debug(),
                 member.guid
