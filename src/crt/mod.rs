@@ -32,5 +32,5 @@ pub use join::JoinOutcome;
 pub use resolve::{Candidate, ResolveError};
 pub use rules::{RuleError, Violation};
 pub use stamp::Settled;
-pub use stored::{RegistersImage, TableImage};
+pub use stored::{RegistersImage, TableChange, TableImage};
 pub use table::{MAX_ROWS, Table};

@@ -48,6 +48,28 @@ impl Wire for TableMeta {
     }
 }
 
+/// Rows, settings and stamps as a table had them at one moment, to be made durable later: by then
+/// the table may have gone on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableChange {
+    records: Vec<(Guid, Option<Vec<u8>>)>,
+    meta: Vec<u8>,
+}
+
+impl TableChange {
+    /// The rows of `changed` as they are in `table` (those it lacks: gone), its settings and its
+    /// stamps.
+    pub fn of(table: &Table, changed: &[Guid]) -> Self {
+        Self {
+            records: changed
+                .iter()
+                .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
+                .collect(),
+            meta: TableMeta::of(table).to_body(),
+        }
+    }
+}
+
 /// A host's table in a [`Storage`].
 #[derive(Debug)]
 pub struct TableImage<S> {
@@ -138,34 +160,37 @@ impl<S: Storage> TableImage<S> {
         changed: &[Guid],
         label_s: u64,
     ) -> Result<(), ImageError> {
-        let records = changed
-            .iter()
-            .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
-            .collect();
-        self.commit_records(table, records, false, label_s)
+        self.apply(TableChange::of(table, changed), label_s)
+    }
+
+    /// As [`TableImage::commit`], of what a table was when `change` was made of it.
+    pub fn apply(&mut self, change: TableChange, label_s: u64) -> Result<(), ImageError> {
+        self.commit_records(change, false, label_s)
     }
 
     /// As [`TableImage::commit`], of every row.
     pub fn replace(&mut self, table: &Table, label_s: u64) -> Result<(), ImageError> {
-        let records = table
-            .rows()
-            .map(|row| (row.guid, Some(row.to_body())))
-            .collect();
-        self.commit_records(table, records, true, label_s)
+        let all = TableChange {
+            records: table
+                .rows()
+                .map(|row| (row.guid, Some(row.to_body())))
+                .collect(),
+            meta: TableMeta::of(table).to_body(),
+        };
+        self.commit_records(all, true, label_s)
     }
 
     fn commit_records(
         &mut self,
-        table: &Table,
-        records: Vec<(Guid, Option<Vec<u8>>)>,
+        change: TableChange,
         replace: bool,
         label_s: u64,
     ) -> Result<(), ImageError> {
         self.image.commit(Commit {
-            records,
+            records: change.records,
             replace,
             cluster: self.cluster,
-            meta: TableMeta::of(table).to_body(),
+            meta: change.meta,
             label_s,
         })
     }

@@ -1,6 +1,7 @@
 //! The daemons' loops: wait, drain, handle, act; no protocol decisions.
 
 pub mod args;
+mod committer;
 pub mod config;
 pub mod event_loop;
 pub mod fabricd;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use super::committer::Committer;
 use super::config::ConfigError;
 use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
@@ -13,6 +14,7 @@ use super::rmad_error::{chain, system};
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
+use crate::crt::TableChange;
 use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
@@ -27,6 +29,7 @@ const TOKEN_PACKETS: u64 = 0;
 const TOKEN_LINKS: u64 = 1;
 const TOKEN_CONTROL: u64 = 2;
 const TOKEN_SERVICE: u64 = 3;
+const TOKEN_COMMITS: u64 = 4;
 
 /// Commands that one connection to a controller may have outstanding.
 const SERVICE_CREDITS: u16 = 128;
@@ -121,6 +124,8 @@ fn run_once(
         service_socket,
     )
     .map_err(system("start the service thread"))?;
+    let commits =
+        Committer::start(file).map_err(system("start the thread for the table's file"))?;
     let agent = Agent::new(
         AgentConfig {
             guid: identity.guid(),
@@ -142,6 +147,7 @@ fn run_once(
         (links.as_fd(), TOKEN_LINKS),
         (control.as_fd(), TOKEN_CONTROL),
         (service.as_fd(), TOKEN_SERVICE),
+        (commits.as_fd(), TOKEN_COMMITS),
     ] {
         event_loop
             .add(fd, token, Interest::Read)
@@ -149,12 +155,11 @@ fn run_once(
     }
     let daemon = Rmad {
         agent,
-        inbox: Inbox::new(mtu),
         outbox: Outbox::new(),
         socket: management,
         links,
         control,
-        file,
+        commits,
         rules: config
             .udev_rules_dir
             .as_deref()
@@ -168,7 +173,7 @@ fn run_once(
         config: config.clone(),
     };
     notify(&[sd_notify::NotifyState::Ready]);
-    let result = daemon.run(&mut event_loop, &service, reload);
+    let result = daemon.run(&mut event_loop, Inbox::new(mtu), &service, reload);
     notify(&[sd_notify::NotifyState::Stopping]);
     service.stop();
     result
@@ -208,11 +213,10 @@ fn mtu(config: &RmadConfig, interface: &Interface) -> Result<u16, RmadError> {
 struct Rmad {
     agent: Agent,
     socket: PacketSocket,
-    inbox: Inbox,
     outbox: Outbox,
     links: LinkWatch,
     control: ControlServer,
-    file: CrtFile,
+    commits: Committer,
     rules: Option<RulesFile>,
     socket_dir: PathBuf,
     owned: Vec<OwnedDevice>,
@@ -229,6 +233,7 @@ impl Rmad {
     fn run(
         mut self,
         event_loop: &mut Loop,
+        mut inbox: Inbox,
         service: &ServiceHandle,
         reload: &dyn Fn() -> Result<RmadConfig, ConfigError>,
     ) -> Result<Outcome, RmadError> {
@@ -252,7 +257,7 @@ impl Rmad {
                     Event::Ready {
                         token: TOKEN_PACKETS,
                         ..
-                    } => self.receive(),
+                    } => self.receive(&mut inbox, service),
                     Event::Ready {
                         token: TOKEN_LINKS, ..
                     } => self.refresh(service),
@@ -264,6 +269,10 @@ impl Rmad {
                         token: TOKEN_SERVICE,
                         ..
                     } => self.listen(service),
+                    Event::Ready {
+                        token: TOKEN_COMMITS,
+                        ..
+                    } => self.stored(service),
                     Event::Ready { .. } => {}
                 }
             }
@@ -284,9 +293,13 @@ impl Rmad {
                     .change(&self.socket, TOKEN_PACKETS, interest)
                     .map_err(system("wait for packets"))?;
             }
-            if service.has_ended() {
+            let ended = [
+                (service.has_ended(), "go on without the service thread"),
+                (self.commits.has_ended(), "go on without the table's thread"),
+            ];
+            if let Some((_, action)) = ended.into_iter().find(|(ended, _)| *ended) {
                 return Err(RmadError::System {
-                    action: "go on without the service thread",
+                    action,
                     source: std::io::Error::other("it has ended; its reason is in the log above"),
                 });
             }
@@ -322,19 +335,20 @@ impl Rmad {
         notify(&[sd_notify::NotifyState::Ready]);
     }
 
-    fn receive(&mut self) {
+    fn receive(&mut self, inbox: &mut Inbox, service: &ServiceHandle) {
         for _ in 0..MAX_RECEIVE_ROUNDS {
-            match self.socket.recv(&mut self.inbox) {
+            match self.socket.recv(inbox) {
                 Ok(count) => {
                     let time = now();
                     let own = self.socket.interface().mac;
-                    for frame in self.inbox.frames() {
+                    for frame in inbox.frames() {
                         // A packet socket also sees what the switch floods to others.
                         if frame.destination != own && !frame.destination.is_multicast() {
                             continue;
                         }
                         // What is wrong with a frame is counted by the agent.
                         let _ = self.agent.handle(time, frame.source, frame.payload);
+                        self.act(service);
                     }
                     if count < BATCH_FRAMES {
                         return;
@@ -387,6 +401,7 @@ impl Rmad {
                     self.watchers.insert(id);
                 }
                 self.agent.admin(now(), id.as_u64(), request);
+                self.act(service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
             Question::Load { device, spec } => {
@@ -415,9 +430,11 @@ impl Rmad {
             match event {
                 ServiceEvent::Devices(unit, ioc, result) => {
                     self.agent.devices_listed(now(), unit, ioc, result);
+                    self.act(service);
                 }
                 ServiceEvent::Notified(unit, ioc, notification) => {
                     self.agent.service_notified(now(), unit, ioc, notification);
+                    self.act(service);
                 }
                 ServiceEvent::Load {
                     token,
@@ -441,7 +458,16 @@ impl Rmad {
         }
     }
 
-    /// Does what the agent wants, in order.
+    /// Tells the agent which of its commits are done.
+    fn stored(&mut self, service: &ServiceHandle) {
+        for done in self.commits.drain() {
+            self.agent.committed(now(), done.token, done.ok);
+            self.act(service);
+        }
+    }
+
+    /// Does what the agent wants, in order; after each call of the agent, so that a commit holds
+    /// the table as it was when the agent asked for it.
     fn act(&mut self, service: &ServiceHandle) {
         while let Some(action) = self.agent.poll_action() {
             let cluster = self.agent.cluster();
@@ -451,11 +477,8 @@ impl Rmad {
             }
             match action {
                 AgentAction::Commit { token, changed } => {
-                    let result = self.file.commit(self.agent.table(), &changed);
-                    if let Err(e) = &result {
-                        log::error!("the table is not stored: {e}");
-                    }
-                    self.agent.committed(now(), token, result.is_ok());
+                    let change = TableChange::of(self.agent.table(), &changed);
+                    self.commits.commit(token, change);
                 }
                 AgentAction::AddController { unit, ioc, mac } => {
                     service.send(ServiceCommand::AddController(unit, ioc, mac));
@@ -489,10 +512,8 @@ impl Rmad {
                 }
                 AgentAction::Joined(cluster) => {
                     log::info!("this host belongs to cluster {cluster}");
-                    self.file.set_cluster(cluster);
-                    if let Err(e) = self.file.commit(self.agent.table(), &[]) {
-                        log::error!("the cluster is not stored: {e}");
-                    }
+                    self.commits
+                        .join(cluster, TableChange::of(self.agent.table(), &[]));
                 }
                 AgentAction::Moved { from, to } => self.moved = Some(Outcome::Moved { from, to }),
                 AgentAction::Block(number, text) => log::info!("block {number}: {text}"),

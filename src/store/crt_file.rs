@@ -9,7 +9,8 @@ use super::mmap::MmapStorage;
 use super::{beside, sync_directory_of};
 use crate::crt::image::{FORMAT_VERSION, Health, MemoryStorage, RootState};
 use crate::crt::{
-    ImageError, ImageInfo, ImageKind, RegistersImage, Table, TableImage, Violation, rules,
+    ImageError, ImageInfo, ImageKind, RegistersImage, Table, TableChange, TableImage, Violation,
+    rules,
 };
 use crate::wire::message::OwnershipRegister;
 use crate::wire::{ClusterName, Guid, Settings, TableStamp};
@@ -192,6 +193,13 @@ impl CrtFile {
     pub fn commit(&mut self, table: &Table, changed: &[Guid]) -> Result<(), StoreError> {
         self.image
             .commit(table, changed, now_s())
+            .map_err(bad(&self.path, ImageKind::Crt))
+    }
+
+    /// As [`CrtFile::commit`], of what a table was when `change` was made of it.
+    pub fn apply(&mut self, change: TableChange) -> Result<(), StoreError> {
+        self.image
+            .apply(change, now_s())
             .map_err(bad(&self.path, ImageKind::Crt))
     }
 
