@@ -65,6 +65,7 @@ impl Initiator {
             };
             let client = Client::new(client, self.rng.u64(..));
             self.hub.insert(key, client);
+            self.note_use(key);
             let controller = Controller {
                 leaving: false,
                 up: None,
@@ -160,6 +161,14 @@ impl Initiator {
         };
         if controller.up.take().is_some() && !controller.leaving {
             self.events.push_back(down(key));
+        }
+    }
+
+    /// Where no device is open on a controller, nothing depends on its connection.
+    pub(super) fn note_use(&mut self, key: ControllerKey) {
+        let quiet = !self.devices.values().any(|d| key_of(&d.target) == key);
+        if let Some(client) = self.hub.client_mut(&key) {
+            client.set_quiet(quiet);
         }
     }
 

@@ -269,6 +269,7 @@ impl Initiator {
             ready: false,
         };
         self.devices.insert(id, device);
+        self.note_use(key_of(&target));
         id
     }
 
@@ -289,6 +290,9 @@ impl Initiator {
             if let Some(controller) = self.controllers.get_mut(&key_of(&old)) {
                 controller.ready.retain(|d| *d != device);
             }
+        }
+        for key in [key_of(&old), key_of(&target)] {
+            self.note_use(key);
         }
         self.make_ready(device);
         self.feed(now, key_of(&target));
@@ -320,6 +324,7 @@ impl Initiator {
                 *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
             }
         }
+        self.note_use(key);
         self.close_unused(now, key);
     }
 

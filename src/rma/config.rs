@@ -71,9 +71,9 @@ impl Default for Intervals {
     fn default() -> Self {
         Self {
             fabric_poll: Duration::from_secs(5),
-            unit_poll: Duration::from_secs(5),
-            controller_poll: Duration::from_secs(5),
-            peer_poll: Duration::from_secs(2),
+            unit_poll: Duration::from_secs(10),
+            controller_poll: Duration::from_secs(10),
+            peer_poll: Duration::from_secs(5),
             fabric_patience: Duration::from_secs(3),
             peer_patience: Duration::from_secs(2),
             unit_patience: Duration::from_secs(2),

@@ -6,7 +6,8 @@ use crate::wire::message::IoRange;
 use crate::wire::{Kind, MAX_MESSAGE_BYTES, Reader};
 
 use super::limits::{
-    RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_MAX, WINDOW_MIN, WINDOW_START,
+    RTO_DOUBT_MAX, RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_MAX, WINDOW_MIN,
+    WINDOW_START,
 };
 
 /// The most bytes that the reply to a request may have, as far as its kind and body say: what a
@@ -32,15 +33,28 @@ pub(super) struct RoundTrip {
     smoothed: Option<Duration>,
     variation: Duration,
     timeout: Duration,
+    least: Duration,
+    /// What the last answers that came only after a retry took, at most: until a round trip is measured
+    /// again, the path may be that slow.
+    doubt: Duration,
 }
 
 impl RoundTrip {
-    pub(super) const fn new() -> Self {
+    /// Of a service connection, or of a management connection: there a process answers that may have
+    /// much else to do.
+    pub(super) const fn new(service: bool) -> Self {
         Self {
             smoothed: None,
             variation: Duration::ZERO,
             timeout: RTO_INITIAL,
+            least: if service { RTO_MIN } else { RTO_INITIAL },
+            doubt: Duration::ZERO,
         }
+    }
+
+    /// An answer came `elapsed` after its question was first sent, which was sent again meanwhile.
+    pub(super) fn suspect(&mut self, elapsed: Duration) {
+        self.doubt = self.doubt.max(elapsed).min(RTO_DOUBT_MAX);
     }
 
     /// Takes a measurement.
@@ -58,15 +72,17 @@ impl RoundTrip {
         self.smoothed = Some(smoothed);
         // A path that is slow all the time is not asked twice for every answer.
         let most = RTO_FIRST_MAX.max(smoothed * 2);
-        self.timeout = (smoothed + self.variation * 4).clamp(RTO_MIN, most);
+        self.timeout = (smoothed + self.variation * 4).clamp(self.least, most);
+        self.doubt = Duration::ZERO;
     }
 
     /// How long to wait for an answer that was asked for `tries` times in vain before, at most
     /// `max`.
     pub(super) fn timeout(&self, tries: u32, max: Duration) -> Duration {
-        self.timeout
+        let timeout = self.timeout.max(self.doubt);
+        timeout
             .saturating_mul(1 << tries.min(12))
-            .min(max.max(self.timeout))
+            .min(max.max(timeout))
             .min(RTO_MAX)
     }
 }
@@ -147,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_timeout_follows_the_round_trips_within_its_limits() {
-        let mut rtt = RoundTrip::new();
+        let mut rtt = RoundTrip::new(true);
         assert_eq!(rtt.timeout(0, RTO_MAX), RTO_INITIAL);
         for _ in 0..100 {
             rtt.sample(Duration::from_micros(50));
@@ -175,6 +191,21 @@ mod tests {
             (300..=600).contains(&rtt.timeout(0, RTO_MAX).as_millis()),
             "a slow path"
         );
+    }
+
+    #[test]
+    fn a_path_that_answers_late_is_not_asked_again_and_again() {
+        let mut rtt = RoundTrip::new(false);
+        rtt.sample(Duration::from_micros(50));
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_INITIAL, "management");
+        rtt.suspect(Duration::from_millis(90));
+        rtt.suspect(Duration::from_millis(70));
+        assert_eq!(rtt.timeout(0, RTO_MAX), Duration::from_millis(90));
+        assert_eq!(rtt.timeout(1, RTO_MAX), Duration::from_millis(180));
+        rtt.suspect(Duration::from_secs(9));
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_DOUBT_MAX);
+        rtt.sample(Duration::from_micros(50));
+        assert_eq!(rtt.timeout(0, RTO_MAX), RTO_INITIAL, "it was the load");
     }
 
     #[test]

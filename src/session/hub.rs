@@ -1,10 +1,14 @@
 //! Many clients under keys, and a server, on one EtherType: who gets which frame.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
-use crate::wire::{ConnectionId, DropReason, Header, Kind, Mac, Time};
+use crate::wire::{ConnectionId, DropReason, Guid, Header, Incarnation, Kind, Mac, Time};
+
+/// By how much too early a client may be looked at: noting it anew costs more.
+const EARLY: Duration = Duration::from_millis(20);
 
 /// What a hub reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Hub<K> {
     by_key: BTreeMap<K, usize>,
     by_connection: BTreeMap<ConnectionId, usize>,
     by_nonce: BTreeMap<u64, usize>,
+    /// Clients of the management EtherType by whom they connect to.
+    by_remote: BTreeMap<Guid, usize>,
     /// Clients that were handed out since their entries here were brought up to date.
     touched: Vec<usize>,
     wakes: BTreeSet<(Time, usize)>,
@@ -74,6 +80,7 @@ impl<K: Ord + Clone> Hub<K> {
             by_key: BTreeMap::new(),
             by_connection: BTreeMap::new(),
             by_nonce: BTreeMap::new(),
+            by_remote: BTreeMap::new(),
             touched: Vec::new(),
             wakes: BTreeSet::new(),
             ready: VecDeque::new(),
@@ -106,6 +113,9 @@ impl<K: Ord + Clone> Hub<K> {
         if index == self.slots.len() {
             self.slots.push(None);
         }
+        if !self.service {
+            self.by_remote.insert(client.config().remote, index);
+        }
         self.slots[index] = Some(Slot {
             key: key.clone(),
             client,
@@ -127,6 +137,10 @@ impl<K: Ord + Clone> Hub<K> {
         let mut slot = self.slots[index].take()?;
         if slot.connection.0 != 0 {
             self.by_connection.remove(&slot.connection);
+        }
+        let remote = slot.client.config().remote;
+        if self.by_remote.get(&remote) == Some(&index) {
+            self.by_remote.remove(&remote);
         }
         if let Some(nonce) = slot.nonce {
             self.by_nonce.remove(&nonce);
@@ -195,7 +209,12 @@ impl<K: Ord + Clone> Hub<K> {
             || matches!(header.kind, Kind::Progress | Kind::Notify | Kind::Refused);
         if !to_initiator {
             let server = self.server.as_mut().ok_or(DropReason::Unexpected)?;
-            return server.handle(now, src, &header, payload);
+            server.handle(now, src, &header, payload)?;
+            if let Some(peer) = server.peer(header.connection) {
+                let (guid, incarnation) = (peer.guid, peer.incarnation);
+                self.heard_elsewhere(now, guid, incarnation);
+            }
+            return Ok(());
         }
         self.bring_up_to_date();
         let answers_connect = header.kind == Kind::Connect || header.connection.0 == 0;
@@ -215,6 +234,17 @@ impl<K: Ord + Clone> Hub<K> {
         let result = slot.client.handle(now, src, &header, payload);
         self.refresh(index);
         result
+    }
+
+    /// A peer was heard on its own connection: ours to it need not ask whether it is alive.
+    fn heard_elsewhere(&mut self, now: Time, peer: Guid, incarnation: Incarnation) {
+        let Some(&index) = self.by_remote.get(&peer) else {
+            return;
+        };
+        if let Some(slot) = self.slots[index].as_mut() {
+            slot.client.heard_elsewhere(now, incarnation);
+            self.rewake(index);
+        }
     }
 
     /// Does what is due.
@@ -355,13 +385,13 @@ impl<K: Ord + Clone> Hub<K> {
         self.rewake(index);
     }
 
-    /// Notes when a client has to be ticked. One that is noted too early is looked at again then.
+    /// Notes when a client has to be ticked. One that is noted a little too early is looked at again then.
     fn rewake(&mut self, index: usize) {
         let Some(slot) = self.slots[index].as_mut() else {
             return;
         };
         if let Some(due) = slot.client.deadline()
-            && slot.wake.is_none_or(|at| due < at)
+            && slot.wake.is_none_or(|at| due < at || at + EARLY < due)
         {
             if let Some(at) = slot.wake.replace(due) {
                 self.wakes.remove(&(at, index));

@@ -21,23 +21,43 @@ pub const MAX_CREDITS: u16 = 4096;
 
 /// Retransmission timeout before the first measurement.
 pub const RTO_INITIAL: Duration = Duration::from_millis(20);
-/// The least retransmission timeout.
+/// The least retransmission timeout of a service connection; that of a management connection is
+/// [`RTO_INITIAL`].
 pub const RTO_MIN: Duration = Duration::from_millis(4);
 /// The most that the variation of measured round trips makes of the first timeout of a command;
 /// twice the smoothed round trip is always allowed.
 pub const RTO_FIRST_MAX: Duration = Duration::from_millis(40);
+/// The most that an answer that came only after a retry makes of the first timeout of the next
+/// commands, until one is answered without.
+pub const RTO_DOUBT_MAX: Duration = Duration::from_millis(120);
 /// The most that backing off makes of a timeout.
 pub const RTO_MAX: Duration = Duration::from_secs(1);
 /// How long a gap in a reply may be mere reordering.
 pub const REORDER_DELAY: Duration = Duration::from_millis(1);
 /// A reply is not repeated as a whole sooner than this after it was sent.
 pub const REPEAT_INTERVAL: Duration = Duration::from_millis(1);
+/// When a connect is repeated first; it doubles.
+pub const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
 /// The least time between two immediate reconnects.
 pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence after which a connection's liveness is asked for.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of a connection that nothing depends on: to a controller of which the host owns nothing.
+pub const KEEPALIVE_QUIET: Duration = Duration::from_secs(5);
+/// Keep-alives are sent at multiples of this on the initiator's clock, shifted by its identity: those
+/// of its many connections together. An unanswered one is repeated at the next.
+pub const KEEPALIVE_STEP: Duration = Duration::from_millis(250);
 /// Unanswered keep-alives after which a connection is lost.
 pub const KEEPALIVE_MISSED: u32 = 5;
+/// The most keep-alives that may be unanswered where the responder has been slow to answer them: then it
+/// is busy rather than dead, and connecting anew would make it busier.
+pub const KEEPALIVE_MISSED_MAX: u32 = 35;
+/// The longest silence of a connection that is not lost, where keep-alives are answered at once: asked
+/// for at the step after the interval, then at every step.
+pub const LOST_AFTER: Duration = Duration::from_nanos(
+    KEEPALIVE_INTERVAL.as_nanos() as u64
+        + KEEPALIVE_STEP.as_nanos() as u64 * (KEEPALIVE_MISSED as u64 + 1),
+);
 /// How long a responder keeps a connection that its initiator has not used yet.
 pub const HALF_OPEN_TTL: Duration = Duration::from_secs(5);
 /// Silence after which a responder reports a connection as closed.

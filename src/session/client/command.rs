@@ -72,6 +72,8 @@ pub(super) struct Command {
     pub(super) tries: u32,
     /// Whether anything was sent twice: then round trips say nothing.
     pub(super) retried: bool,
+    /// When it was sent the first time.
+    pub(super) first_sent_at: Option<Time>,
     /// When it was last sent or asked after.
     pub(super) sent_at: Time,
     /// When a part of the reply last arrived.
@@ -109,6 +111,7 @@ impl Command {
             arrived: false,
             tries: 0,
             retried: false,
+            first_sent_at: None,
             sent_at: Time::ZERO,
             heard_at: Time::ZERO,
             gap_since: None,
@@ -137,6 +140,7 @@ impl Command {
         self.unsent_empty = false;
         self.arrived = false;
         self.retried = true;
+        self.first_sent_at = None;
         self.reply = None;
         self.missing_bytes = u64::MAX;
         self.rest();

@@ -31,6 +31,8 @@ pub(super) struct Commands {
     pub(super) next_send: u64,
     pub(super) credits: u16,
     pub(super) mtu: u16,
+    /// Whether they are for a controller.
+    service: bool,
     pub(super) window: Window,
     pub(super) rtt: RoundTrip,
     /// Charges of the sent commands from `floor` on: what the responder may have to keep.
@@ -50,15 +52,16 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) const fn new(credits: u16, mtu: u16) -> Self {
+    pub(super) const fn new(credits: u16, mtu: u16, service: bool) -> Self {
         Self {
             list: VecDeque::new(),
             floor: 1,
             next_send: 1,
             credits,
             mtu,
+            service,
             window: Window::new(),
-            rtt: RoundTrip::new(),
+            rtt: RoundTrip::new(service),
             held: 0,
             queued_bytes: 0,
             reply_bytes: 0,
@@ -359,10 +362,13 @@ impl Commands {
         let Some(command) = self.get(id) else {
             return Err(DropReason::Unexpected);
         };
-        let sample = (!std::mem::replace(&mut command.retried, true)).then_some(command.sent_at);
-        command.arrived = true;
-        if let Some(sent_at) = sample {
+        let sent_at = command.sent_at;
+        let first_word = !std::mem::replace(&mut command.arrived, true);
+        let first_sent_at = command.first_sent_at.filter(|_| first_word);
+        if !std::mem::replace(&mut command.retried, true) {
             self.rtt.sample(now.since(sent_at));
+        } else if let Some(first) = first_sent_at {
+            self.rtt.suspect(now.since(first));
         }
         let Some(body) = body else {
             self.on_part(now, id);
@@ -509,6 +515,6 @@ impl Commands {
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.credits, self.mtu);
+        *self = Self::new(self.credits, self.mtu, self.service);
     }
 }

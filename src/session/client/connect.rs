@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Client, ClientEvent, Connecting, Connection, State};
-use crate::session::limits::{RECONNECT_INTERVAL, RTO_INITIAL, RTO_MAX};
+use crate::session::limits::{CONNECT_INTERVAL, RECONNECT_INTERVAL, RTO_INITIAL, RTO_MAX};
 use crate::wire::message::{ConnectReply, ConnectRequest};
 use crate::wire::{CommandId, ConnectionId, DropReason, Header, Kind, Status, Time, Wire};
 
@@ -20,6 +20,7 @@ impl Client {
         self.state = State::Connecting(Connecting {
             nonce: self.rng.u64(1..),
             tries: 0,
+            began: None,
             at,
             due: at <= now,
         });
@@ -33,14 +34,15 @@ impl Client {
 
     /// Emits the connect where it is time for it.
     pub(super) fn transmit_connect(&mut self, now: Time, out: &mut Vec<u8>) -> bool {
-        let jitter = self.rng.u64(0..RTO_INITIAL.as_nanos() as u64 / 4);
+        let jitter = self.rng.u64(0..CONNECT_INTERVAL.as_nanos() as u64 / 4);
         let State::Connecting(connecting) = &mut self.state else {
             return false;
         };
         if !std::mem::take(&mut connecting.due) {
             return false;
         }
-        let wait = (RTO_INITIAL * (1 << connecting.tries.min(6))).min(RTO_MAX);
+        connecting.began.get_or_insert(now);
+        let wait = (CONNECT_INTERVAL * (1 << connecting.tries.min(6))).min(RTO_MAX);
         connecting.tries += 1;
         connecting.at = now + wait + Duration::from_nanos(jitter);
         let nonce = connecting.nonce;
@@ -91,6 +93,12 @@ impl Client {
             self.reconnect(now, now);
             return Ok(());
         }
+        if let State::Connecting(connecting) = &self.state
+            && let Some(began) = connecting.began
+            && now.since(began) > RTO_INITIAL
+        {
+            self.commands.rtt.suspect(now.since(began));
+        }
         let resumed = reply.resumed;
         self.commands
             .set_credits(reply.credits.min(self.config.credits));
@@ -108,13 +116,9 @@ impl Client {
             heard_at: now,
             asked_at: now,
             missed: 0,
+            missed_since: now,
+            unconfirmed: true,
         });
-        // The responder learns from the first frame that the connection is in use.
-        let confirm = Header {
-            kind: Kind::KeepAlive,
-            ..self.base(header.connection)
-        };
-        self.control.push_back((confirm, Vec::new()));
         self.events.push_back(ClientEvent::Connected {
             responder: reply.responder,
             incarnation: reply.incarnation,

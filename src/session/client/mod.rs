@@ -6,9 +6,11 @@ mod connect;
 mod transmit;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use super::limits::{
-    KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
+    KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, KEEPALIVE_MISSED_MAX, KEEPALIVE_QUIET, KEEPALIVE_STEP,
+    MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
 };
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
@@ -115,6 +117,13 @@ pub struct Client {
     config: ClientConfig,
     rng: fastrand::Rng,
     state: State,
+    /// By how much its keep-alives are ahead of the steps of the clock, the same for all sessions of
+    /// an initiator, nanoseconds.
+    phase: u64,
+    /// Nothing depends on the connection.
+    quiet: bool,
+    /// How long answers to keep-alives have taken of late.
+    slowness: Duration,
     /// The session's number, raised where the configured one turns out to be taken.
     session: u64,
     attempt: u32,
@@ -148,6 +157,8 @@ enum State {
 struct Connecting {
     nonce: u64,
     tries: u32,
+    /// When it was sent first.
+    began: Option<Time>,
     /// When the connect is sent (again).
     at: Time,
     due: bool,
@@ -160,14 +171,28 @@ struct Connection {
     heard_at: Time,
     /// When the last keep-alive was sent.
     asked_at: Time,
-    /// Keep-alives unanswered in a row.
+    /// Keep-alives unanswered in a row, and when the first of them was sent.
     missed: u32,
+    missed_since: Time,
+    /// The responder does not know yet that the connection is in use.
+    unconfirmed: bool,
 }
 
 impl Connection {
-    /// When a keep-alive is due.
-    fn silent_at(&self) -> Time {
-        self.heard_at.max(self.asked_at) + KEEPALIVE_INTERVAL
+    /// When a keep-alive is due: `phase` shifts the steps of the clock.
+    fn silent_at(&self, phase: u64, quiet: bool) -> Time {
+        if self.missed > 0 {
+            return self.asked_at + KEEPALIVE_STEP;
+        }
+        let interval = if quiet {
+            KEEPALIVE_QUIET
+        } else {
+            KEEPALIVE_INTERVAL
+        };
+        let step = KEEPALIVE_STEP.as_nanos() as u64;
+        let silent = (self.heard_at.max(self.asked_at) + interval).as_nanos();
+        let at = silent.saturating_add(phase).checked_next_multiple_of(step);
+        Time::from_nanos(at.map_or(u64::MAX, |at| at - phase))
     }
 }
 
@@ -187,10 +212,14 @@ impl Client {
         Self {
             rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
             state: State::Idle,
+            phase: xxhash_rust::xxh3::xxh3_64(&config.local.0.to_be_bytes())
+                % KEEPALIVE_STEP.as_nanos() as u64,
+            quiet: false,
+            slowness: Duration::ZERO,
             session: config.session,
             attempt: 0,
             remote: Mac::default(),
-            commands: Commands::new(credits, mtu),
+            commands: Commands::new(credits, mtu, config.service),
             responder: None,
             lost_at: None,
             refused: None,
@@ -256,6 +285,22 @@ impl Client {
         self.state = State::Closed;
     }
 
+    /// Whether anything depends on the connection: whether it is alive is asked less often where
+    /// nothing does.
+    pub const fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
+    /// The responder was heard on a connection of its own, in this incarnation.
+    pub(super) fn heard_elsewhere(&mut self, now: Time, incarnation: Incarnation) {
+        if let State::Connected(connection) = &mut self.state
+            && connection.missed == 0
+            && self.responder == Some((self.config.remote, incarnation))
+        {
+            connection.heard_at = connection.heard_at.max(now);
+        }
+    }
+
     /// Whether a connection is open.
     pub const fn is_connected(&self) -> bool {
         matches!(self.state, State::Connected(_))
@@ -319,7 +364,10 @@ impl Client {
             State::Connecting(_) => return self.on_connect_answer(now, header, payload),
             State::Connected(connection) => {
                 connection.heard_at = connection.heard_at.max(now);
-                connection.missed = 0;
+                if std::mem::take(&mut connection.missed) > 0 {
+                    let took = now.since(connection.missed_since);
+                    self.slowness = took.max(self.slowness * 3 / 4);
+                }
             }
             State::Idle | State::Closed => return Err(DropReason::Unexpected),
         }
@@ -389,10 +437,13 @@ impl Client {
                 }
             }
             State::Connected(connection) => {
-                if connection.silent_at() <= now {
-                    if connection.missed >= KEEPALIVE_MISSED {
+                if connection.silent_at(self.phase, self.quiet) <= now {
+                    if connection.missed >= most_missed(self.slowness) {
                         self.reconnect(now, now);
                         return;
+                    }
+                    if connection.missed == 0 {
+                        connection.missed_since = now;
                     }
                     connection.missed += 1;
                     connection.asked_at = now;
@@ -413,7 +464,7 @@ impl Client {
         match &self.state {
             State::Connecting(connecting) => (!connecting.due).then_some(connecting.at),
             State::Connected(connection) => {
-                let alive = connection.silent_at();
+                let alive = connection.silent_at(self.phase, self.quiet);
                 Some(self.commands.deadline().map_or(alive, |t| t.min(alive)))
             }
             State::Idle | State::Closed => None,
@@ -431,7 +482,17 @@ impl Client {
         let base = self.base(self.connection());
         let sent = match &mut self.state {
             State::Connecting(_) => self.transmit_connect(now, out),
-            State::Connected(_) => self.commands.transmit(now, &base, out),
+            State::Connected(connection) => {
+                let unconfirmed = std::mem::take(&mut connection.unconfirmed);
+                let sent = self.commands.transmit(now, &base, out);
+                if !sent && unconfirmed {
+                    // Nothing to ask: the first frame on the connection says that it is in use.
+                    let mut confirm = base;
+                    (confirm.command, confirm.outstanding) = self.commands.mark();
+                    confirm.emit_whole(&[], out);
+                }
+                sent || unconfirmed
+            }
             State::Idle | State::Closed => false,
         };
         sent.then_some(self.remote)
@@ -456,11 +517,34 @@ impl Client {
     }
 }
 
+/// How many keep-alives in a row may be unanswered, where answers have taken so long.
+fn most_missed(slowness: Duration) -> u32 {
+    let steps = 2 * slowness.as_nanos() / KEEPALIVE_STEP.as_nanos();
+    let more = u32::try_from(steps).unwrap_or(u32::MAX);
+    KEEPALIVE_MISSED
+        .saturating_add(more)
+        .min(KEEPALIVE_MISSED_MAX)
+}
+
 /// Whether the frame's kind answers a connect.
 const fn answers_connect(header: &Header) -> bool {
     match header.kind {
         Kind::Connect => header.is_reply(),
         Kind::Refused => header.connection.0 == 0,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_responder_is_given_more_time_within_limits() {
+        let ms = Duration::from_millis;
+        assert_eq!(most_missed(Duration::ZERO), KEEPALIVE_MISSED);
+        assert_eq!(most_missed(ms(100)), KEEPALIVE_MISSED);
+        assert_eq!(most_missed(ms(1000)), KEEPALIVE_MISSED + 8);
+        assert_eq!(most_missed(Duration::MAX), KEEPALIVE_MISSED_MAX);
     }
 }

@@ -92,6 +92,7 @@ impl Commands {
         header.emit(&command.body[start as usize..end as usize], out);
         if !command.has_unsent() {
             command.sent_at = now;
+            command.first_sent_at.get_or_insert(now);
             command.sending = false;
             self.sending.pop_front();
             self.arm(id);

@@ -2,9 +2,7 @@
 
 use super::{Peer, Server, ServerEvent};
 use crate::planted::{self, Bug};
-use crate::session::limits::{
-    KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, RELIEF_INTERVAL, STALLED_AFTER,
-};
+use crate::session::limits::{KEEPALIVE_QUIET, LOST_AFTER, RELIEF_INTERVAL, STALLED_AFTER};
 use crate::session::server::session::Session;
 use crate::wire::message::{ConnectReply, ConnectRequest};
 use crate::wire::{
@@ -205,7 +203,7 @@ impl Server {
     /// Makes room for a session: one that was never used, or else the longest silent one that
     /// nobody seems to be behind.
     fn evict(&mut self, now: Time) -> bool {
-        let patience = KEEPALIVE_INTERVAL * (KEEPALIVE_MISSED + 1);
+        let patience = KEEPALIVE_QUIET + LOST_AFTER;
         let victim = self
             .by_key
             .values()
@@ -225,7 +223,7 @@ impl Server {
             return;
         }
         self.relieved_at = now;
-        let patience = KEEPALIVE_INTERVAL * (KEEPALIVE_MISSED + 1);
+        let patience = KEEPALIVE_QUIET + LOST_AFTER;
         let slots: Vec<usize> = self.by_key.values().copied().collect();
         for slot in slots {
             let Some(session) = self.sessions[slot].as_mut() else {

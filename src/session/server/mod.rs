@@ -218,6 +218,10 @@ impl Server {
             return Ok(());
         }
         session.heard_at = session.heard_at.max(now);
+        // The initiator sends by another of its NICs: it is answered there.
+        if !src.is_multicast() {
+            session.peer.mac = src;
+        }
         if !session.confirmed {
             session.confirmed = true;
             session.dormant = false;

@@ -1,7 +1,7 @@
 //! Whole clusters of a regular shape: fabric services, units with controllers and devices, hosts.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Daemon, Node, NodeOptions, Program, Rig, RigError, station, wait_equal_tables};
 
@@ -82,11 +82,61 @@ impl Plan {
     }
 }
 
+/// The nodes of a cluster, without daemons.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: Plan,
+    nodes: Vec<Node>,
+    rig: Rig,
+}
+
+impl Prepared {
+    /// The rig that they are in.
+    pub fn rig(&self) -> &Rig {
+        &self.rig
+    }
+
+    /// Starts everything at once; hosts join the cluster by themselves.
+    ///
+    /// # Errors
+    /// The rig's.
+    pub fn start(self) -> Result<Cluster, RigError> {
+        let Self { plan, nodes, rig } = self;
+        let mut nodes = nodes.into_iter();
+        let mut node = || -> Node { nodes.next().expect("as many nodes as asked for") };
+        let started = Instant::now();
+        let fabric = Daemon::start(&rig, node(), Program::Fabric, "policy = \"auto-join\"\n")?;
+        let mut units = Vec::new();
+        for number in 1..=plan.units {
+            let config = plan.unit_config(&rig, number);
+            units.push(Daemon::start(&rig, node(), Program::Unit, &config)?);
+        }
+        let mut hosts = Vec::new();
+        for number in 1..=plan.hosts {
+            let config = format!(
+                "name = \"h{number}\"\ncluster = \"A\"\n{}",
+                plan.host_config
+            );
+            hosts.push(Daemon::start(&rig, node(), Program::Host, &config)?);
+        }
+        Ok(Cluster {
+            plan,
+            started,
+            fabric,
+            units,
+            hosts,
+            rig,
+        })
+    }
+}
+
 /// A running cluster `A`.
 #[derive(Debug)]
 pub struct Cluster {
     /// What it was made from.
     pub plan: Plan,
+    /// When the first daemon was started.
+    pub started: Instant,
     /// Fabric services.
     pub fabric: Daemon,
     /// `u1` …
@@ -103,6 +153,14 @@ impl Cluster {
     /// # Errors
     /// The rig's.
     pub fn start(plan: Plan) -> Result<Self, RigError> {
+        Self::prepare(plan)?.start()
+    }
+
+    /// Makes the nodes; nothing is started yet.
+    ///
+    /// # Errors
+    /// The rig's.
+    pub fn prepare(plan: Plan) -> Result<Prepared, RigError> {
         let rig = if plan.in_memory {
             Rig::in_memory()
         } else {
@@ -115,29 +173,8 @@ impl Cluster {
             .enumerate()
             .map(|(i, name)| (name, NodeOptions::new(station(1 + i as u32)).mtu(plan.mtu)))
             .collect();
-        let mut nodes = rig.add_nodes(wanted)?.into_iter();
-        let mut node = || -> Node { nodes.next().expect("as many nodes as asked for") };
-        let fabric = Daemon::start(&rig, node(), Program::Fabric, "policy = \"auto-join\"\n")?;
-        let mut units = Vec::new();
-        for number in 1..=plan.units {
-            let config = plan.unit_config(&rig, number);
-            units.push(Daemon::start(&rig, node(), Program::Unit, &config)?);
-        }
-        let mut hosts = Vec::new();
-        for number in 1..=plan.hosts {
-            let config = format!(
-                "name = \"h{number}\"\ncluster = \"A\"\n{}",
-                plan.host_config
-            );
-            hosts.push(Daemon::start(&rig, node(), Program::Host, &config)?);
-        }
-        Ok(Self {
-            plan,
-            fabric,
-            units,
-            hosts,
-            rig,
-        })
+        let nodes = rig.add_nodes(wanted)?;
+        Ok(Prepared { plan, nodes, rig })
     }
 
     /// Starts everything and waits until all hosts have equal, complete tables.

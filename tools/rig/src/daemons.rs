@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rma::admin::control::ControlClient;
 use serde_json::Value;
 
 use crate::{Node, Output, Process, Rig, RigError, wait_until};
@@ -85,7 +86,8 @@ impl Daemon {
         Self::start_on(rig, node, program, "eth0", config)
     }
 
-    /// As [`Daemon::start`], on another interface than the first one on the switch.
+    /// As [`Daemon::start`], on another interface than the first one on the switch, or on several,
+    /// separated by commas.
     ///
     /// # Errors
     /// [`RigError::System`].
@@ -115,9 +117,13 @@ impl Daemon {
     /// # Errors
     /// [`RigError::System`].
     pub fn configure(&self, config: &str) -> Result<(), RigError> {
+        let interfaces: Vec<&str> = self.interface.split(',').collect();
+        let interfaces = match interfaces[..] {
+            [one] => format!("{one:?}"),
+            _ => format!("{interfaces:?}"),
+        };
         let mut text = format!(
-            "interface = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n",
-            self.interface,
+            "interface = {interfaces}\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n",
             self.state_dir().display(),
             self.run_dir().display()
         );
@@ -224,13 +230,28 @@ impl Daemon {
         self.lock().as_ref().map(Process::pid)
     }
 
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join(self.program.socket())
+    }
+
+    /// What the daemon answers to one line on its control socket, past `rma`; `None` where it does not.
+    pub fn ask(&self, question: &str) -> Option<Value> {
+        let mut client = ControlClient::connect(&self.socket(), Some(RMA_PATIENCE)).ok()?;
+        client.send(question).ok()?;
+        serde_json::from_str(&client.receive().ok()?).ok()
+    }
+
+    /// A host's status, as `rma -o json status` has it.
+    pub fn status(&self) -> Option<Value> {
+        let mut answer = self.ask(r#"{"agent":{"verb":"status"}}"#)?;
+        Some(answer["agent"].take()).filter(Value::is_object)
+    }
+
     /// `rma` with these arguments, asking this daemon.
     pub fn rma_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(bin_dir().join("rma"));
-        command
-            .arg("--socket")
-            .arg(self.run_dir().join(self.program.socket()))
-            .args(args);
+        command.arg("--socket").arg(self.socket()).args(args);
         command
     }
 
@@ -294,7 +315,7 @@ impl Daemon {
 
     /// The digest of this host's table, once it is past Fig. 5.
     pub fn digest(&self) -> Option<String> {
-        let status = self.json(&["status"])?;
+        let status = self.status()?;
         (status["block"] == 0).then(|| status["table"]["digest"].as_str().map(str::to_owned))?
     }
 }
@@ -310,7 +331,7 @@ pub fn wait_equal_tables(patience: Duration, hosts: &[&Daemon], rows: u64) -> Re
         || {
             let mut digest = None;
             hosts.iter().all(|host| {
-                let Some(status) = host.json(&["status"]) else {
+                let Some(status) = host.status() else {
                     return false;
                 };
                 let table = &status["table"];

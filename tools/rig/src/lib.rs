@@ -41,8 +41,9 @@ mod process;
 mod rig;
 mod switch;
 mod wait;
+mod watch;
 
-pub use cluster::{Cluster, Plan};
+pub use cluster::{Cluster, Plan, Prepared};
 pub use daemons::{Daemon, Program, bin_dir, wait_equal_tables};
 pub use harness::{Test, TestResult, run_tests};
 pub use isolate::enter;
@@ -51,6 +52,7 @@ pub use process::{Output, Process};
 pub use rig::{Node, NodeOptions, Rig, station};
 pub use switch::{Capture, Faults, PortCounters, Switch};
 pub use wait::wait_until;
+pub use watch::{Said, Watchers};
 
 use std::io;
 use std::path::PathBuf;
