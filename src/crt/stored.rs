@@ -57,6 +57,11 @@ pub struct TableChange {
 }
 
 impl TableChange {
+    /// How many rows it holds.
+    pub fn row_count(&self) -> usize {
+        self.records.len()
+    }
+
     /// The rows of `changed` as they are in `table` (those it lacks: gone), its settings and its
     /// stamps.
     pub fn of(table: &Table, changed: &[Guid]) -> Self {

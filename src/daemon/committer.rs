@@ -12,7 +12,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::crt::TableChange;
 use crate::rma::CommitToken;
 use crate::store::crt_file::CrtFile;
+use crate::store::mmap::give_back_freed_memory;
 use crate::wire::ClusterName;
+
+/// A commit of so many rows leaves much freed memory behind.
+const MANY_ROWS: usize = 4096;
 
 enum Job {
     Commit(CommitToken, TableChange),
@@ -111,9 +115,14 @@ impl Drop for Committer {
 fn carry_out(file: &mut CrtFile, job: Job) -> Option<CommitDone> {
     match job {
         Job::Commit(token, change) => {
+            let many = change.row_count() >= MANY_ROWS;
             let result = file.apply(change);
             if let Err(e) = &result {
                 log::error!("the table is not stored: {e}");
+            }
+            if many {
+                // The rows came in messages, and lay about in several forms meanwhile.
+                give_back_freed_memory();
             }
             let ok = result.is_ok();
             Some(CommitDone { token, ok })

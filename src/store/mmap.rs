@@ -114,6 +114,15 @@ impl Storage for MmapStorage {
     }
 }
 
+/// Gives memory that was freed back to the system, after something large has come and gone.
+pub fn give_back_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes no pointer and may be made at any time, by any thread.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
 fn map(file: &File) -> io::Result<MmapMut> {
     // SAFETY: the file is locked by this process, which is how every writer of ours begins; bytes
     // are copied out before they are checked and parsed, so a foreign writer that ignores the lock
