@@ -194,7 +194,10 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
         "interface",
         format!(
             "{} {} {} mtu {}",
-            info.interface, info.mac, info.link, info.mtu
+            info.interface,
+            info.macs.join(", "),
+            info.link,
+            info.mtu
         ),
     );
     line(

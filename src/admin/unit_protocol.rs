@@ -48,10 +48,12 @@ pub struct UnitStatus {
     pub cluster: Option<String>,
     /// Whether fabric services answer.
     pub fabric_up: bool,
-    /// The network interface.
+    /// The network interfaces, separated by commas.
     pub interface: String,
-    /// Its address.
+    /// The address of the first.
     pub mac: String,
+    /// The addresses of all.
+    pub macs: Vec<String>,
     /// `up`, `down` or `gone`.
     pub link: String,
     /// The most bytes of a frame behind its Ethernet header.

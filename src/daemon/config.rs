@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
+
+use crate::wire::row::MAX_MACS;
 
 /// A configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,44 @@ pub enum ConfigError {
     /// A key is missing.
     #[error("{0}")]
     Missing(String),
+}
+
+/// One name or a list of them, in TOML.
+pub fn one_or_more<'de, D: serde::Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged, expecting = "a string or an array of strings")]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(Some(match OneOrMore::deserialize(d)? {
+        OneOrMore::One(name) => vec![name],
+        OneOrMore::More(names) => names,
+    }))
+}
+
+/// The interfaces that a configuration names, or what is wrong with them.
+pub fn interfaces(names: Option<Vec<String>>) -> Result<Vec<String>, String> {
+    let names = names.filter(|names| !names.is_empty()).ok_or(
+        "missing; name the network interface that leads to the segment, or a list of them",
+    )?;
+    if names.len() > MAX_MACS {
+        return Err(format!(
+            "{} interfaces; at most {MAX_MACS} can be used",
+            names.len()
+        ));
+    }
+    for (index, name) in names.iter().enumerate() {
+        if name.is_empty() {
+            return Err("an empty name; `ip link` lists the interfaces".into());
+        }
+        if names[..index].contains(name) {
+            return Err(format!("{name} is named twice"));
+        }
+    }
+    Ok(names)
 }
 
 /// Reads `path`, or gives the default when `path` is the built-in one and no such file exists.

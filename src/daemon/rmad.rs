@@ -18,7 +18,7 @@ use crate::crt::TableChange;
 use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
-use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Outbox, PacketSocket};
+use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Nics};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
 use crate::store::crt_file::CrtFile;
@@ -78,13 +78,14 @@ fn run_once(
     reload: &dyn Fn() -> Result<RmadConfig, ConfigError>,
 ) -> Result<Outcome, RmadError> {
     let mut event_loop = Loop::new().map_err(system("wait for events"))?;
-    let interface = Interface::by_name(&config.interface)?;
-    if !interface.up {
-        return Err(RmadError::Down(interface.name));
+    let interfaces = Interface::by_names(&config.interface)?;
+    if !interfaces.iter().any(|interface| interface.up) {
+        return Err(RmadError::Down(config.interface.join(", ")));
     }
-    let mtu = mtu(config, &interface)?;
-    let management = PacketSocket::open(&interface, config.ethertype_management)?;
-    let service_socket = PacketSocket::open(&interface, config.ethertype_service)?;
+    let mtu = mtu(config, &interfaces)?;
+    let management = Nics::open(&interfaces, config.ethertype_management)?;
+    let service_socket = Nics::open(&interfaces, config.ethertype_service)?;
+    let macs = management.macs();
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
     for dir in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(dir).map_err(|source| RmadError::Directory {
@@ -103,8 +104,11 @@ fn run_once(
         config.name.escape_default(),
         identity.guid(),
         identity.incarnation(),
-        interface.name,
-        interface.mac,
+        config.interface.join(", "),
+        macs.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
         table.len(),
     );
     let seed = seed(&identity);
@@ -114,7 +118,7 @@ fn run_once(
                 local: identity.guid(),
                 incarnation: identity.incarnation(),
                 cluster: ClusterName::NONE,
-                local_macs: vec![interface.mac],
+                local_macs: macs.clone(),
                 mtu,
                 credits: SERVICE_CREDITS,
             },
@@ -131,7 +135,7 @@ fn run_once(
             guid: identity.guid(),
             incarnation: identity.incarnation(),
             name: config.name.clone(),
-            macs: vec![interface.mac],
+            macs,
             cluster,
             known_cluster,
             fabric_mac: config.fabric_mac,
@@ -155,7 +159,6 @@ fn run_once(
     }
     let daemon = Rmad {
         agent,
-        outbox: Outbox::new(),
         socket: management,
         links,
         control,
@@ -169,7 +172,6 @@ fn run_once(
         cluster: ClusterName::NONE,
         watchers: BTreeSet::new(),
         moved: None,
-        blocked: false,
         config: config.clone(),
     };
     notify(&[sd_notify::NotifyState::Ready]);
@@ -198,7 +200,9 @@ fn seed(identity: &Identity) -> u64 {
     fastrand::Rng::with_seed(mixed.wrapping_add(identity.incarnation().0)).u64(..)
 }
 
-fn mtu(config: &RmadConfig, interface: &Interface) -> Result<u16, RmadError> {
+fn mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> {
+    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
+    let interface = smallest.ok_or_else(|| RmadError::Down(String::new()))?;
     match config.mtu {
         Some(asked) if asked > interface.mtu => Err(RmadError::Mtu {
             asked,
@@ -212,8 +216,7 @@ fn mtu(config: &RmadConfig, interface: &Interface) -> Result<u16, RmadError> {
 
 struct Rmad {
     agent: Agent,
-    socket: PacketSocket,
-    outbox: Outbox,
+    socket: Nics,
     links: LinkWatch,
     control: ControlServer,
     commits: Committer,
@@ -223,8 +226,6 @@ struct Rmad {
     cluster: ClusterName,
     watchers: BTreeSet<ControlId>,
     moved: Option<Outcome>,
-    /// The packet socket takes no more for now.
-    blocked: bool,
     /// What is in force.
     config: RmadConfig,
 }
@@ -281,18 +282,7 @@ impl Rmad {
             if let Some(moved) = self.moved {
                 return Ok(moved);
             }
-            let was_blocked = self.blocked;
             self.transmit();
-            if self.blocked != was_blocked {
-                let interest = if self.blocked {
-                    Interest::ReadWrite
-                } else {
-                    Interest::Read
-                };
-                event_loop
-                    .change(&self.socket, TOKEN_PACKETS, interest)
-                    .map_err(system("wait for packets"))?;
-            }
             let ended = [
                 (service.has_ended(), "go on without the service thread"),
                 (self.commits.has_ended(), "go on without the table's thread"),
@@ -340,10 +330,8 @@ impl Rmad {
             match self.socket.recv(inbox) {
                 Ok(count) => {
                     let time = now();
-                    let own = self.socket.interface().mac;
                     for frame in inbox.frames() {
-                        // A packet socket also sees what the switch floods to others.
-                        if frame.destination != own && !frame.destination.is_multicast() {
+                        if !self.socket.is_for_us(frame.destination) {
                             continue;
                         }
                         // What is wrong with a frame is counted by the agent.
@@ -368,11 +356,14 @@ impl Rmad {
             Ok(false) => return,
             Err(e) => log::warn!("interfaces cannot be watched: {e}"),
         }
-        match self.socket.refresh() {
-            Ok(Some(state)) => log::info!("{}: {state:?}", self.socket.interface().name),
-            Ok(None) => {}
-            Err(e) => log::warn!("{}", chain(&e)),
+        let (changes, errors) = self.socket.refresh();
+        for change in changes {
+            log::info!("{change}");
         }
+        for e in errors {
+            log::warn!("{}", chain(&e));
+        }
+        self.agent.set_macs(now(), self.socket.macs());
         service.send(ServiceCommand::LinkChanged);
     }
 
@@ -575,29 +566,9 @@ impl Rmad {
     }
 
     fn transmit(&mut self) {
-        loop {
-            let (agent, time) = (&mut self.agent, now());
-            while !self.outbox.is_full() {
-                if !self.outbox.push_with(|out| agent.poll_transmit(time, out)) {
-                    break;
-                }
-            }
-            if self.outbox.is_empty() {
-                self.blocked = false;
-                return;
-            }
-            match self.socket.send(&mut self.outbox) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.blocked = true;
-                    return;
-                }
-                Err(e) => {
-                    log::warn!("{}", chain(&e));
-                    self.outbox.clear();
-                    return;
-                }
-            }
+        let (agent, time) = (&mut self.agent, now());
+        if let Err(e) = self.socket.send(time, |out| agent.poll_transmit(time, out)) {
+            log::warn!("{}", chain(&e));
         }
     }
 }

@@ -15,9 +15,10 @@ pub const DEFAULT_PATH: &str = "/etc/rma/rmad.toml";
 #[derive(Debug, Default, Clone, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
-    /// Network interface that leads to the segment
-    #[arg(long, value_name = "NAME")]
-    pub interface: Option<String>,
+    /// Network interface that leads to the segment; several, separated by commas, are used together
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "super::config::one_or_more")]
+    pub interface: Option<Vec<String>>,
     /// Name of this host [default: the machine's host name]
     #[arg(long)]
     pub name: Option<String>,
@@ -53,13 +54,13 @@ pub struct Keys {
     /// Interval at which fabric services are asked for members, milliseconds [default: 5000]
     #[arg(long, value_name = "MS")]
     pub poll_fabric_ms: Option<u64>,
-    /// Interval at which I/O units are asked for controllers, milliseconds [default: 5000]
+    /// Interval at which I/O units are asked for controllers, milliseconds [default: 10000]
     #[arg(long, value_name = "MS")]
     pub poll_units_ms: Option<u64>,
-    /// Interval at which controllers are asked for devices, milliseconds [default: 5000]
+    /// Interval at which controllers are asked for devices, milliseconds [default: 10000]
     #[arg(long, value_name = "MS")]
     pub poll_controllers_ms: Option<u64>,
-    /// Interval at which peers are asked for their table's stamp, milliseconds [default: 2000]
+    /// Interval at which peers are asked for their table's stamp, milliseconds [default: 5000]
     #[arg(long, value_name = "MS")]
     pub poll_peers_ms: Option<u64>,
     /// How long rows of devices that were taken out are kept at least, hours [default: 168]
@@ -74,8 +75,8 @@ pub struct Keys {
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RmadConfig {
-    /// Network interface.
-    pub interface: String,
+    /// Network interfaces, one or more.
+    pub interface: Vec<String>,
     /// Name of this host.
     pub name: String,
     /// Cluster wanted, or none.
@@ -198,12 +199,7 @@ impl RmadConfig {
                 format!("{ms} is not an interval from 50 ms to 3600000 ms"),
             )),
         };
-        let interface = keys.interface.ok_or_else(|| {
-            bad(
-                "interface",
-                "missing; name the network interface that leads to the segment".into(),
-            )
-        })?;
+        let interface = config::interfaces(keys.interface).map_err(|why| bad("interface", why))?;
         let name = match keys.name {
             Some(name) => name,
             None => nix::unistd::gethostname()
@@ -260,9 +256,9 @@ impl RmadConfig {
             ethertype_service,
             mtu,
             poll_fabric: interval("poll_fabric_ms", keys.poll_fabric_ms, 5_000)?,
-            poll_units: interval("poll_units_ms", keys.poll_units_ms, 5_000)?,
-            poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 5_000)?,
-            poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 2_000)?,
+            poll_units: interval("poll_units_ms", keys.poll_units_ms, 10_000)?,
+            poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 10_000)?,
+            poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 5_000)?,
             auto_restore: keys.auto_restore.unwrap_or(false),
             keep_removed: match keys.keep_removed_hours.unwrap_or(168) {
                 hours @ 1..=876_000 => Duration::from_secs(hours * 3600),
@@ -300,9 +296,25 @@ mod tests {
             flags,
         )
         .unwrap();
-        assert_eq!(config.interface, "eth1");
+        assert_eq!(config.interface, ["eth1"]);
         assert_eq!(config.cluster.to_string(), "B");
         assert_eq!(config.ethertype_service, 0x88b6);
+    }
+
+    #[test]
+    fn one_interface_or_several() {
+        let several = load(
+            "interface = [\"e1\", \"e2\"]\nname = \"h\"",
+            Keys::default(),
+        );
+        assert_eq!(several.unwrap().interface, ["e1", "e2"]);
+        for text in ["[]", "[\"e\", \"e\"]", "[\"\"]"] {
+            let error = load(
+                &format!("interface = {text}\nname = \"h\""),
+                Keys::default(),
+            );
+            assert!(error.unwrap_err().contains("interface: "), "{text}");
+        }
     }
 
     #[test]

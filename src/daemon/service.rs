@@ -19,7 +19,7 @@ use crate::export::block::{BlockError, BlockRequest, ExportInfo};
 use crate::export::socket::NbdSockets;
 use crate::initiator::load::{Load, LoadReport, LoadSpec};
 use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent, Target};
-use crate::net::{Inbox, LinkState, Outbox, PacketSocket};
+use crate::net::{Inbox, LinkState, Nics};
 use crate::rma::OwnedDevice;
 use crate::wire::message::DevicesReply;
 use crate::wire::message::Notification;
@@ -99,7 +99,7 @@ pub struct ServiceHandle {
 
 impl ServiceHandle {
     /// Starts the thread. The process's signals must already be blocked.
-    pub fn start(config: ServiceConfig, socket: PacketSocket) -> std::io::Result<Self> {
+    pub fn start(config: ServiceConfig, socket: Nics) -> std::io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let ready = Arc::new(EventFd::from_flags(flags)?);
@@ -119,7 +119,6 @@ impl ServiceHandle {
             controllers: BTreeMap::new(),
             socket,
             inbox,
-            outbox: Outbox::new(),
             sockets,
             socket_dir: config.socket_dir,
             exports: BTreeMap::new(),
@@ -128,7 +127,6 @@ impl ServiceHandle {
             wake: Arc::clone(&wake),
             events: event_queue,
             ready: Arc::clone(&ready),
-            blocked: false,
         };
         let thread = std::thread::Builder::new()
             .name("service".into())
@@ -190,9 +188,8 @@ struct Service {
     seed: u64,
     /// The controllers connected to, and whether they answer.
     controllers: BTreeMap<(Guid, IocNumber), bool>,
-    socket: PacketSocket,
+    socket: Nics,
     inbox: Inbox,
-    outbox: Outbox,
     sockets: NbdSockets,
     socket_dir: PathBuf,
     exports: BTreeMap<Guid, Export>,
@@ -201,8 +198,6 @@ struct Service {
     wake: Arc<EventFd>,
     events: Sender<ServiceEvent>,
     ready: Arc<EventFd>,
-    /// The packet socket takes no more for now.
-    blocked: bool,
 }
 
 impl Service {
@@ -222,18 +217,7 @@ impl Service {
             let received = self.state() == LinkState::Up && self.receive();
             self.initiator.tick(now());
             self.serve(looks);
-            let was_blocked = self.blocked;
             self.transmit();
-            if self.blocked != was_blocked {
-                let interest = if self.blocked {
-                    Interest::ReadWrite
-                } else {
-                    Interest::Read
-                };
-                if let Err(e) = event_loop.change(&self.socket, TOKEN_PACKETS, interest) {
-                    log::error!("service thread: cannot wait for the packet socket: {e}");
-                }
-            }
             if !self.initiator.is_waiting() {
                 spin.rest();
             } else if received || !polls {
@@ -331,10 +315,9 @@ impl Service {
     }
 
     fn refresh(&mut self) {
-        match self.socket.refresh() {
-            Ok(Some(state)) => log::info!("{}: {state:?}", self.socket.interface().name),
-            Ok(None) => {}
-            Err(e) => log::warn!("{e}"),
+        // The management thread says what has changed.
+        for e in self.socket.refresh().1 {
+            log::warn!("{e}");
         }
     }
 
@@ -347,10 +330,8 @@ impl Service {
                 Ok(count) => {
                     any |= count > 0;
                     let time = now();
-                    let own = self.socket.interface().mac;
                     for frame in self.inbox.frames() {
-                        // A packet socket also sees what the switch floods to others.
-                        if frame.destination != own && !frame.destination.is_multicast() {
+                        if !self.socket.is_for_us(frame.destination) {
                             continue;
                         }
                         // What is wrong with a frame is counted by the initiator.
@@ -482,32 +463,12 @@ impl Service {
     }
 
     fn transmit(&mut self) {
-        loop {
-            let (initiator, time) = (&mut self.initiator, now());
-            while !self.outbox.is_full() {
-                if !self
-                    .outbox
-                    .push_with(|out| initiator.poll_transmit(time, out))
-                {
-                    break;
-                }
-            }
-            if self.outbox.is_empty() {
-                self.blocked = false;
-                return;
-            }
-            match self.socket.send(&mut self.outbox) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.blocked = true;
-                    return;
-                }
-                Err(e) => {
-                    log::warn!("{e}");
-                    self.outbox.clear();
-                    return;
-                }
-            }
+        let (initiator, time) = (&mut self.initiator, now());
+        if let Err(e) = self
+            .socket
+            .send(time, |out| initiator.poll_transmit(time, out))
+        {
+            log::warn!("{e}");
         }
     }
 

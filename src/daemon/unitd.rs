@@ -24,7 +24,7 @@ use crate::backend::{Backend, Completion, Pool, PoolError};
 use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
 use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
-use crate::wire::Time;
+use crate::wire::{Mac, Time};
 
 /// The largest MTU that is taken from an interface by itself.
 const MAX_DEFAULT_MTU: u16 = 9000;
@@ -144,15 +144,15 @@ struct Daemon {
 impl Daemon {
     fn start(args: UnitdArgs) -> Result<Self, UnitdError> {
         let config = UnitdConfig::load(&args.keys, args.config.as_deref())?;
-        let interface = Interface::by_name(&config.interface)?;
-        if !interface.up {
-            return Err(UnitdError::Down(interface.name));
+        let interfaces = Interface::by_names(&config.interface)?;
+        if !interfaces.iter().any(|interface| interface.up) {
+            return Err(UnitdError::Down(config.interface.join(", ")));
         }
-        let mtu = settle_mtu(&config, &interface)?;
+        let mtu = settle_mtu(&config, &interfaces)?;
         // Before any thread: they inherit the blocked signals.
         let event_loop = Loop::new().map_err(system("set up the event loop"))?;
         let port = |ethertype, is_service, token| {
-            Port::open(&interface, ethertype, is_service, token, &event_loop)
+            Port::open(&interfaces, ethertype, is_service, token, &event_loop)
         };
         let ports = [
             port(config.ethertype_management, false, TOKEN_MANAGEMENT)?,
@@ -184,7 +184,7 @@ impl Daemon {
                     .serial
                     .clone()
                     .unwrap_or_else(|| format!("{:032x}", identity.guid().0)),
-                macs: vec![interface.mac],
+                macs: ports[0].nics.macs(),
             },
             incarnation: identity.incarnation(),
             cluster_wanted: config.cluster,
@@ -206,7 +206,7 @@ impl Daemon {
             .and_then(|()| event_loop.add(&control, TOKEN_CONTROL, Interest::Read))
             .and_then(|()| event_loop.add(&links, TOKEN_LINKS, Interest::Read))
             .map_err(system("set up the event loop"))?;
-        log_start(&config, &identity, &unit, &interface, mtu);
+        log_start(&config, &identity, &unit, &ports[0].nics.macs(), mtu);
         Ok(Self {
             args,
             config,
@@ -257,11 +257,8 @@ impl Daemon {
                         self.reload_by_signal();
                     }
                     Event::Ready {
-                        token,
-                        readable,
-                        writable,
-                        ..
-                    } => self.ready(token, readable, writable)?,
+                        token, readable, ..
+                    } => self.ready(token, readable)?,
                 }
             }
             let now = event_loop::now();
@@ -281,20 +278,16 @@ impl Daemon {
             self.act();
             let now = event_loop::now();
             for port in &mut self.ports {
-                port.send(now, &mut self.unit, &self.event_loop)?;
+                port.send(now, &mut self.unit);
             }
             self.drop_log.follow(now, &self.unit);
         }
     }
 
-    fn ready(&mut self, token: u64, readable: bool, writable: bool) -> Result<(), UnitdError> {
+    fn ready(&mut self, token: u64, readable: bool) -> Result<(), UnitdError> {
         match token {
             TOKEN_MANAGEMENT | TOKEN_SERVICE => {
-                let port = &mut self.ports[token as usize];
-                port.is_readable |= readable;
-                if writable {
-                    port.unblock(&self.event_loop)?;
-                }
+                self.ports[token as usize].is_readable |= readable;
             }
             TOKEN_POOL => self.complete(),
             TOKEN_CONTROL => self.administer(),
@@ -372,18 +365,16 @@ impl Daemon {
             return Ok(());
         }
         for port in &mut self.ports {
-            let name = port.socket.interface().name.clone();
-            match port.socket.refresh() {
-                Ok(None) => {}
-                Ok(Some(state)) if port.is_service => log::debug!("{name}: service {state:?}"),
-                Ok(Some(LinkState::Up)) => log::info!("interface {name} is up"),
-                Ok(Some(LinkState::Down)) => log::warn!("interface {name} is down; waiting for it"),
-                Ok(Some(LinkState::Gone)) => log::warn!("interface {name} is gone; waiting for it"),
-                Err(e) => log::error!("{}", one_line(&e)),
+            let (changes, errors) = port.nics.refresh();
+            for change in changes.into_iter().filter(|_| !port.is_service) {
+                log::warn!("{change}");
+            }
+            for e in errors {
+                log::error!("{}", one_line(&e));
             }
         }
-        let mac = self.ports[0].socket.interface().mac;
-        self.unit.set_macs(event_loop::now(), vec![mac]);
+        let macs = self.ports[0].nics.macs();
+        self.unit.set_macs(event_loop::now(), macs);
         Ok(())
     }
 
@@ -408,8 +399,8 @@ impl Daemon {
 
     fn status(&mut self) -> crate::admin::unit_protocol::UnitStatus {
         let [management, service] = &mut self.ports;
-        let traffic = [management.socket.counters(), service.socket.counters()];
-        let link = match management.socket.state() {
+        let traffic = [management.nics.counters(), service.nics.counters()];
+        let link = match management.nics.state() {
             LinkState::Up => "up",
             LinkState::Down => "down",
             LinkState::Gone => "gone",
@@ -417,7 +408,7 @@ impl Daemon {
         unitd_status::status(&unitd_status::Seen {
             unit: &self.unit,
             media: &self.media,
-            interface: management.socket.interface(),
+            interfaces: management.nics.interfaces().collect(),
             link,
             mtu: self.mtu,
             incarnation: self.incarnation,
@@ -480,13 +471,15 @@ impl Daemon {
         let now = event_loop::now();
         self.unit.close(now);
         for port in &mut self.ports {
-            port.send(now, &mut self.unit, &self.event_loop)?;
+            port.send(now, &mut self.unit);
         }
         Ok(())
     }
 }
 
-fn settle_mtu(config: &UnitdConfig, interface: &Interface) -> Result<u16, UnitdError> {
+fn settle_mtu(config: &UnitdConfig, interfaces: &[Interface]) -> Result<u16, UnitdError> {
+    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
+    let interface = smallest.ok_or_else(|| UnitdError::Down(String::new()))?;
     match config.mtu {
         None => Ok(interface.mtu.min(MAX_DEFAULT_MTU)),
         Some(wanted) if wanted > interface.mtu => Err(UnitdError::Mtu {
@@ -511,21 +504,18 @@ fn random_seed() -> std::io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-fn log_start(
-    config: &UnitdConfig,
-    identity: &Identity,
-    unit: &Unit,
-    interface: &Interface,
-    mtu: u16,
-) {
+fn log_start(config: &UnitdConfig, identity: &Identity, unit: &Unit, macs: &[Mac], mtu: u16) {
     let devices: usize = config.controllers.iter().map(|c| c.devices.len()).sum();
     log::info!(
         "unit {} ({}), start {}, on {} ({}), MTU {mtu}: {} controllers, {devices} devices",
         config.name,
         identity.guid(),
         identity.incarnation(),
-        interface.name,
-        interface.mac,
+        config.interface.join(", "),
+        macs.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
         config.controllers.len(),
     );
     if unit.cluster().is_none() {

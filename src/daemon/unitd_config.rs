@@ -22,8 +22,8 @@ pub const MAX_DISK_THREADS: usize = 64;
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitdConfig {
-    /// Network interface.
-    pub interface: String,
+    /// Network interfaces, one or more.
+    pub interface: Vec<String>,
     /// Name of this unit.
     pub name: String,
     /// Vendor of this unit.
@@ -176,12 +176,8 @@ impl UnitdConfig {
     }
 
     fn from_keys(keys: Keys, judge: &Judge<'_>) -> Result<Self, ConfigError> {
-        let interface = keys.interface.ok_or_else(|| {
-            judge.bad(
-                "interface",
-                "missing; name the network interface that leads to the segment",
-            )
-        })?;
+        let interface =
+            config::interfaces(keys.interface).map_err(|why| judge.bad("interface", why))?;
         let name = match keys.name {
             Some(name) => name,
             None => nix::unistd::gethostname()

@@ -11,9 +11,10 @@ use super::rmad_config::parse_ethertype;
 #[derive(Debug, Default, Clone, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
-    /// Network interface that leads to the segment
-    #[arg(long, value_name = "NAME")]
-    pub interface: Option<String>,
+    /// Network interface that leads to the segment; several, separated by commas, are used together
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "super::config::one_or_more")]
+    pub interface: Option<Vec<String>>,
     /// Name of this unit [default: the machine's host name]
     #[arg(long)]
     pub name: Option<String>,

@@ -1,9 +1,9 @@
-//! The sockets of `rma-unitd`, one for each EtherType, and the log of the frames it dropped.
+//! The sockets of `rma-unitd`, those of each EtherType together, and the log of the frames it dropped.
 
 use std::time::Duration;
 
 use super::event_loop::{Interest, Loop};
-use crate::net::{Inbox, Interface, NetError, Outbox, PacketSocket};
+use crate::net::{Inbox, Interface, NetError, Nics};
 use crate::unit::Unit;
 use crate::wire::{DropReason, Time};
 
@@ -30,74 +30,47 @@ fn wait(what: &'static str) -> impl Fn(std::io::Error) -> PortError {
     move |source| PortError::Wait { what, source }
 }
 
-/// One EtherType's socket and what waits to be sent on it.
+/// One EtherType's sockets.
 pub struct Port {
-    /// The socket.
-    pub socket: PacketSocket,
-    outbox: Outbox,
-    token: u64,
+    /// The sockets.
+    pub nics: Nics,
     /// Whether it is the service EtherType's.
     pub is_service: bool,
     /// Frames wait to be received.
     pub is_readable: bool,
-    /// The kernel had no room; the loop says when it has.
-    is_blocked: bool,
     complained_at: Option<Time>,
 }
 
 impl Port {
-    /// Opens a socket and has `event_loop` report it under `token`.
+    /// Opens a socket on each interface and has `event_loop` report them under `token`.
     pub fn open(
-        interface: &Interface,
+        interfaces: &[Interface],
         ethertype: u16,
         is_service: bool,
         token: u64,
         event_loop: &Loop,
     ) -> Result<Self, PortError> {
-        let socket = PacketSocket::open(interface, ethertype)?;
+        let nics = Nics::open(interfaces, ethertype)?;
         event_loop
-            .add(&socket, token, Interest::Read)
+            .add(&nics, token, Interest::Read)
             .map_err(wait("wait for frames"))?;
         Ok(Self {
-            socket,
-            outbox: Outbox::new(),
-            token,
+            nics,
             is_service,
             is_readable: false,
-            is_blocked: false,
             complained_at: None,
         })
     }
 
     /// Sends what the unit has for this EtherType, as far as the kernel takes it.
-    pub fn send(&mut self, now: Time, unit: &mut Unit, event_loop: &Loop) -> Result<(), PortError> {
-        if self.is_blocked {
-            return Ok(());
-        }
-        loop {
-            let is_service = self.is_service;
-            while self
-                .outbox
-                .push_with(|bytes| unit.poll_transmit_on(is_service, now, bytes))
-            {}
-            if self.outbox.is_empty() {
-                return Ok(());
-            }
-            match self.socket.send(&mut self.outbox) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.is_blocked = true;
-                    return event_loop
-                        .change(&self.socket, self.token, Interest::ReadWrite)
-                        .map_err(wait("wait for room to send"));
-                }
-                // As if a switch had lost them: the peers recover.
-                Err(e) => {
-                    self.complain(now, &e);
-                    self.outbox.clear();
-                    return Ok(());
-                }
-            }
+    pub fn send(&mut self, now: Time, unit: &mut Unit) {
+        let is_service = self.is_service;
+        let sent = self
+            .nics
+            .send(now, |bytes| unit.poll_transmit_on(is_service, now, bytes));
+        // As if a switch had lost them: the peers recover.
+        if let Err(e) = sent {
+            self.complain(now, &e);
         }
     }
 
@@ -120,28 +93,14 @@ impl Port {
         unit: &mut Unit,
     ) -> Result<bool, PortError> {
         self.is_readable = false;
-        let count = self.socket.recv(inbox)?;
-        let own = self.socket.interface().mac;
+        let count = self.nics.recv(inbox)?;
         for frame in inbox.frames() {
-            // A packet socket also sees what the switch floods to others.
-            if frame.destination != own && !frame.destination.is_multicast() {
-                continue;
+            if self.nics.is_for_us(frame.destination) {
+                // What is wrong with a frame is counted by the unit.
+                let _ = unit.handle(now, self.is_service, frame.source, frame.payload);
             }
-            // What is wrong with a frame is counted by the unit.
-            let _ = unit.handle(now, self.is_service, frame.source, frame.payload);
         }
         Ok(count > 0)
-    }
-
-    /// There is room to send again.
-    pub fn unblock(&mut self, event_loop: &Loop) -> Result<(), PortError> {
-        if !self.is_blocked {
-            return Ok(());
-        }
-        self.is_blocked = false;
-        event_loop
-            .change(&self.socket, self.token, Interest::Read)
-            .map_err(wait("wait for frames"))
     }
 }
 

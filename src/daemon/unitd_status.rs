@@ -17,8 +17,8 @@ pub struct Seen<'a> {
     pub unit: &'a Unit,
     /// Its media.
     pub media: &'a Media,
-    /// Its interface.
-    pub interface: &'a net::Interface,
+    /// Its interfaces.
+    pub interfaces: Vec<&'a net::Interface>,
     /// `up`, `down` or `gone`.
     pub link: &'a str,
     /// The most bytes of a frame behind its Ethernet header.
@@ -47,6 +47,8 @@ pub fn status(seen: &Seen<'_>) -> UnitStatus {
         })
         .collect();
     let [management, service] = &seen.traffic;
+    let names: Vec<&str> = seen.interfaces.iter().map(|i| i.name.as_str()).collect();
+    let macs: Vec<String> = seen.interfaces.iter().map(|i| i.mac.to_string()).collect();
     UnitStatus {
         guid: all.unit.to_string(),
         name: all.name,
@@ -54,8 +56,9 @@ pub fn status(seen: &Seen<'_>) -> UnitStatus {
         change: unit.stamp().change,
         cluster: (!cluster.is_none()).then(|| cluster.to_string()),
         fabric_up: unit.is_fabric_up(),
-        interface: seen.interface.name.clone(),
-        mac: seen.interface.mac.to_string(),
+        interface: names.join(", "),
+        mac: macs.first().cloned().unwrap_or_default(),
+        macs,
         link: seen.link.to_owned(),
         mtu: seen.mtu,
         registers_lost: !unit.has_registers(),

@@ -36,6 +36,16 @@ impl Interface {
     }
 
     /// `None` where the interface is a loopback, a tunnel, or has no station address.
+    /// The interfaces with these names, in their order.
+    ///
+    /// # Errors
+    /// As [`Interface::by_name`], of the first that is not to be had.
+    pub fn by_names<'a>(
+        names: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Vec<Self>, NetError> {
+        names.into_iter().map(|name| Self::by_name(name)).collect()
+    }
+
     fn from_pnet(interface: &NetworkInterface) -> Option<Self> {
         let mac = Mac(interface.mac?.octets());
         if mac == Mac::default() || interface.is_loopback() || interface.is_point_to_point() {

@@ -12,12 +12,14 @@
 
 mod batch;
 mod interface;
+mod nics;
 pub mod raw;
 mod socket;
 mod watch;
 
 pub use batch::{Frame, Inbox, OUTBOX_FRAMES, Outbox};
 pub use interface::{Interface, interfaces};
+pub use nics::{LinkChange, Nics};
 pub use socket::{Counters, LinkState, PacketSocket};
 pub use watch::LinkWatch;
 

@@ -291,6 +291,24 @@ impl PacketSocket {
     }
 }
 
+impl std::iter::Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            received_frames: a.received_frames + b.received_frames,
+            received_bytes: a.received_bytes + b.received_bytes,
+            received_batches: a.received_batches + b.received_batches,
+            received_malformed: a.received_malformed + b.received_malformed,
+            receive_drops: a.receive_drops + b.receive_drops,
+            sent_frames: a.sent_frames + b.sent_frames,
+            sent_bytes: a.sent_bytes + b.sent_bytes,
+            sent_batches: a.sent_batches + b.sent_batches,
+            send_drops: a.send_drops + b.send_drops,
+            send_oversized: a.send_oversized + b.send_oversized,
+            link_losses: a.link_losses + b.link_losses,
+        })
+    }
+}
+
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -423,14 +423,14 @@ impl Agent {
             station.set(now, Liveness::Unreachable);
             self.tell_liveness(guid, false);
         }
-        self.timers
-            .set(Timer::Address(guid), now + ADDRESS_PATIENCE);
         if planted::is(Bug::SilenceRemoves) && self.units.contains_key(&guid) {
             self.mutate([guid], |table| table.retire(guid));
         }
         if self.peers.contains_key(&guid) {
             self.abandon_pull(guid);
         }
+        // Perhaps only the NIC that was in use.
+        self.try_next_address(now, guid);
     }
 
     pub(super) fn station_refused(&mut self, guid: Guid, status: Status) {

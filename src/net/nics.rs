@@ -1,0 +1,301 @@
+//! The packet sockets of one EtherType on all NICs of a machine, used as one: what is received on any
+//! of them is received, and a frame leaves by a NIC that reaches its destination. Knows no protocol.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+use super::socket::Counters;
+use super::{Inbox, Interface, LinkState, NetError, Outbox, PacketSocket};
+use crate::wire::{Mac, Time};
+
+/// How long a destination may be sent to by one NIC without being heard before the others have their turn.
+const PATH_PATIENCE: Duration = Duration::from_millis(500);
+/// The most stations whose NIC is remembered; beyond, all are learnt anew.
+const MAX_PATHS: usize = 16_384;
+
+/// The packet sockets of one EtherType on one or more NICs.
+#[derive(Debug)]
+pub struct Nics {
+    nics: Vec<Nic>,
+    /// Readable when any NIC is, or has room again.
+    epoll: Epoll,
+    /// By which NIC a station is reached.
+    paths: BTreeMap<Mac, Path>,
+    /// The NIC that is received from first, and the one that an unknown station is tried by.
+    turns: (usize, usize),
+    frame: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Nic {
+    socket: PacketSocket,
+    outbox: Outbox,
+    /// The kernel had no room.
+    blocked: bool,
+}
+
+impl Nic {
+    /// Whether frames can leave by it.
+    fn works(&self) -> bool {
+        self.socket.state() == LinkState::Up && self.socket.interface().carrier
+    }
+}
+
+/// By which NIC a station was heard last.
+#[derive(Debug, Clone, Copy)]
+struct Path {
+    nic: usize,
+    /// Since when it has been sent to without being heard.
+    asked: Option<Time>,
+}
+
+/// A NIC whose state or address has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Its interface.
+    pub name: String,
+    /// What it is now.
+    pub state: LinkState,
+    /// Whether there is a cable with something at its other end.
+    pub carrier: bool,
+}
+
+impl std::fmt::Display for LinkChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = match (self.state, self.carrier) {
+            (LinkState::Up, true) => "up",
+            (LinkState::Up, false) => "without a cable; waiting for it",
+            (LinkState::Down, _) => "down; waiting for it",
+            (LinkState::Gone, _) => "gone; waiting for it",
+        };
+        write!(f, "interface {} is {state}", self.name)
+    }
+}
+
+impl Nics {
+    /// Opens a socket on each of `interfaces`, of which there is at least one.
+    ///
+    /// # Errors
+    /// What [`PacketSocket::open`] says.
+    pub fn open(interfaces: &[Interface], ethertype: u16) -> Result<Self, NetError> {
+        let name = interfaces.first().map_or("", |i| i.name.as_str());
+        let kernel = |errno: nix::Error| NetError::Kernel {
+            action: "wait for frames",
+            name: name.to_owned(),
+            source: errno.into(),
+        };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
+        let mut nics = Vec::with_capacity(interfaces.len());
+        for interface in interfaces {
+            let socket = PacketSocket::open(interface, ethertype)?;
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, nics.len() as u64);
+            epoll.add(&socket, event).map_err(kernel)?;
+            nics.push(Nic {
+                socket,
+                outbox: Outbox::new(),
+                blocked: false,
+            });
+        }
+        Ok(Self {
+            nics,
+            epoll,
+            paths: BTreeMap::new(),
+            turns: (0, 0),
+            frame: Vec::new(),
+        })
+    }
+
+    /// The addresses, in the order of the interfaces.
+    pub fn macs(&self) -> Vec<Mac> {
+        self.interfaces().map(|interface| interface.mac).collect()
+    }
+
+    /// The interfaces as they were found last.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Interface> + '_ {
+        self.nics.iter().map(|nic| nic.socket.interface())
+    }
+
+    /// Whether a frame with this destination is for us: a packet socket also sees what the switch floods to
+    /// others.
+    pub fn is_for_us(&self, destination: Mac) -> bool {
+        destination.is_multicast() || self.interfaces().any(|i| i.mac == destination)
+    }
+
+    /// The best state of any NIC.
+    pub fn state(&self) -> LinkState {
+        let any = |state| self.nics.iter().any(|nic| nic.socket.state() == state);
+        if any(LinkState::Up) {
+            LinkState::Up
+        } else if any(LinkState::Down) {
+            LinkState::Down
+        } else {
+            LinkState::Gone
+        }
+    }
+
+    /// What the sockets have counted, added up.
+    pub fn counters(&mut self) -> Counters {
+        self.nics.iter_mut().map(|nic| nic.socket.counters()).sum()
+    }
+
+    /// Looks at the interfaces again, after a notice of the kernel: what has changed, and what could not be
+    /// looked at.
+    pub fn refresh(&mut self) -> (Vec<LinkChange>, Vec<NetError>) {
+        let (mut changes, mut errors) = (Vec::new(), Vec::new());
+        for nic in &mut self.nics {
+            match nic.socket.refresh() {
+                Ok(None) => {}
+                Ok(Some(state)) => changes.push(LinkChange {
+                    name: nic.socket.interface().name.clone(),
+                    state,
+                    carrier: nic.socket.interface().carrier,
+                }),
+                Err(error) => errors.push(error),
+            }
+        }
+        (changes, errors)
+    }
+
+    /// Receives one batch from one of the NICs that have any; 0 where none has.
+    ///
+    /// # Errors
+    /// What [`PacketSocket::recv`] says.
+    pub fn recv(&mut self, inbox: &mut Inbox) -> Result<usize, NetError> {
+        let count = self.nics.len();
+        for _ in 0..count {
+            let index = self.turns.0 % count;
+            self.turns.0 = index + 1;
+            let frames = self.nics[index].socket.recv(inbox)?;
+            if frames > 0 {
+                if count > 1 {
+                    self.learn(index, inbox);
+                }
+                return Ok(frames);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Notes whom a NIC has heard.
+    fn learn(&mut self, nic: usize, inbox: &Inbox) {
+        for frame in inbox.frames() {
+            if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&frame.source) {
+                self.paths.clear();
+            }
+            self.paths.insert(frame.source, Path { nic, asked: None });
+        }
+    }
+
+    /// Sends what `emit` gives (see [`Outbox::push_with`]), as far as the kernel takes it; call it again when
+    /// the file descriptor is ready.
+    ///
+    /// # Errors
+    /// What [`PacketSocket::send`] says; what was to be sent by that NIC is dropped, as if a switch had lost
+    /// it.
+    pub fn send(
+        &mut self,
+        now: Time,
+        mut emit: impl FnMut(&mut Vec<u8>) -> Option<Mac>,
+    ) -> Result<(), NetError> {
+        loop {
+            if let [nic] = &mut self.nics[..] {
+                while nic.outbox.push_with(&mut emit) {}
+            } else {
+                self.distribute(now, &mut emit);
+            }
+            if self.nics.iter().all(|nic| nic.outbox.is_empty()) {
+                return Ok(());
+            }
+            if !self.flush()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts frames into the outboxes of the NICs they should leave by, until one of them is full.
+    fn distribute(&mut self, now: Time, emit: &mut impl FnMut(&mut Vec<u8>) -> Option<Mac>) {
+        while !self.nics.iter().any(|nic| nic.outbox.is_full()) {
+            let mut frame = std::mem::take(&mut self.frame);
+            frame.clear();
+            let destination = emit(&mut frame);
+            if let Some(destination) = destination {
+                if destination.is_multicast() {
+                    for nic in self.nics.iter_mut().filter(|nic| nic.works()) {
+                        nic.outbox.push(destination, &frame);
+                    }
+                } else {
+                    let index = self.choose(now, destination);
+                    self.nics[index].outbox.push(destination, &frame);
+                }
+            }
+            self.frame = frame;
+            if destination.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// The NIC by which a station was heard last, or one after the other where it was not heard for too long.
+    fn choose(&mut self, now: Time, destination: Mac) -> usize {
+        if let Some(path) = self.paths.get_mut(&destination) {
+            let asked = *path.asked.get_or_insert(now);
+            if self.nics[path.nic].works() && now.since(asked) < PATH_PATIENCE {
+                return path.nic;
+            }
+        }
+        let count = self.nics.len();
+        for _ in 0..count {
+            let index = self.turns.1 % count;
+            self.turns.1 = index + 1;
+            if self.nics[index].works() {
+                return index;
+            }
+        }
+        0
+    }
+
+    /// Sends what waits; `false` where a NIC takes no more for now.
+    fn flush(&mut self) -> Result<bool, NetError> {
+        let mut failed = None;
+        for (index, nic) in self.nics.iter_mut().enumerate() {
+            let blocked = match nic.socket.send(&mut nic.outbox) {
+                Ok(all) => !all,
+                Err(error) => {
+                    nic.outbox.clear();
+                    failed = Some(error);
+                    false
+                }
+            };
+            if blocked != std::mem::replace(&mut nic.blocked, blocked) {
+                let flags = if blocked {
+                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT
+                } else {
+                    EpollFlags::EPOLLIN
+                };
+                let mut event = EpollEvent::new(flags, index as u64);
+                self.epoll
+                    .modify(&nic.socket, &mut event)
+                    .map_err(|errno| NetError::Kernel {
+                        action: "wait for room to send",
+                        name: nic.socket.interface().name.clone(),
+                        source: io::Error::from(errno),
+                    })?;
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(self.nics.iter().all(|nic| !nic.blocked)),
+        }
+    }
+}
+
+impl AsFd for Nics {
+    /// Ready when a NIC has frames, or room again after it had none.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
