@@ -2,11 +2,15 @@
 
 use super::agent::Agent;
 use super::journal::Waiter;
-use super::peers::Pulled;
+use super::peers::{Peer, Pulled};
 use super::report::summary_text;
 use super::timers::Timer;
 use crate::wire::message::TableSummary;
 use crate::wire::{EntityType, Guid, Row, Time};
+
+/// The most tables that are looked into in block 515, the most current first: when all hosts of a
+/// large cluster start at once, the rest comes together afterwards.
+const MAX_BOOT_PULLS: usize = 4;
 
 /// Where the agent is in Fig. 5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -253,9 +257,12 @@ impl Agent {
             self.enter(now, Block::Adopt);
         }
         let digest = self.table.digest();
+        let looked = |p: &&Peer| p.boot_pull != Pulled::No;
+        let enough = self.peers.values().filter(looked).count() >= MAX_BOOT_PULLS;
         let differing: Vec<(Guid, TableSummary, bool)> = self
             .peers
             .iter()
+            .filter(|_| !enough)
             .filter(|(_, p)| p.boot_pull == Pulled::No && p.station.is_up())
             .filter_map(|(guid, p)| Some((*guid, p.summary?, p.fresh)))
             .filter(|(_, theirs, _)| theirs.digest != digest && theirs.row_count > 0)
