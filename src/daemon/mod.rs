@@ -12,6 +12,7 @@ pub mod rmad;
 pub mod rmad_config;
 pub mod rmad_error;
 pub mod service;
+mod service_words;
 mod spin;
 pub mod unitd;
 pub mod unitd_config;

@@ -1,0 +1,100 @@
+//! What the management thread and the service thread of `rmad` say to each other, and what an owned
+//! device is to the initiator and to a client.
+
+use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::export::block::ExportInfo;
+use crate::initiator::Target;
+use crate::initiator::load::{LoadReport, LoadSpec};
+use crate::rma::OwnedDevice;
+use crate::wire::message::{DevicesReply, Notification};
+use crate::wire::row::features;
+use crate::wire::{ClusterName, Guid, IocNumber, Mac, Status};
+
+/// What the management thread wants.
+#[derive(Debug)]
+pub enum ServiceCommand {
+    /// The cluster became known or changed.
+    Cluster(ClusterName),
+    /// Keep a service connection to a controller.
+    AddController(Guid, IocNumber, Mac),
+    /// Give it up.
+    RemoveController(Guid, IocNumber),
+    /// Ask a controller for its devices.
+    ListDevices(Guid, IocNumber),
+    /// Everything that this host owns.
+    Export(Vec<OwnedDevice>),
+    /// Tell what is exported; the token comes back.
+    Report(u64),
+    /// Make load on a device that this host owns, and tell how it goes; the token comes back.
+    Load(u64, Guid, LoadSpec),
+    /// Whoever wanted that load has gone: end it.
+    EndLoad(u64),
+    /// The interface changed: look at it again.
+    LinkChanged,
+    /// End the thread: close sockets and connections.
+    Stop,
+}
+
+/// What the service thread says.
+#[derive(Debug)]
+pub enum ServiceEvent {
+    /// A controller's devices, or why they are not known.
+    Devices(Guid, IocNumber, Result<DevicesReply, Status>),
+    /// A controller's notification.
+    Notified(Guid, IocNumber, Notification),
+    /// What is exported.
+    Report(u64, Vec<ExportStatus>),
+    /// How a load goes, or why there is none. The last one says that it is over.
+    Load {
+        /// Which.
+        token: u64,
+        /// How it goes.
+        report: Result<LoadReport, String>,
+        /// Whether more will come.
+        over: bool,
+    },
+}
+
+/// Where the initiator finds it.
+pub(super) fn target(owned: &OwnedDevice) -> Target {
+    Target {
+        unit: owned.unit,
+        ioc: owned.row.ioc,
+        iod: owned.row.iod,
+        device: owned.device(),
+        extent: owned.extent(),
+        epoch: owned.epoch,
+        size_bytes: owned.row.size_bytes,
+        block_size: owned.row.block_size,
+        features: owned.row.features,
+    }
+}
+
+/// Whether a client could make sense of the device's facts.
+pub(super) fn usable(owned: &OwnedDevice) -> Result<(), String> {
+    let (size, block) = (owned.row.size_bytes, owned.row.block_size);
+    if !block.is_power_of_two() || !(512..=65_536).contains(&block) {
+        return Err(format!("its unit says that its block size is {block}"));
+    }
+    if size < u64::from(block) || size > i64::MAX as u64 {
+        return Err(format!("its unit says that its size is {size} bytes"));
+    }
+    Ok(())
+}
+
+/// What a client is told of it.
+pub(super) fn info(owned: &OwnedDevice) -> ExportInfo {
+    let row = &owned.row;
+    let has = |bit| row.features & bit != 0;
+    ExportInfo {
+        name: row.name.clone(),
+        description: format!("{} {}", row.vendor, row.model).trim().to_owned(),
+        size_bytes: row.size_bytes,
+        block_size: row.block_size,
+        read_only: has(features::READ_ONLY),
+        fua: has(features::FUA),
+        discard: has(features::DISCARD),
+        write_zeroes: has(features::WRITE_ZEROES),
+        rotational: has(features::ROTATIONAL),
+    }
+}
