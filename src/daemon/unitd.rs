@@ -252,7 +252,10 @@ impl Daemon {
             }
             for event in &seen {
                 match *event {
-                    Event::Stop => return self.stop(),
+                    Event::Stop => {
+                        self.stop();
+                        return Ok(());
+                    }
                     Event::Reload => {
                         self.reload_by_signal();
                     }
@@ -465,7 +468,7 @@ impl Daemon {
         Ok((changes, at_next_start))
     }
 
-    fn stop(&mut self) -> Result<(), UnitdError> {
+    fn stop(&mut self) {
         notify(&[NotifyState::Stopping]);
         log::info!("stopping");
         let now = event_loop::now();
@@ -473,7 +476,6 @@ impl Daemon {
         for port in &mut self.ports {
             port.send(now, &mut self.unit);
         }
-        Ok(())
     }
 }
 

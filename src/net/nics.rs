@@ -20,7 +20,7 @@ const MAX_PATHS: usize = 16_384;
 /// The packet sockets of one EtherType on one or more NICs.
 #[derive(Debug)]
 pub struct Nics {
-    nics: Vec<Nic>,
+    each: Vec<Nic>,
     /// Readable when any NIC is, or has room again.
     epoll: Epoll,
     /// By which NIC a station is reached.
@@ -101,7 +101,7 @@ impl Nics {
             });
         }
         Ok(Self {
-            nics,
+            each: nics,
             epoll,
             paths: BTreeMap::new(),
             turns: (0, 0),
@@ -116,7 +116,7 @@ impl Nics {
 
     /// The interfaces as they were found last.
     pub fn interfaces(&self) -> impl Iterator<Item = &Interface> + '_ {
-        self.nics.iter().map(|nic| nic.socket.interface())
+        self.each.iter().map(|nic| nic.socket.interface())
     }
 
     /// Whether a frame with this destination is for us: a packet socket also sees what the switch floods to
@@ -127,7 +127,7 @@ impl Nics {
 
     /// The best state of any NIC.
     pub fn state(&self) -> LinkState {
-        let any = |state| self.nics.iter().any(|nic| nic.socket.state() == state);
+        let any = |state| self.each.iter().any(|nic| nic.socket.state() == state);
         if any(LinkState::Up) {
             LinkState::Up
         } else if any(LinkState::Down) {
@@ -139,14 +139,14 @@ impl Nics {
 
     /// What the sockets have counted, added up.
     pub fn counters(&mut self) -> Counters {
-        self.nics.iter_mut().map(|nic| nic.socket.counters()).sum()
+        self.each.iter_mut().map(|nic| nic.socket.counters()).sum()
     }
 
     /// Looks at the interfaces again, after a notice of the kernel: what has changed, and what could not be
     /// looked at.
     pub fn refresh(&mut self) -> (Vec<LinkChange>, Vec<NetError>) {
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
-        for nic in &mut self.nics {
+        for nic in &mut self.each {
             match nic.socket.refresh() {
                 Ok(None) => {}
                 Ok(Some(state)) => changes.push(LinkChange {
@@ -165,11 +165,11 @@ impl Nics {
     /// # Errors
     /// What [`PacketSocket::recv`] says.
     pub fn recv(&mut self, inbox: &mut Inbox) -> Result<usize, NetError> {
-        let count = self.nics.len();
+        let count = self.each.len();
         for _ in 0..count {
             let index = self.turns.0 % count;
             self.turns.0 = index + 1;
-            let frames = self.nics[index].socket.recv(inbox)?;
+            let frames = self.each[index].socket.recv(inbox)?;
             if frames > 0 {
                 if count > 1 {
                     self.learn(index, inbox);
@@ -202,12 +202,12 @@ impl Nics {
         mut emit: impl FnMut(&mut Vec<u8>) -> Option<Mac>,
     ) -> Result<(), NetError> {
         loop {
-            if let [nic] = &mut self.nics[..] {
+            if let [nic] = &mut self.each[..] {
                 while nic.outbox.push_with(&mut emit) {}
             } else {
                 self.distribute(now, &mut emit);
             }
-            if self.nics.iter().all(|nic| nic.outbox.is_empty()) {
+            if self.each.iter().all(|nic| nic.outbox.is_empty()) {
                 return Ok(());
             }
             if !self.flush()? {
@@ -218,18 +218,18 @@ impl Nics {
 
     /// Puts frames into the outboxes of the NICs they should leave by, until one of them is full.
     fn distribute(&mut self, now: Time, emit: &mut impl FnMut(&mut Vec<u8>) -> Option<Mac>) {
-        while !self.nics.iter().any(|nic| nic.outbox.is_full()) {
+        while !self.each.iter().any(|nic| nic.outbox.is_full()) {
             let mut frame = std::mem::take(&mut self.frame);
             frame.clear();
             let destination = emit(&mut frame);
             if let Some(destination) = destination {
                 if destination.is_multicast() {
-                    for nic in self.nics.iter_mut().filter(|nic| nic.works()) {
+                    for nic in self.each.iter_mut().filter(|nic| nic.works()) {
                         nic.outbox.push(destination, &frame);
                     }
                 } else {
                     let index = self.choose(now, destination);
-                    self.nics[index].outbox.push(destination, &frame);
+                    self.each[index].outbox.push(destination, &frame);
                 }
             }
             self.frame = frame;
@@ -243,15 +243,15 @@ impl Nics {
     fn choose(&mut self, now: Time, destination: Mac) -> usize {
         if let Some(path) = self.paths.get_mut(&destination) {
             let asked = *path.asked.get_or_insert(now);
-            if self.nics[path.nic].works() && now.since(asked) < PATH_PATIENCE {
+            if self.each[path.nic].works() && now.since(asked) < PATH_PATIENCE {
                 return path.nic;
             }
         }
-        let count = self.nics.len();
+        let count = self.each.len();
         for _ in 0..count {
             let index = self.turns.1 % count;
             self.turns.1 = index + 1;
-            if self.nics[index].works() {
+            if self.each[index].works() {
                 return index;
             }
         }
@@ -261,7 +261,7 @@ impl Nics {
     /// Sends what waits; `false` where a NIC takes no more for now.
     fn flush(&mut self) -> Result<bool, NetError> {
         let mut failed = None;
-        for (index, nic) in self.nics.iter_mut().enumerate() {
+        for (index, nic) in self.each.iter_mut().enumerate() {
             let blocked = match nic.socket.send(&mut nic.outbox) {
                 Ok(all) => !all,
                 Err(error) => {
@@ -288,7 +288,7 @@ impl Nics {
         }
         match failed {
             Some(error) => Err(error),
-            None => Ok(self.nics.iter().all(|nic| !nic.blocked)),
+            None => Ok(self.each.iter().all(|nic| !nic.blocked)),
         }
     }
 }

@@ -72,7 +72,7 @@ fn boot(args: &Args, plan: Plan, figures: &mut Figures) -> Result<Cluster> {
     let started = cluster.started.elapsed();
     cluster.settle(PATIENCE)?;
     let took = cluster.started.elapsed();
-    let switch = cost::own_cpu() - before;
+    let switch = cost::own_cpu().saturating_sub(before);
     if let Some(capture) = capture {
         figures.say(&format!("{} frames recorded", capture.stop()?));
     }
@@ -157,7 +157,7 @@ fn changes(args: &Args, cluster: &Cluster, figures: &mut Figures) -> Result<()> 
         answers.push(answered);
         all.push(everywhere);
     }
-    let spent = cost::cpu_of(&cluster.hosts) - before;
+    let spent = cost::cpu_of(&cluster.hosts).saturating_sub(before);
     cluster.rig.switch().set_faults(Faults::default())?;
     figures.note("change_answer_p50_ms", millis(quantile(&mut answers, 0.5)));
     figures.note("change_answer_p99_ms", millis(quantile(&mut answers, 0.99)));
