@@ -13,7 +13,8 @@ use super::control::{AskError, ControlClient};
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
-use crate::rma::desired::Size;
+use super::{apply, change_text};
+use crate::rma::desired::{Desired, Size};
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
 /// How long an answer of a daemon is awaited.
@@ -114,6 +115,16 @@ enum Verb {
         /// Its name
         #[arg(long, default_value = "")]
         name: String,
+    },
+    /// Write units, controllers, devices and extents as they are owned: a file for `rma apply`
+    Export,
+    /// Make the cluster as a file says, unit by unit; what it does not name stays as it is
+    Apply {
+        /// A TOML or JSON file, as `rma export` writes one
+        file: PathBuf,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove an extent that nobody owns; its range is of nobody's use until it is carved again
     Uncarve {
@@ -248,6 +259,8 @@ enum CliError {
     Crt(#[from] crate::store::crt_file::StoreError),
     #[error(transparent)]
     Capture(#[from] super::capture::CaptureError),
+    #[error(transparent)]
+    Apply(#[from] apply::ApplyFileError),
     #[error("{path}: {source}")]
     File {
         path: PathBuf,
@@ -255,6 +268,12 @@ enum CliError {
     },
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn unexpected() -> Self {
+        Self::Refused("the daemon answered something else than it was asked".into())
+    }
 }
 
 /// Runs `rma` with the process's arguments.
@@ -328,6 +347,8 @@ impl Cli {
                 size: size.0,
                 name: name.clone(),
             },
+            Verb::Export => return self.export(),
+            Verb::Apply { file, dry_run } => return self.apply(file, *dry_run),
             Verb::Uncarve { extent } => AdminRequest::Uncarve {
                 extent: extent.clone(),
             },
@@ -380,6 +401,37 @@ impl Cli {
         Ok(true)
     }
 
+    fn export(&self) -> Result<bool, CliError> {
+        let AdminReply::Table(table) = self.ask(AdminRequest::Table)? else {
+            return Err(CliError::unexpected());
+        };
+        let text = apply::export(&table)?;
+        match self.output {
+            // As `rma apply` reads it: it has its own form, and nothing around it.
+            Format::Json => {
+                let mut out = std::io::stdout().lock();
+                let desired = Desired::of(&table);
+                serde_json::to_writer_pretty(&mut out, &desired).map_err(std::io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
+            Format::Text => std::io::stdout().lock().write_all(text.as_bytes())?,
+        }
+        Ok(true)
+    }
+
+    fn apply(&self, file: &Path, dry_run: bool) -> Result<bool, CliError> {
+        let desired = apply::read(file)?;
+        let reply = self.ask(AdminRequest::Apply { desired, dry_run })?;
+        let AdminReply::Applied(info) = &reply else {
+            return Err(CliError::unexpected());
+        };
+        self.print(&reply, || change_text::applied(info))?;
+        match change_text::left(info) {
+            None => Ok(true),
+            Some(left) => Err(CliError::Refused(left)),
+        }
+    }
+
     fn socket(&self, default: &str) -> PathBuf {
         self.socket
             .clone()
@@ -395,9 +447,7 @@ impl Cli {
                 Err(CliError::Refused(error.message))
             }
             Answer::Agent(reply) => Ok(reply),
-            _ => Err(CliError::Refused(
-                "the daemon answered something else than it was asked".into(),
-            )),
+            _ => Err(CliError::unexpected()),
         }
     }
 
@@ -445,9 +495,7 @@ impl Cli {
                 Ok(true)
             }
             Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::Refused(
-                "the daemon answered something else than it was asked".into(),
-            )),
+            _ => Err(CliError::unexpected()),
         }
     }
 
@@ -461,9 +509,7 @@ impl Cli {
                 Ok(true)
             }
             Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::Refused(
-                "the daemon answered something else than it was asked".into(),
-            )),
+            _ => Err(CliError::unexpected()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
+pub mod apply;
 pub mod bench;
 pub mod capture;
 pub mod change_text;

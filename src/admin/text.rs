@@ -577,6 +577,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Allocated(info) => change_text::allocated(info),
         AdminReply::Carved(info) => change_text::carved(info),
         AdminReply::Restored(info) => restored(info),
+        AdminReply::Applied(info) => change_text::applied(info),
         AdminReply::Granularity(info) if info.changed => {
             format!("granularity is now {}\n", info.granularity)
         }

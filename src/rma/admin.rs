@@ -1,6 +1,7 @@
 //! Administrators' requests and what the agent shows of itself.
 
 use super::agent::Agent;
+use super::apply_plan::granularity;
 use super::journal::Waiter;
 use super::members::{Liveness, Station};
 use super::plan::error;
@@ -10,7 +11,7 @@ use super::request::{
     ErrorKind, GranularityInfo, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo,
     UnitTreeInfo, WatchEvent,
 };
-use crate::wire::{EntityType, Granularity, Guid, Row, Time};
+use crate::wire::{EntityType, Guid, Row, Time};
 
 impl Agent {
     /// An administrator asks; the answer is an [`AgentAction::AdminReply`] with the same token,
@@ -75,6 +76,12 @@ impl Agent {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),
             },
+            AdminRequest::Apply { desired, dry_run } => {
+                match self.apply(now, token, &desired, dry_run) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
             AdminRequest::Uncarve { extent } => match self.uncarve(now, token, &extent) {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),
@@ -105,25 +112,11 @@ impl Agent {
         error(ErrorKind::NotReady, message)
     }
 
-    fn set_granularity(&mut self, token: u64, text: &str) -> Result<(), AdminError> {
+    pub(super) fn set_granularity(&mut self, token: u64, text: &str) -> Result<(), AdminError> {
         if !self.boot.is_steady() {
             return Err(self.not_ready());
         }
-        let wanted = Granularity::ALL
-            .iter()
-            .copied()
-            .find(|g| g.name() == text)
-            .ok_or_else(|| {
-                let names: Vec<&str> = Granularity::ALL.iter().map(|g| g.name()).collect();
-                error(
-                    ErrorKind::BadRequest,
-                    format!(
-                        "'{}' is no granularity; say {}",
-                        text.escape_debug(),
-                        names.join(", ")
-                    ),
-                )
-            })?;
+        let wanted = granularity(text)?;
         let before = self.table.settings().granularity;
         let (term, writer) = (self.allocations.term, self.config.guid);
         if !self.table.set_granularity(wanted, term, writer) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::action::{AgentAction, OwnedDevice};
 use super::allocation::Allocations;
+use super::apply::Applies;
 use super::boot::Boot;
 use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::Journal;
@@ -70,6 +71,7 @@ pub struct Agent {
     pub(super) journal: Journal,
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
+    pub(super) applies: Applies,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
@@ -122,6 +124,7 @@ impl Agent {
             journal: Journal::new(table.summary()),
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
+            applies: Applies::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
             owned: BTreeMap::new(),
@@ -342,15 +345,19 @@ impl Agent {
                 self.on_link_event(now, event);
             } else if let Some(event) = self.hub.poll_event() {
                 self.on_hub_event(now, event);
+            } else if let Some((token, reply)) = self.applies.next_heard() {
+                self.apply_heard(now, token, reply);
             } else {
-                break;
+                if self.boot.is_stopped() {
+                    return;
+                }
+                self.step_boot(now);
+                self.seal(now);
+                if !self.applies.has_heard() {
+                    return;
+                }
             }
         }
-        if self.boot.is_stopped() {
-            return;
-        }
-        self.step_boot(now);
-        self.seal(now);
     }
 
     fn on_hub_event(&mut self, now: Time, event: HubEvent<Guid>) {
@@ -413,6 +420,9 @@ impl Agent {
     }
 
     pub(super) fn reply(&mut self, token: u64, reply: AdminReply) {
+        let Some(reply) = self.applies.hear(token, reply) else {
+            return;
+        };
         self.act(AgentAction::AdminReply {
             token,
             reply: Box::new(reply),

@@ -51,6 +51,9 @@ pub(super) enum Wish {
     Carve(Carving),
     /// That there is no longer this extent.
     Uncarve(Guid),
+    /// Just these changes, planned with those of other units; who changes one of the rows
+    /// meanwhile is not overruled.
+    Batch { unit: Guid, changes: Vec<Change> },
 }
 
 impl Wish {
@@ -60,6 +63,7 @@ impl Wish {
             Self::Own { target, .. } => *target,
             Self::Carve(carving) => carving.guid,
             Self::Uncarve(extent) => *extent,
+            Self::Batch { unit, .. } => *unit,
         }
     }
 
@@ -73,6 +77,7 @@ impl Wish {
             } => changes(table, *target, ownership, *recursive),
             Self::Carve(carving) => carving.changes(table),
             Self::Uncarve(extent) => carve::removal(table, *extent),
+            Self::Batch { changes, .. } => Ok(changes.clone()),
         }
     }
 }
@@ -160,7 +165,7 @@ impl Agent {
         Ok(())
     }
 
-    fn check_reachable(&self, now: Time, unit: Guid) -> Result<(), AdminError> {
+    pub(super) fn check_reachable(&self, now: Time, unit: Guid) -> Result<(), AdminError> {
         let name = label(&self.table, unit);
         match self.units.get(&unit) {
             None => Err(error(
@@ -343,7 +348,8 @@ impl Agent {
             return;
         };
         allocation.retries += 1;
-        if allocation.retries <= MAX_RETRIES {
+        let is_fixed = matches!(allocation.wish, Wish::Batch { .. });
+        if allocation.retries <= MAX_RETRIES && !is_fixed {
             allocation.stage = Stage::Reading;
             let unit = allocation.unit;
             self.ask_registers(now, unit);

@@ -127,7 +127,7 @@ impl Agent {
             present: true,
         };
         let carving = Carving {
-            guid: self.draw_guid(),
+            guid: draw_guid(&mut self.rng, &self.table),
             facts,
         };
         // What is wrong already need not wait for the unit.
@@ -150,14 +150,14 @@ impl Agent {
         let unit = self.table.unit_of(extent).unwrap_or(extent);
         self.wish(now, token, unit, Wish::Uncarve(extent))
     }
+}
 
-    /// A GUID for something new.
-    pub(super) fn draw_guid(&mut self) -> Guid {
-        loop {
-            let guid = Guid(self.rng.u128(..));
-            if !guid.is_nil() && self.table.get(guid).is_none() {
-                return guid;
-            }
+/// A GUID for something new.
+pub(super) fn draw_guid(rng: &mut fastrand::Rng, table: &Table) -> Guid {
+    loop {
+        let guid = Guid(rng.u128(..));
+        if !guid.is_nil() && table.get(guid).is_none() {
+            return guid;
         }
     }
 }

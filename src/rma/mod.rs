@@ -4,6 +4,8 @@ mod action;
 mod admin;
 mod agent;
 mod allocation;
+mod apply;
+mod apply_plan;
 mod boot;
 mod carve;
 mod commits;

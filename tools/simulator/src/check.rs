@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
-use rma::rma::request::{AllocationInfo, CarveInfo, OwnershipInfo};
+use rma::rma::request::{AllocationInfo, ApplyInfo, ApplyState, CarveInfo, OwnershipInfo};
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
 
@@ -50,21 +50,34 @@ impl Model {
             self.acknowledged += 1;
         }
         for change in &info.changes {
-            let guid: Guid = change.row.guid.parse().unwrap_or(Guid::NIL);
-            let ownership = ownership_of(&change.after);
-            let epoch = Epoch(change.epoch);
-            let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
-            if epoch >= newest {
-                self.promised.insert(guid, (epoch, ownership.clone()));
-            }
-            // It is on the disk of the host that acknowledged it.
-            let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-            if stored.is_none_or(|owned| owned.epoch < epoch) {
-                self.lost(format!(
-                    "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
-                    host.name
-                ));
-            }
+            self.promise(&change.row.guid, change.epoch, &change.after, host);
+        }
+    }
+
+    /// An administrator was told what units have made of an apply.
+    pub(crate) fn applied(&mut self, info: &ApplyInfo, host: &Host) {
+        let done = info.units.iter().filter(|u| u.state == ApplyState::Done);
+        for change in done.flat_map(|unit| &unit.changes) {
+            self.acknowledged += 1;
+            self.promise(&change.guid, change.epoch, &change.after, host);
+        }
+    }
+
+    fn promise(&mut self, guid: &str, epoch: u64, after: &OwnershipInfo, host: &Host) {
+        let guid: Guid = guid.parse().unwrap_or(Guid::NIL);
+        let ownership = ownership_of(after);
+        let epoch = Epoch(epoch);
+        let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
+        if epoch >= newest {
+            self.promised.insert(guid, (epoch, ownership));
+        }
+        // It is on the disk of the host that acknowledged it.
+        let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
+        if stored.is_none_or(|owned| owned.epoch < epoch) {
+            self.lost(format!(
+                "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
+                host.name
+            ));
         }
     }
 
