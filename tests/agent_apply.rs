@@ -206,7 +206,8 @@ extents = [
 "#;
     let info = c.apply(text, false);
     let changes = &info.units[0].changes;
-    let acts: Vec<_> = changes.iter().map(|c| (&*c.act, &*c.name)).collect();
+    let mut acts: Vec<_> = changes.iter().map(|c| (&*c.act, &*c.name)).collect();
+    acts.sort_unstable();
     assert_eq!(acts, [("rename", "first"), ("uncarve", "")]);
     c.converge(s(1));
     assert_eq!(c.exports(c.h108), Vec::<String>::new());
@@ -393,6 +394,7 @@ fn a_unit_that_dies_half_way_is_named_and_applying_again_finishes() {
     assert_eq!(left, ApplyState::Left);
     assert!(why.unwrap().contains("118"));
     c.world.network.mend();
+    c.world.run_for(s(5));
     c.converge(s(20));
     let rest = c.apply(GOOD, false);
     assert!(rest.granularity.is_none());

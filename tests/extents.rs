@@ -47,6 +47,12 @@ fn carved() -> Result<Cluster, Box<dyn Error>> {
         ..Plan::default()
     };
     let cluster = Cluster::up(plan, PATIENCE)?;
+    // A table may come from the other host before the unit itself answers.
+    for host in &cluster.hosts {
+        host.wait_for(PATIENCE, &["units"], "u1 to be reachable", |v| {
+            v["units"][0]["liveness"] == "reachable"
+        })?;
+    }
     for args in [
         &["granularity", "set", "extent"][..],
         &[
@@ -358,6 +364,7 @@ fn what_is_exported_is_applied_again_elsewhere() -> TestResult {
     )?;
     cluster.rma(&["release", "left"])?;
     cluster.rma(&["release", "right"])?;
+    cluster.rma(&["release", "u1c1d1"])?;
     cluster.units[0].kill9()?;
     cluster.hosts[0].wait_for(PATIENCE, &["units"], "u1 to be unreachable", |v| {
         v["units"][0]["liveness"] == "unreachable"

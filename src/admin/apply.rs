@@ -67,8 +67,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Desired, ApplyFileError> {
     } else {
         toml::from_str(text).map_err(|e| {
             let start = e.span().map_or(0, |span| span.start.min(text.len()));
-            let before = &text.as_bytes()[..start];
-            let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+            let before = text.get(..start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
             wrong(line, e.message())
         })?
     };

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::control::{AskError, ControlClient};
+use super::cli_error::CliError;
+use super::control::ControlClient;
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
@@ -237,43 +238,6 @@ enum FabricVerb {
         /// Host or unit: GUID, MAC address or name
         entity: String,
     },
-}
-
-/// Why a verb failed: one line for people.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    #[error(transparent)]
-    Ask(#[from] AskError),
-    #[error("{0}")]
-    Refused(String),
-    #[error(
-        "{path}: the daemon's answer cannot be read ({source}); are rma and the daemon of the same version?"
-    )]
-    Answer {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
-    #[error(transparent)]
-    Bench(#[from] super::bench::BenchError),
-    #[error(transparent)]
-    Crt(#[from] crate::store::crt_file::StoreError),
-    #[error(transparent)]
-    Capture(#[from] super::capture::CaptureError),
-    #[error(transparent)]
-    Apply(#[from] apply::ApplyFileError),
-    #[error("{path}: {source}")]
-    File {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("cannot write the output: {0}")]
-    Output(#[from] std::io::Error),
-}
-
-impl CliError {
-    fn unexpected() -> Self {
-        Self::Refused("the daemon answered something else than it was asked".into())
-    }
 }
 
 /// Runs `rma` with the process's arguments.

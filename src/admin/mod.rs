@@ -5,6 +5,7 @@ pub mod bench;
 pub mod capture;
 pub mod change_text;
 pub mod cli;
+mod cli_error;
 pub mod control;
 pub mod crt_verify;
 pub mod daemon_text;

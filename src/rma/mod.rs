@@ -4,6 +4,7 @@ mod action;
 mod admin;
 mod agent;
 mod allocation;
+mod applied;
 mod apply;
 mod apply_plan;
 mod boot;
