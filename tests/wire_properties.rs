@@ -491,7 +491,11 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
         (number(), btree_map(guid(), register(), 1..4)).prop_map(move |(term, registers)| {
             let registers: Vec<_> = registers
                 .into_iter()
-                .map(|(row, r)| OwnershipRegister { row, ..r })
+                .map(|(row, r)| OwnershipRegister {
+                    row,
+                    extent: r.extent.filter(|facts| facts.device != row),
+                    ..r
+                })
                 .collect();
             let body = Restore {
                 term,

@@ -34,7 +34,10 @@ pub enum ApplyFileError {
     },
     /// The table has no such form.
     #[error("the table cannot be written as TOML: {0}")]
-    Write(#[from] toml::ser::Error),
+    Toml(#[from] toml::ser::Error),
+    /// The table has no such form.
+    #[error("the table cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
 }
 
 /// Reads a file: JSON where it begins with a brace, otherwise TOML.
@@ -81,9 +84,13 @@ pub fn parse(text: &str, path: &Path) -> Result<Desired, ApplyFileError> {
     Ok(desired)
 }
 
-/// What is, as a file that makes it so again.
-pub fn export(table: &TableInfo) -> Result<String, ApplyFileError> {
-    Ok(toml::to_string(&Desired::of(table))?)
+/// What is, as a file that makes it so again: JSON or TOML.
+pub fn export(table: &TableInfo, json: bool) -> Result<String, ApplyFileError> {
+    let desired = Desired::of(table);
+    if json {
+        return Ok(serde_json::to_string_pretty(&desired)? + "\n");
+    }
+    Ok(toml::to_string(&desired)?)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
 use super::{apply, change_text};
-use crate::rma::desired::{Desired, Size};
+use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
 /// How long an answer of a daemon is awaited.
@@ -369,17 +369,9 @@ impl Cli {
         let AdminReply::Table(table) = self.ask(AdminRequest::Table)? else {
             return Err(CliError::unexpected());
         };
-        let text = apply::export(&table)?;
-        match self.output {
-            // As `rma apply` reads it: it has its own form, and nothing around it.
-            Format::Json => {
-                let mut out = std::io::stdout().lock();
-                let desired = Desired::of(&table);
-                serde_json::to_writer_pretty(&mut out, &desired).map_err(std::io::Error::from)?;
-                out.write_all(b"\n")?;
-            }
-            Format::Text => std::io::stdout().lock().write_all(text.as_bytes())?,
-        }
+        // As `rma apply` reads it: it has its own form, and nothing around it.
+        let text = apply::export(&table, self.output == Format::Json)?;
+        std::io::stdout().lock().write_all(text.as_bytes())?;
         Ok(true)
     }
 

@@ -124,8 +124,8 @@ fn register(n: u8) -> OwnershipRegister {
     }
 }
 
-fn extent_facts(n: u8, present: bool) -> Option<ExtentFacts> {
-    Some(ExtentFacts {
+fn extent_facts(n: u8, present: bool) -> ExtentFacts {
+    ExtentFacts {
         device: guid(n),
         range: Extent {
             offset: big(n + 1),
@@ -133,7 +133,7 @@ fn extent_facts(n: u8, present: bool) -> Option<ExtentFacts> {
         },
         name: "a range".into(),
         present,
-    })
+    }
 }
 
 fn host() -> Member {
@@ -534,12 +534,12 @@ fn units(m: &mut Maker) {
                 ..register(0x3a)
             },
             OwnershipRegister {
-                extent: extent_facts(0x54, true),
+                extent: Some(extent_facts(0x54, true)),
                 ..register(0x50)
             },
             OwnershipRegister {
                 ownership: Ownership::Unallocated,
-                extent: extent_facts(0x64, false),
+                extent: Some(extent_facts(0x64, false)),
                 ..register(0x60)
             },
         ],
@@ -583,7 +583,7 @@ fn units(m: &mut Maker) {
                     row: guid(0x4a),
                     expected: Epoch(0),
                     ownership: Ownership::Dedicated(guid(0x4b)),
-                    extent: extent_facts(0x4c, true),
+                    extent: Some(extent_facts(0x4c, true)),
                 },
             ],
         }),
