@@ -39,14 +39,14 @@ impl Clock {
 
     /// What it says.
     pub(crate) fn local(&self, world: Time) -> Time {
-        let elapsed = world.since(self.since).as_nanos() as i128;
+        let elapsed = world.since(self.since).as_nanos().cast_signed();
         let own = elapsed + elapsed * i128::from(self.pace_ppm) / 1_000_000;
         self.base + Duration::from_nanos(own as u64)
     }
 
     /// When (at the earliest) it says so.
     pub(crate) fn world(&self, local: Time) -> Time {
-        let own = local.since(self.base).as_nanos() as i128;
+        let own = local.since(self.base).as_nanos().cast_signed();
         let elapsed = own * 1_000_000 / (1_000_000 + i128::from(self.pace_ppm));
         let mut at = self.since + Duration::from_nanos(elapsed as u64);
         while self.local(at) < local {

@@ -53,6 +53,7 @@ mod planted {
 
     /// How a bug was caught, or not.
     #[derive(Debug, serde::Serialize)]
+    #[allow(clippy::struct_field_names)]
     struct Caught {
         name: &'static str,
         caught: bool,
