@@ -187,13 +187,17 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until all hosts have equal tables with every row of the plan.
+    /// Waits until all hosts have equal tables with every row of the plan, and `h1`, which `rma` is
+    /// asked on, reaches every unit: it may have had their rows from another host.
     ///
     /// # Errors
     /// [`RigError::Timeout`].
     pub fn settle(&self, patience: Duration) -> Result<(), RigError> {
         let hosts: Vec<_> = self.hosts.iter().collect();
-        wait_equal_tables(patience, &hosts, self.plan.rows())
+        wait_equal_tables(patience, &hosts, self.plan.rows())?;
+        self.hosts[0].wait_for(patience, &["status"], "every unit to answer", |status| {
+            status["units_reachable"].as_u64() == Some(self.plan.units as u64)
+        })
     }
 
     /// Runs `rma` on host `h1`.
