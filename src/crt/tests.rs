@@ -484,7 +484,7 @@ fn the_parts_of_a_level_hold_every_row_once() {
 fn naive_digests(table: &Table, request: &TableDigestsRequest) -> Vec<u64> {
     let part = |row: &Row, level: u8| {
         let hash = xxhash_rust::xxh3::xxh3_64(&row.guid.0.to_be_bytes());
-        u128::from(hash) * (1 << (4 * level)) >> 64
+        (u128::from(hash) * (1 << (4 * level))) >> 64
     };
     let level = request.parts.level + request.depth;
     let mut digests = Vec::new();
