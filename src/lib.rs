@@ -12,7 +12,7 @@
 //! rma        the agent's state machine: Fig. 5, allocation
 //! unit       UMS and I/O controllers
 //! fabric     fabric services, and the link to them
-//! initiator  block I/O client
+//! initiator  block I/O client           lease    voters of the allocation lease
 //! crt        table, stamps, join, rules, file format
 //! session    connections: identity, retransmission, timers
 //! wire       frame and message layouts
@@ -29,6 +29,7 @@ pub mod daemon;
 pub mod export;
 pub mod fabric;
 pub mod initiator;
+pub mod lease;
 pub mod net;
 #[doc(hidden)]
 pub mod planted;

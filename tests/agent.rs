@@ -781,9 +781,9 @@ fn what_cannot_be_stored_is_not_acknowledged_and_is_stored_later() {
     let mut a = cluster_a(19);
     a.world.start_all();
     converge(&mut a.world, s(10));
-    // Only the host's disk: the unit's is spared.
+    // Only the host's disk: the others are spared, and vote.
     a.world.disks.failure = 1.0;
-    a.world.disks.spared = vec![a.u112, a.u118];
+    a.world.disks.spared = vec![a.u112, a.u118, a.h110];
     let reply = a.world.allocate(a.h108, "112", &["108"]);
     refused(
         reply,

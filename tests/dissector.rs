@@ -77,6 +77,8 @@ fn tables() -> String {
     table!("role", Role);
     table!("progress", Progress);
     table!("event", Event);
+    table!("lease_verb", LeaseVerb);
+    table!("purpose", Purpose);
     table!("row_state", RowState);
     table!("granularity", Granularity);
     text +=

@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("session", 1),
     ("crt", 2),
     ("initiator", 3),
+    ("lease", 3),
     ("fabric", 4),
     ("unit", 5),
     ("rma", 6),

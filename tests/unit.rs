@@ -1127,3 +1127,58 @@ fn the_assigned_cluster_is_served_and_remembered() {
     let reply = world.ask(HOST_A, 0, request(Kind::Controllers, vec![]));
     assert_eq!(reply.0, Status::Ok);
 }
+
+#[test]
+fn a_unit_votes_and_makes_no_change_of_a_session_older_than_it_promised() {
+    use rma::wire::message::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
+    let ask = |host: Guid, term: u64| {
+        let asked = LeaseRequest {
+            verb: LeaseVerb::Ask,
+            force: false,
+            holder: Holder {
+                term,
+                host,
+                purpose: Purpose::Work,
+                process: 1,
+                name: "a host".into(),
+                user: String::new(),
+            },
+        };
+        request(Kind::Lease, asked.to_body())
+    };
+    let mut world = owned();
+    world.persist = Persist::Fails;
+    let reply = world.ask(HOST_B, 0, ask(HOST_B, 6));
+    assert_eq!(reply, (Status::NotPersisted, vec![]));
+    world.persist = Persist::Works;
+    let (status, body) = world.ask(HOST_B, 0, ask(HOST_B, 7));
+    assert_eq!(status, Status::Ok);
+    assert!(LeaseReply::from_body(&body).unwrap().granted);
+    assert_eq!((world.vote.promised, world.unit.term()), (7, 7));
+    // Nobody asks in another's name.
+    let reply = world.ask(HOST_A, 0, ask(HOST_B, 8));
+    assert_eq!(reply.0, Status::BadRequest);
+    for (term, expected) in [
+        (6, Status::OlderTerm),
+        (u64::MAX, Status::FarTerm),
+        (8 + (1 << 32), Status::FarTerm),
+        (7, Status::Ok),
+    ] {
+        let release = [(DISK, 1, Ownership::Unallocated)];
+        assert_eq!(world.set(HOST_A, term, &release).0, expected, "{term}");
+    }
+    // It keeps its promise across a restart.
+    world.restart();
+    let (status, body) = world.ask(HOST_A, 0, ask(HOST_A, 9));
+    let reply = LeaseReply::from_body(&body).unwrap();
+    assert_eq!((status, reply.granted), (Status::Ok, false));
+    assert_eq!(reply.holder.map(|h| (h.host, h.term)), Some((HOST_B, 7)));
+    let (_, body) = world.ask(HOST_B, 0, ask(HOST_B, 9));
+    assert!(LeaseReply::from_body(&body).unwrap().granted);
+    // Without its registers it does not know what it has seen.
+    world.restart_with(None);
+    assert_eq!(
+        world.ask(HOST_B, 0, ask(HOST_B, 10)),
+        (Status::NoRegisters, vec![])
+    );
+}

@@ -97,6 +97,20 @@ fn settings() -> BoxedStrategy<Settings> {
         .boxed()
 }
 
+fn holder() -> BoxedStrategy<Holder> {
+    let numbers = (number(), any::<u32>(), code(Purpose::ALL));
+    (guid(), numbers, text(), text())
+        .prop_map(|(host, (term, process, purpose), name, user)| Holder {
+            term: term.max(1),
+            host,
+            purpose,
+            process,
+            name,
+            user,
+        })
+        .boxed()
+}
+
 fn summary() -> BoxedStrategy<TableSummary> {
     (stamp(), any::<u128>(), any::<u32>(), stamp())
         .prop_map(|(stamp, digest, row_count, floor)| TableSummary {
@@ -436,6 +450,44 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
         }),
     ]
     .boxed();
+    let leases = prop_oneof![
+        (code(LeaseVerb::ALL), any::<bool>(), holder()).prop_map(move |(verb, force, holder)| {
+            let term = match verb {
+                LeaseVerb::Query => 0,
+                _ => holder.term,
+            };
+            let body = LeaseRequest {
+                verb,
+                force: force && verb == LeaseVerb::Ask,
+                holder: Holder { term, ..holder },
+            };
+            (request(Kind::Lease), Body::LeaseRequest(body))
+        }),
+        (
+            any::<bool>(),
+            number(),
+            settings(),
+            number(),
+            number(),
+            proptest::option::of(holder())
+        )
+            .prop_map(
+                move |(granted, promised, settings, held_ms, left_ms, holder)| {
+                    let body = LeaseReply {
+                        granted: granted && holder.is_some(),
+                        promised: promised.max(holder.as_ref().map_or(0, |h| h.term)),
+                        settings,
+                        held_ms,
+                        left_ms,
+                        holder,
+                    };
+                    (reply(Kind::Lease), Body::LeaseReply(body))
+                }
+            ),
+        settings().prop_map(move |m| (request(Kind::Settle), Body::Settings(m))),
+        settings().prop_map(move |m| (reply(Kind::Settle), Body::Settings(m))),
+    ]
+    .boxed();
     let controllers = btree_map(guid(), (text(), text(), observed()), 0..5);
     let units = prop_oneof![
         (
@@ -587,7 +639,7 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
         }),
     ]
     .boxed();
-    prop_oneof![sessions, fabric, tables, units].boxed()
+    prop_oneof![sessions, fabric, tables, leases, units].boxed()
 }
 
 /// What is done to bytes on their way.
@@ -914,6 +966,35 @@ fn what_no_honest_sender_says_is_refused() {
                     block_size: 0,
                     ..b.clone()
                 }]));
+            }
+            Body::LeaseRequest(m) => {
+                let with = |verb, force, term| LeaseRequest {
+                    verb,
+                    force,
+                    holder: Holder {
+                        term,
+                        ..m.holder.clone()
+                    },
+                };
+                refused(&with(LeaseVerb::Query, false, 1));
+                refused(&with(LeaseVerb::Ask, false, 0));
+                refused(&with(LeaseVerb::Renew, true, 1));
+                refused(&Holder {
+                    host: Guid::NIL,
+                    ..m.holder
+                });
+            }
+            Body::LeaseReply(m) => {
+                refused(&LeaseReply {
+                    holder: None,
+                    ..m.clone()
+                });
+                let holder = m.holder.clone().map(|h| Holder { term: 0, ..h });
+                refused(&LeaseReply {
+                    holder,
+                    ..m.clone()
+                });
+                refused(&LeaseReply { promised: 1, ..m });
             }
             Body::CompareAndSet(m) => {
                 refused(&CompareAndSet {

@@ -75,6 +75,8 @@ fn code_tables_are_those_of_the_code() {
     check!("granularities", Granularity);
     check!("roles", Role);
     check!("progress states", Progress);
+    check!("lease verbs", LeaseVerb);
+    check!("purposes", Purpose);
     check!("events", Event);
     let flags = Flags::NAMES.iter();
     let flags: Vec<_> = flags

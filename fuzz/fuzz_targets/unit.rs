@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use rma::lease::StoredVote;
 use rma::unit::{
     ControllerSpec, DeviceSpec, DiskInfo, DiskOp, MAX_IN_FLIGHT, MAX_IO_BYTES, StoredRegisters,
     Unit, UnitAction, UnitConfig, UnitFacts,
@@ -67,6 +68,7 @@ fn unit(cluster: ClusterName, now: Time) -> Unit {
         mtu: 1500,
         credits: 16,
         max_connections: 6,
+        vote: Some(StoredVote::default()),
     };
     let owned = |row| OwnershipRegister {
         row: Guid(row),
@@ -176,8 +178,10 @@ fuzz_target!(|steps: Vec<Step>| {
                 unit.disk_done(now, token, Ok(vec![0; len]));
             }
             Step::Persisted { ok } if !persist.is_empty() => {
-                let token = persist.remove(0);
-                unit.registers_persisted(now, token, *ok);
+                match persist.remove(0) {
+                    (true, token) => unit.vote_persisted(now, token, *ok),
+                    (false, token) => unit.registers_persisted(now, token, *ok),
+                }
             }
             Step::DiskDone { .. } | Step::Persisted { .. } => {}
             Step::Wait { ms } => {
@@ -212,7 +216,8 @@ fuzz_target!(|steps: Vec<Step>| {
                     };
                     disk.push((token, reply_len));
                 }
-                UnitAction::PersistRegisters { token, .. } => persist.push(token),
+                UnitAction::PersistRegisters { token, .. } => persist.push((false, token)),
+                UnitAction::PersistVote { token, .. } => persist.push((true, token)),
                 _ => {}
             }
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::cli_error::CliError;
+use super::cli_verbs::{CrtVerb, FabricVerb, GranularityVerb, LockVerb, UdevVerb, UnitVerb};
 use super::control::ControlClient;
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
@@ -135,6 +136,9 @@ enum Verb {
     /// Show or set the finest level at which the cluster allocates
     #[command(subcommand)]
     Granularity(GranularityVerb),
+    /// The allocation lease: one allocation application works at a time
+    #[command(subcommand)]
+    Lock(LockVerb),
     /// Print events as they happen, until interrupted
     Watch,
     /// Look at a cluster resource table file, with or without the daemon
@@ -165,78 +169,6 @@ enum Verb {
     Manpages {
         /// The directory
         dir: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum GranularityVerb {
-    /// Show it
-    Get,
-    /// Set it
-    Set {
-        /// The finest level
-        #[arg(value_parser = ["unit", "controller", "device", "extent"])]
-        level: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum CrtVerb {
-    /// Show every row
-    Show {
-        /// The file
-        #[arg(long, default_value = "/var/lib/rma/crt")]
-        file: PathBuf,
-    },
-    /// Check every checksum and rule; exit status 1 when something is wrong
-    Verify {
-        /// The file
-        #[arg(long, default_value = "/var/lib/rma/crt")]
-        file: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum UdevVerb {
-    /// Print the rules for the devices that this host owns
-    Rules,
-}
-
-#[derive(Debug, Subcommand)]
-enum UnitVerb {
-    /// Show its controllers, devices, registers and connections
-    Status,
-    /// Read its configuration again: controllers and devices come and go
-    Reload,
-    /// From a host: give a unit that has lost its ownership registers those that the table tells of
-    Restore {
-        /// The unit: GUID, its first 8 digits or more, address or name
-        unit: String,
-        /// Even while not every host is known to have the same table: what only a host knows that is
-        /// left out may be lost
-        #[arg(long)]
-        force: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum FabricVerb {
-    /// Show the fabric services' database (Fig. 3)
-    Catalog,
-    /// Show the daemon in short
-    Status,
-    /// Assign a host or unit to a cluster
-    Assign {
-        /// Host or unit: GUID, MAC address or name
-        entity: String,
-        /// The cluster
-        #[arg(long)]
-        cluster: String,
-    },
-    /// Remove a host or unit from the database
-    Remove {
-        /// Host or unit: GUID, MAC address or name
-        entity: String,
     },
 }
 
@@ -320,6 +252,9 @@ impl Cli {
             Verb::Granularity(GranularityVerb::Set { level }) => AdminRequest::GranularitySet {
                 granularity: level.clone(),
             },
+            Verb::Lock(LockVerb::Status) => AdminRequest::LockStatus,
+            Verb::Lock(LockVerb::Acquire { force }) => AdminRequest::LockAcquire { force: *force },
+            Verb::Lock(LockVerb::Release { force }) => AdminRequest::LockRelease { force: *force },
             Verb::Watch => return self.watch(),
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),

@@ -47,8 +47,18 @@ pub enum ControlEvent {
     Closed(ControlId),
 }
 
+/// The process at the other end of a connection, as the kernel vouches for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProcess {
+    /// Its number.
+    pub process: u32,
+    /// Number of the user that it runs as.
+    pub user: u32,
+}
+
 struct Connection {
     stream: UnixStream,
+    peer: PeerProcess,
     input: Vec<u8>,
     output: Vec<u8>,
     close_after: bool,
@@ -134,10 +144,11 @@ impl ControlServer {
 
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
-            if self.connections.len() >= MAX_CONNECTIONS || !permitted(&stream) {
+            let peer = permitted(&stream).filter(|_| self.connections.len() < MAX_CONNECTIONS);
+            let Some(peer) = peer else {
                 log::warn!("control socket: connection refused (not permitted, or too many)");
                 continue;
-            }
+            };
             let id = ControlId(self.next);
             self.next += 1;
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
@@ -149,6 +160,7 @@ impl ControlServer {
             {
                 let connection = Connection {
                     stream,
+                    peer,
                     input: Vec::new(),
                     output: Vec::new(),
                     close_after: false,
@@ -156,6 +168,11 @@ impl ControlServer {
                 self.connections.insert(id, connection);
             }
         }
+    }
+
+    /// Who is at the other end of a connection that is still there.
+    pub fn peer(&self, id: ControlId) -> Option<PeerProcess> {
+        self.connections.get(&id).map(|connection| connection.peer)
     }
 
     /// Reads what has come; `false` when the connection is over.
@@ -248,9 +265,13 @@ impl Drop for ControlServer {
 }
 
 /// Root and the daemon's own user may ask.
-fn permitted(stream: &UnixStream) -> bool {
-    getsockopt(stream, PeerCredentials)
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw())
+fn permitted(stream: &UnixStream) -> Option<PeerProcess> {
+    let peer = getsockopt(stream, PeerCredentials).ok()?;
+    let own = nix::unistd::geteuid().as_raw();
+    (peer.uid() == 0 || peer.uid() == own).then(|| PeerProcess {
+        process: u32::try_from(peer.pid()).unwrap_or(0),
+        user: peer.uid(),
+    })
 }
 
 /// A daemon cannot be asked.
@@ -370,6 +391,11 @@ mod tests {
         client.send("hello").unwrap();
         let (id, line) = await_line(&mut server);
         assert_eq!(line, "hello");
+        let peer = PeerProcess {
+            process: std::process::id(),
+            user: nix::unistd::geteuid().as_raw(),
+        };
+        assert_eq!(server.peer(id), Some(peer));
         let long = "x".repeat(1 << 20);
         let reader = std::thread::spawn(move || client.receive());
         server.finish(id, &long);

@@ -499,6 +499,9 @@ pub fn event(event: &WatchEvent) -> String {
         WatchEvent::GranularityChanged { before, after } => {
             format!("granularity {before} -> {after}")
         }
+        WatchEvent::LeaseLost { term, why } => {
+            format!("the allocation lease (term {term}) is lost: {why}")
+        }
         WatchEvent::TableAdopted {
             from,
             changed_rows,
@@ -582,6 +585,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
             format!("granularity is now {}\n", info.granularity)
         }
         AdminReply::Granularity(info) => format!("{}\n", info.granularity),
+        AdminReply::Lock(info) => super::lock_text::lock(info, style),
         AdminReply::Watching => String::new(),
         AdminReply::Error(error) => format!("{}\n", printable(&error.message)),
     }

@@ -11,6 +11,7 @@ mod loads;
 pub mod rmad;
 pub mod rmad_config;
 pub mod rmad_error;
+mod rmad_rules;
 pub mod service;
 mod service_words;
 mod spin;

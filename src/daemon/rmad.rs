@@ -11,6 +11,7 @@ use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
 use super::rmad_error::{chain, system};
+use super::rmad_rules::rules_text;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
@@ -19,10 +20,11 @@ use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
 use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Nics};
-use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
+use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
+use crate::store::vote_file::{VOTE_FILE, VoteFile};
 use crate::wire::{ClusterName, EntityType};
 
 const TOKEN_PACKETS: u64 = 0;
@@ -66,6 +68,10 @@ pub fn run(
                     away.display()
                 );
                 std::fs::rename(&crt, &away).map_err(system("put the old table away"))?;
+                // Promised to the old cluster; in the new one this host waits before it votes.
+                let vote = config.state_dir.join(VOTE_FILE);
+                let away = config.state_dir.join(format!("{VOTE_FILE}.{from}"));
+                std::fs::rename(&vote, &away).map_err(system("put the old promises away"))?;
                 cluster = to;
             }
         }
@@ -97,6 +103,8 @@ fn run_once(
     let mut identity = Identity::open(&config.state_dir, config.guid)?;
     let crt = config.state_dir.join("crt");
     let (file, table) = CrtFile::open(&crt, identity.guid(), cluster)?;
+    let vote = config.state_dir.join(VOTE_FILE);
+    let (vote, promised) = VoteFile::open(&vote, identity.guid(), identity.is_first_start())?;
     identity.settle()?;
     let known_cluster = file.cluster();
     log::info!(
@@ -142,6 +150,7 @@ fn run_once(
             mtu,
             intervals: intervals(config),
             auto_restore: config.auto_restore,
+            vote: promised,
         },
         table,
         seed,
@@ -163,6 +172,7 @@ fn run_once(
         links,
         control,
         commits,
+        vote,
         rules: config
             .udev_rules_dir
             .as_deref()
@@ -220,6 +230,7 @@ struct Rmad {
     links: LinkWatch,
     control: ControlServer,
     commits: Committer,
+    vote: VoteFile,
     rules: Option<RulesFile>,
     socket_dir: PathBuf,
     owned: Vec<OwnedDevice>,
@@ -250,6 +261,8 @@ impl Rmad {
                 match event {
                     Event::Stop => {
                         log::info!("stopping");
+                        self.agent.release_lease(now());
+                        self.transmit();
                         self.agent.close(now());
                         self.transmit();
                         return Ok(Outcome::Stopped);
@@ -391,7 +404,8 @@ impl Rmad {
                 if request == AdminRequest::Watch {
                     self.watchers.insert(id);
                 }
-                self.agent.admin(now(), id.as_u64(), request);
+                let caller = self.caller(id);
+                self.agent.admin(now(), id.as_u64(), caller, request);
                 self.act(service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
@@ -403,9 +417,25 @@ impl Rmad {
                 }
             }
             Question::UdevRules => {
-                let rules = self.rules_text();
+                let rules = rules_text(&self.owned, &self.socket_dir);
                 self.finish(id, &Answer::UdevRules { rules });
             }
+        }
+    }
+
+    /// Who asks: the kernel names the process, the system's user database the user.
+    fn caller(&self, id: ControlId) -> Caller {
+        let Some(peer) = self.control.peer(id) else {
+            return Caller::default();
+        };
+        let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.user));
+        let user = match known {
+            Ok(Some(user)) => user.name,
+            _ => peer.user.to_string(),
+        };
+        Caller {
+            process: peer.process,
+            user,
         }
     }
 
@@ -471,6 +501,13 @@ impl Rmad {
                     let change = TableChange::of(self.agent.table(), &changed);
                     self.commits.commit(token, change);
                 }
+                AgentAction::PersistVote { token, vote } => {
+                    let result = self.vote.store(&vote);
+                    if let Err(e) = &result {
+                        log::error!("promises of the allocation lease are not stored: {e}");
+                    }
+                    self.agent.vote_persisted(now(), token, result.is_ok());
+                }
                 AgentAction::AddController { unit, ioc, mac } => {
                     service.send(ServiceCommand::AddController(unit, ioc, mac));
                 }
@@ -519,45 +556,8 @@ impl Rmad {
         }
     }
 
-    fn rules_text(&self) -> String {
-        let devices: Vec<_> = self
-            .owned
-            .iter()
-            .map(|owned| udev::OwnedDevice {
-                guid: owned.row.guid,
-                addresses: owned
-                    .unit_macs
-                    .iter()
-                    .map(|mac| crate::wire::Address {
-                        mac: *mac,
-                        ioc: owned.row.ioc,
-                        iod: owned.row.iod,
-                        extent: owned.row.extent,
-                    })
-                    .collect(),
-                name: owned.row.name.clone(),
-                vendor: owned.row.vendor.clone(),
-                model: owned.row.model.clone(),
-                serial: owned.row.serial.clone(),
-                unit: owned.unit_name.clone(),
-                controller: owned.controller_name.clone(),
-                shared: matches!(owned.row.ownership, crate::wire::Ownership::Shared(_)),
-                read_only: owned.row.features & crate::wire::row::features::READ_ONLY != 0,
-                node: udev::Node::Socket(self.socket_dir.join(owned.row.guid.to_string())),
-            })
-            .collect();
-        udev::rules(
-            &devices,
-            &udev::Access {
-                owner: None,
-                group: None,
-                mode: None,
-            },
-        )
-    }
-
     fn write_rules(&mut self) {
-        let text = self.rules_text();
+        let text = rules_text(&self.owned, &self.socket_dir);
         if let Some(file) = &self.rules
             && let Err(e) = file.write(&text)
         {

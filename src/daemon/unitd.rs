@@ -22,6 +22,7 @@ use crate::admin::control::{ControlError, ControlEvent, ControlServer};
 use crate::admin::unit_protocol::{UnitReply, UnitRequest};
 use crate::backend::{Backend, Completion, Pool, PoolError};
 use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
+use crate::store::vote_file::{VOTE_FILE, VoteFile};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
 use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
 use crate::wire::{Mac, Time};
@@ -131,6 +132,7 @@ struct Daemon {
     media: Media,
     state: UnitState,
     registers: RegistersFile,
+    vote: VoteFile,
     ports: [Port; 2],
     inbox: Inbox,
     links: LinkWatch,
@@ -174,6 +176,11 @@ impl Daemon {
             registers: found,
             term: registers.term(),
         });
+        let (vote, promised) = VoteFile::open(
+            &state_dir.join(VOTE_FILE),
+            identity.guid(),
+            identity.is_first_start(),
+        )?;
         let unit_config = UnitConfig {
             facts: UnitFacts {
                 guid: identity.guid(),
@@ -193,6 +200,7 @@ impl Daemon {
             mtu,
             credits: CREDITS,
             max_connections: MAX_CONNECTIONS,
+            vote: promised,
         };
         let seed = random_seed().map_err(system("read /dev/urandom"))?;
         let mut unit = Unit::new(unit_config, stored, seed);
@@ -217,6 +225,7 @@ impl Daemon {
             media,
             state,
             registers,
+            vote,
             ports,
             inbox: Inbox::new(mtu),
             links,
@@ -339,6 +348,17 @@ impl Daemon {
                     }
                     let now = event_loop::now();
                     self.unit.registers_persisted(now, token, outcome.is_ok());
+                }
+                UnitAction::PersistVote { token, vote } => {
+                    let outcome = self.vote.store(&vote);
+                    if let Err(e) = &outcome {
+                        log::error!(
+                            "promises of the allocation lease not stored: {}",
+                            one_line(e)
+                        );
+                    }
+                    let now = event_loop::now();
+                    self.unit.vote_persisted(now, token, outcome.is_ok());
                 }
                 UnitAction::Joined(cluster) => {
                     log::info!("fabric services assign cluster {cluster}");

@@ -1,6 +1,7 @@
 //! What an agent wants its shell to do.
 
 use super::request::{AdminReply, WatchEvent};
+use crate::lease::StoredVote;
 use crate::wire::{ClusterName, EntityType, Epoch, Guid, IocNumber, Mac, Row};
 
 /// Names a commit that the shell is asked for.
@@ -17,6 +18,14 @@ pub enum AgentAction {
         token: CommitToken,
         /// The rows that changed since the last successful commit.
         changed: Vec<Guid>,
+    },
+    /// Make what this host has promised as a voter of the allocation lease durable; then call
+    /// `vote_persisted`. There is at most one at a time.
+    PersistVote {
+        /// Repeated in `vote_persisted`.
+        token: u64,
+        /// All of it.
+        vote: Box<StoredVote>,
     },
     /// Keep a service connection to a controller; with another address than before, move it there.
     AddController {

@@ -1,24 +1,21 @@
 //! Administrators' requests and what the agent shows of itself.
 
 use super::agent::Agent;
-use super::apply_plan::granularity;
-use super::journal::Waiter;
 use super::members::{Liveness, Station};
 use super::plan::error;
 use super::report::{self, children_by_number, in_figure_order};
 use super::request::{
-    AdminError, AdminReply, AdminRequest, ControllerTreeInfo, DeviceInfo, DeviceTreeInfo, DropInfo,
-    ErrorKind, GranularityInfo, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo,
-    UnitTreeInfo, WatchEvent,
+    AdminError, AdminReply, AdminRequest, Caller, ControllerTreeInfo, DeviceInfo, DeviceTreeInfo,
+    DropInfo, ErrorKind, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo, UnitTreeInfo,
 };
 use crate::wire::{EntityType, Guid, Row, Time};
 
 impl Agent {
-    /// An administrator asks; the answer is an [`AgentAction::AdminReply`] with the same token,
-    /// at once or later.
+    /// An administrator, whose process is `caller`, asks; the answer is an
+    /// [`AgentAction::AdminReply`] with the same token, at once or later.
     ///
     /// [`AgentAction::AdminReply`]: super::AgentAction::AdminReply
-    pub fn admin(&mut self, now: Time, token: u64, request: AdminRequest) {
+    pub fn admin(&mut self, now: Time, token: u64, caller: Caller, request: AdminRequest) {
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status(now))),
             AdminRequest::Hosts => AdminReply::Hosts {
@@ -40,7 +37,7 @@ impl Agent {
             AdminRequest::Watch => AdminReply::Watching,
             AdminRequest::GranularityGet => self.granularity_reply(false),
             AdminRequest::GranularitySet { granularity } => {
-                match self.set_granularity(token, &granularity) {
+                match self.set_granularity(now, token, &caller, &granularity) {
                     Ok(()) => return self.pump(now),
                     Err(e) => AdminReply::Error(e),
                 }
@@ -52,7 +49,7 @@ impl Agent {
                 recursive,
             } => {
                 let to = Some((&hosts[..], shared));
-                match self.allocate(now, token, &target, to, recursive) {
+                match self.allocate(now, token, &caller, &target, to, recursive) {
                     Ok(()) => return self.pump(now),
                     Err(e) => AdminReply::Error(e),
                 }
@@ -72,22 +69,38 @@ impl Agent {
                 offset,
                 size,
                 name,
-            } => match self.carve(now, token, &device, (offset, size), &name) {
+            } => match self.carve(now, token, &caller, &device, (offset, size), &name) {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),
             },
             AdminRequest::Apply { desired, dry_run } => {
-                match self.apply(now, token, &desired, dry_run) {
+                match self.apply(now, token, &caller, &desired, dry_run) {
                     Ok(()) => return self.pump(now),
                     Err(e) => AdminReply::Error(e),
                 }
             }
-            AdminRequest::Uncarve { extent } => match self.uncarve(now, token, &extent) {
+            AdminRequest::Uncarve { extent } => match self.uncarve(now, token, &caller, &extent) {
                 Ok(()) => return self.pump(now),
                 Err(e) => AdminReply::Error(e),
             },
             AdminRequest::Release { target, recursive } => {
-                match self.allocate(now, token, &target, None, recursive) {
+                match self.allocate(now, token, &caller, &target, None, recursive) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
+            AdminRequest::LockStatus => match self.lock_status(now, token) {
+                Ok(()) => return self.pump(now),
+                Err(e) => AdminReply::Error(e),
+            },
+            AdminRequest::LockAcquire { force } => {
+                match self.lock_acquire(now, token, caller, force) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
+            AdminRequest::LockRelease { force } => {
+                match self.lock_release(now, token, caller, force) {
                     Ok(()) => return self.pump(now),
                     Err(e) => AdminReply::Error(e),
                 }
@@ -110,38 +123,6 @@ impl Agent {
             )
         };
         error(ErrorKind::NotReady, message)
-    }
-
-    pub(super) fn set_granularity(&mut self, token: u64, text: &str) -> Result<(), AdminError> {
-        if !self.boot.is_steady() {
-            return Err(self.not_ready());
-        }
-        let wanted = granularity(text)?;
-        let before = self.table.settings().granularity;
-        let (term, writer) = (self.allocations.term, self.config.guid);
-        if !self.table.set_granularity(wanted, term, writer) {
-            let reply = self.granularity_reply(false);
-            self.reply(token, reply);
-            return Ok(());
-        }
-        self.journal.note(&[Guid::NIL]);
-        self.journal.unpublished = true;
-        self.journal.urgent = true;
-        self.journal.waiters.push(Waiter::Granularity(token));
-        self.tell(WatchEvent::GranularityChanged {
-            before: before.name().to_owned(),
-            after: wanted.name().to_owned(),
-        });
-        Ok(())
-    }
-
-    pub(super) fn granularity_reply(&self, changed: bool) -> AdminReply {
-        let settings = self.table.settings();
-        AdminReply::Granularity(GranularityInfo {
-            granularity: settings.granularity.name().to_owned(),
-            stamp: report::stamp_info(settings.stamp),
-            changed,
-        })
     }
 
     fn liveness(&self, now: Time, guid: Guid) -> LivenessInfo {

@@ -10,15 +10,20 @@ use super::apply::Applies;
 use super::boot::Boot;
 use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::Journal;
+use super::lease::Lease;
+use super::lock::Query;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
 use super::restore::Restorations;
 use super::serve::Deferred;
+use super::settle::Settling;
 use super::timers::{Timer, Timers};
 use super::units::Unit;
+use super::voters::VoteTag;
 use crate::crt::Table;
 use crate::fabric::{FabricLink, Facts, LinkConfig};
+use crate::lease::Voter;
 use crate::session::{ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::kind::Role;
 use crate::wire::message::Member;
@@ -74,6 +79,11 @@ pub struct Agent {
     pub(super) applies: Applies,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
+    pub(super) lease: Lease,
+    pub(super) voter: Voter<VoteTag>,
+    pub(super) settling: VecDeque<Settling>,
+    pub(super) queries: BTreeMap<u64, Query>,
+    pub(super) next_query: u64,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
     pub(super) exported: bool,
     /// Every address that was this host's since its start.
@@ -127,6 +137,11 @@ impl Agent {
             applies: Applies::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
+            lease: Lease::default(),
+            voter: Voter::new(config.vote.clone()),
+            settling: VecDeque::new(),
+            queries: BTreeMap::new(),
+            next_query: 1,
             owned: BTreeMap::new(),
             exported: false,
             own_macs: config.macs.iter().copied().collect(),
@@ -228,6 +243,7 @@ impl Agent {
         }
         self.link.tick(now);
         self.hub.tick(now);
+        self.voter.tick(now);
         while let Some(timer) = self.timers.take_due(now) {
             self.on_timer(now, timer);
         }
@@ -243,6 +259,7 @@ impl Agent {
             self.link.deadline(),
             self.hub.deadline(),
             self.timers.next(),
+            self.voter.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -301,7 +318,8 @@ impl Agent {
         self.link.update(now, facts);
     }
 
-    /// Says goodbye to fabric services, peers and units. Poll what is to be sent once more, then
+    /// Says goodbye to fabric services, peers and units (and to the lease with
+    /// [`Agent::release_lease`] before). Poll what is to be sent once more, then
     /// drop the agent.
     pub fn close(&mut self, now: Time) {
         self.link.close(now);
@@ -335,6 +353,12 @@ impl Agent {
             Timer::Resend(id) => self.resend_allocation(now, id),
             Timer::Restore(unit) => self.restore_late(unit),
             Timer::Purge => self.purge_due(now),
+            Timer::LeaseQuery(id) => self.query_over(now, id),
+            Timer::Settle => self.settle_late(now),
+            Timer::LeaseRound | Timer::LeaseRetry | Timer::LeaseRenew | Timer::LeaseEnd => {
+                self.on_lease_timer(now, timer);
+            }
+            Timer::LeaseIdle => self.session_idle(now),
         }
     }
 
@@ -345,6 +369,8 @@ impl Agent {
                 self.on_link_event(now, event);
             } else if let Some(event) = self.hub.poll_event() {
                 self.on_hub_event(now, event);
+            } else if self.follow_voter(now) {
+                // It may have more.
             } else if let Some((token, reply)) = self.applies.next_heard() {
                 self.apply_heard(now, token, reply);
             } else {
@@ -381,7 +407,8 @@ impl Agent {
                 status,
                 body,
             } => {
-                if self.peers.contains_key(&guid) {
+                if self.voter_reply(now, guid, command, status, &body) {
+                } else if self.peers.contains_key(&guid) {
                     self.peer_reply(now, guid, command, status, &body);
                 } else {
                     self.unit_reply(now, guid, command, status, &body);

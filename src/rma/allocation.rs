@@ -1,4 +1,4 @@
-//! Allocations on their way: read the unit's registers, plan, one compare-and-set at the unit, the
+//! Allocations on their way, under the lease: read the unit's registers, plan, one compare-and-set at the unit, the
 //! table stored, the administrator answered. Of one unit, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,9 @@ use super::config::MAX_PENDING_REQUESTS;
 use super::journal::Waiter;
 use super::plan::{changes, error, ownership, target};
 use super::report::{self, label};
-use super::request::{AdminError, AdminReply, AllocationInfo, CarveInfo, ChangeInfo, ErrorKind};
+use super::request::{
+    AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind,
+};
 use super::timers::Timer;
 use crate::crt::Table;
 use crate::planted::{self, Bug};
@@ -19,13 +21,13 @@ use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
 use crate::wire::{EntityType, Epoch, Flags, Guid, IodNumber, Kind, Ownership, Status, Time, Wire};
 
 /// How often an allocation is planned anew because somebody else changed the registers meanwhile.
-const MAX_RETRIES: u32 = 2;
+pub(super) const MAX_RETRIES: u32 = 2;
 /// How long a busy unit is left alone.
 const BUSY_DELAY: Duration = Duration::from_millis(50);
 
 /// How far an allocation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// Another allocation of the unit goes first.
     Queued,
     /// The unit's registers are being read.
@@ -84,12 +86,12 @@ impl Wish {
 
 /// An allocation, release, carve or uncarve on its way.
 #[derive(Debug)]
-struct Allocation {
+pub(super) struct Allocation {
     token: u64,
     wish: Wish,
-    unit: Guid,
-    stage: Stage,
-    retries: u32,
+    pub(super) unit: Guid,
+    pub(super) stage: Stage,
+    pub(super) retries: u32,
     changes: Vec<Change>,
     before: BTreeMap<Guid, Ownership>,
 }
@@ -97,10 +99,8 @@ struct Allocation {
 /// The allocations on their way.
 #[derive(Debug, Default)]
 pub(super) struct Allocations {
-    active: BTreeMap<u64, Allocation>,
+    pub(super) active: BTreeMap<u64, Allocation>,
     next: u64,
-    /// The term of the allocation session: 0, one session for ever, until sessions are leased.
-    pub(super) term: u64,
 }
 
 impl Agent {
@@ -109,6 +109,7 @@ impl Agent {
         &mut self,
         now: Time,
         token: u64,
+        caller: &Caller,
         text: &str,
         hosts: Option<(&[String], bool)>,
         recursive: bool,
@@ -129,7 +130,7 @@ impl Agent {
             recursive,
         };
         let unit = self.table.unit_of(target).unwrap_or(target);
-        self.wish(now, token, unit, wish)
+        self.wish(now, token, caller, unit, wish)
     }
 
     /// Begins what an administrator wants of a unit, after what others want of it.
@@ -137,6 +138,7 @@ impl Agent {
         &mut self,
         now: Time,
         token: u64,
+        caller: &Caller,
         unit: Guid,
         wish: Wish,
     ) -> Result<(), AdminError> {
@@ -161,7 +163,7 @@ impl Agent {
         self.allocations.active.insert(id, allocation);
         let patience = self.config.intervals.allocation_patience;
         self.timers.set(Timer::Allocation(id), now + patience);
-        self.next_allocation(now, unit);
+        self.seek_lease(now, caller);
         Ok(())
     }
 
@@ -189,7 +191,10 @@ impl Agent {
     }
 
     /// Begins the next queued allocation of a unit, unless one is at it.
-    fn next_allocation(&mut self, now: Time, unit: Guid) {
+    pub(super) fn next_allocation(&mut self, now: Time, unit: Guid) {
+        if self.open_term(now).is_none() {
+            return;
+        }
         let of_unit = || {
             let all = self.allocations.active.iter();
             all.filter(|(_, a)| a.unit == unit)
@@ -237,6 +242,11 @@ impl Agent {
 
     /// Plans an allocation and asks its unit to make it.
     fn set_registers(&mut self, now: Time, id: u64) {
+        let Some(term) = self.lease_term(now) else {
+            // It was lost meanwhile, and is sought again.
+            self.set_stage(id, Stage::Queued);
+            return self.seek_lease_again(now);
+        };
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
@@ -256,7 +266,7 @@ impl Agent {
         allocation.stage = Stage::Setting;
         let unit = allocation.unit;
         let request = CompareAndSet {
-            term: self.allocations.term,
+            term,
             writer: self.config.guid,
             changes,
         };
@@ -308,6 +318,7 @@ impl Agent {
             | Status::Overlap
             | Status::OutOfRange
             | Status::Misaligned => self.conflicted(now, id, body),
+            Status::OlderTerm => self.superseded(now, id),
             Status::Busy | Status::NotReady => {
                 self.timers.set(Timer::Resend(id), now + BUSY_DELAY);
             }
@@ -434,10 +445,11 @@ impl Agent {
     }
 
     /// The table with the allocation is durable: it holds, and the administrator hears so.
-    pub(super) fn allocation_stored(&mut self, _now: Time, id: u64) {
+    pub(super) fn allocation_stored(&mut self, now: Time, id: u64) {
         let Some(allocation) = self.allocations.active.remove(&id) else {
             return;
         };
+        self.lease_idle(now);
         let table = &self.table;
         let Some(row) = table.get(allocation.wish.target()) else {
             return;
@@ -480,8 +492,9 @@ impl Agent {
     }
 
     /// The unit has made the change, but this host could not store its table.
-    pub(super) fn allocation_not_stored(&mut self, id: u64) {
+    pub(super) fn allocation_not_stored(&mut self, now: Time, id: u64) {
         if let Some(allocation) = self.allocations.active.remove(&id) {
+            self.lease_idle(now);
             let name = label(&self.table, allocation.unit);
             let e = error(
                 ErrorKind::NotPersisted,
@@ -518,7 +531,7 @@ impl Agent {
         self.fail_allocation(now, id, error(ErrorKind::Unreachable, message));
     }
 
-    fn fail_allocation(&mut self, now: Time, id: u64, e: AdminError) {
+    pub(super) fn fail_allocation(&mut self, now: Time, id: u64, e: AdminError) {
         let Some(allocation) = self.allocations.active.remove(&id) else {
             return;
         };
@@ -532,6 +545,7 @@ impl Agent {
         }
         self.reply(allocation.token, AdminReply::Error(e));
         self.next_allocation(now, allocation.unit);
+        self.lease_idle(now);
     }
 
     /// A unit is no longer a member: what waits for it fails.

@@ -11,8 +11,8 @@ use super::desired::Desired;
 use super::plan::error;
 use super::report;
 use super::request::{
-    AdminError, AdminReply, ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, ErrorKind,
-    LevelChangeInfo,
+    AdminError, AdminReply, ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, Caller,
+    ErrorKind, LevelChangeInfo,
 };
 use crate::crt::Table;
 use crate::wire::message::Change;
@@ -30,6 +30,7 @@ const OWN_TOKENS: u64 = 1 << 63;
 #[derive(Debug)]
 struct Apply {
     token: u64,
+    caller: Caller,
     info: ApplyInfo,
     /// Units whose turn has not come.
     waiting: VecDeque<(Guid, Vec<Change>)>,
@@ -79,6 +80,7 @@ impl Agent {
         &mut self,
         now: Time,
         token: u64,
+        caller: &Caller,
         desired: &Desired,
         dry_run: bool,
     ) -> Result<(), AdminError> {
@@ -108,13 +110,14 @@ impl Agent {
         let id = self.applies.next_token();
         let apply = Apply {
             token,
+            caller: caller.clone(),
             info,
             waiting: plan.units.into(),
             asked: BTreeMap::new(),
         };
         self.applies.active.insert(id, apply);
         match plan.granularity {
-            Some(level) => self.apply_level(id, level),
+            Some(level) => self.apply_level(now, id, caller, level),
             None => self.apply_units(now, id),
         }
         Ok(())
@@ -140,12 +143,12 @@ impl Agent {
     }
 
     /// The units wait until the granularity holds.
-    fn apply_level(&mut self, id: u64, level: Granularity) {
+    fn apply_level(&mut self, now: Time, id: u64, caller: &Caller, level: Granularity) {
         let token = self.applies.next_token();
         if let Some(apply) = self.applies.active.get_mut(&id) {
             apply.asked.insert(token, None);
         }
-        if let Err(e) = self.set_granularity(token, level.name()) {
+        if let Err(e) = self.set_granularity(now, token, caller, level.name()) {
             self.reply(token, AdminReply::Error(e));
         }
     }
@@ -161,11 +164,12 @@ impl Agent {
             };
             let name = unit.to_string();
             let place = apply.info.units.iter().position(|u| u.unit.guid == name);
+            let caller = apply.caller.clone();
             let token = self.applies.next_token();
             if let Some(apply) = self.applies.active.get_mut(&id) {
                 apply.asked.insert(token, place);
             }
-            if let Err(e) = self.wish(now, token, unit, Wish::Batch { unit, changes }) {
+            if let Err(e) = self.wish(now, token, &caller, unit, Wish::Batch { unit, changes }) {
                 self.reply(token, AdminReply::Error(e));
             }
         }

@@ -125,6 +125,9 @@ impl Agent {
             )
         };
         self.serve_cluster();
+        // What this host has promised to keep counts, whatever became of its table.
+        let kept = *self.voter.settings();
+        self.learn_settings(now, self.config.guid, &kept);
         self.enter(now, Block::Members);
         self.block(
             505,

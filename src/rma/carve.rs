@@ -3,7 +3,7 @@
 use super::agent::Agent;
 use super::allocation::Wish;
 use super::plan::{error, present};
-use super::request::{AdminError, ErrorKind};
+use super::request::{AdminError, Caller, ErrorKind};
 use crate::crt::Table;
 use crate::crt::rules::{self, RuleError};
 use crate::wire::message::{Change, ExtentFacts};
@@ -107,6 +107,7 @@ impl Agent {
         &mut self,
         now: Time,
         token: u64,
+        caller: &Caller,
         device: &str,
         (offset, size): (u64, u64),
         name: &str,
@@ -133,11 +134,17 @@ impl Agent {
         // What is wrong already need not wait for the unit.
         carving.changes(&self.table)?;
         let unit = self.table.unit_of(device).unwrap_or(device);
-        self.wish(now, token, unit, Wish::Carve(carving))
+        self.wish(now, token, caller, unit, Wish::Carve(carving))
     }
 
     /// Begins to remove an extent.
-    pub(super) fn uncarve(&mut self, now: Time, token: u64, text: &str) -> Result<(), AdminError> {
+    pub(super) fn uncarve(
+        &mut self,
+        now: Time,
+        token: u64,
+        caller: &Caller,
+        text: &str,
+    ) -> Result<(), AdminError> {
         if !self.boot.is_steady() {
             return Err(self.not_ready());
         }
@@ -148,7 +155,7 @@ impl Agent {
             "is no extent; `rma devices` lists them",
         )?;
         let unit = self.table.unit_of(extent).unwrap_or(extent);
-        self.wish(now, token, unit, Wish::Uncarve(extent))
+        self.wish(now, token, caller, unit, Wish::Uncarve(extent))
     }
 }
 

@@ -8,9 +8,8 @@ use std::time::Duration;
 use super::action::{AgentAction, CommitToken, OwnedDevice};
 use super::agent::Agent;
 use super::journal::Waiter;
-use super::plan::error;
 use super::report;
-use super::request::{AdminReply, ErrorKind, WatchEvent};
+use super::request::WatchEvent;
 use super::timers::Timer;
 use crate::crt::Table;
 use crate::planted::{self, Bug};
@@ -63,7 +62,7 @@ impl Agent {
             return;
         }
         if self.journal.unpublished {
-            self.table.publish(self.allocations.term, self.config.guid);
+            self.table.publish(self.lease.term(), self.config.guid);
             self.journal.unpublished = false;
             self.journal.published = true;
         }
@@ -122,10 +121,7 @@ impl Agent {
                     self.answer_summary(now, connection, command);
                 }
                 Waiter::Allocation(id) => self.allocation_stored(now, id),
-                Waiter::Granularity(token) => {
-                    let reply = self.granularity_reply(true);
-                    self.reply(token, reply);
-                }
+                Waiter::Granularity(token) => self.settle_stored(now, token),
                 Waiter::Forget(token) => self.forgotten(token, true),
                 Waiter::Boot => self.boot_stored(now),
             }
@@ -139,15 +135,8 @@ impl Agent {
                 Waiter::Offer(connection, command) => {
                     self.refuse(now, connection, command, Status::NotPersisted);
                 }
-                Waiter::Allocation(id) => self.allocation_not_stored(id),
-                Waiter::Granularity(token) => self.reply(
-                    token,
-                    AdminReply::Error(error(
-                        ErrorKind::NotPersisted,
-                        "the table could not be stored on this host (see the log of rmad); it is \
-                         tried again every second, look with `rma granularity get`",
-                    )),
-                ),
+                Waiter::Allocation(id) => self.allocation_not_stored(now, id),
+                Waiter::Granularity(token) => self.settle_not_stored(now, token),
                 Waiter::Forget(token) => self.forgotten(token, false),
                 // The boot waits until it is stored.
                 Waiter::Boot => self.journal.waiters.push(Waiter::Boot),

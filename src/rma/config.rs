@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::lease::StoredVote;
 use crate::wire::{ClusterName, Guid, Incarnation, Mac};
 
 /// The most administrators' requests that wait for a unit or a commit at a time.
@@ -40,6 +41,8 @@ pub struct AgentConfig {
     /// Units that have lost their registers get them back without an administrator, when all hosts
     /// have the same table.
     pub auto_restore: bool,
+    /// What this host has promised as a voter of the allocation lease; `None`: that was lost.
+    pub vote: Option<StoredVote>,
 }
 
 /// How often the agent asks and how long it waits.

@@ -69,6 +69,13 @@ pub enum WatchEvent {
         /// After.
         after: String,
     },
+    /// This host has lost the allocation lease that an administrator kept or a change needed.
+    LeaseLost {
+        /// The session's term.
+        term: u64,
+        /// Why, in words.
+        why: String,
+    },
     /// The table of another host was adopted or joined.
     TableAdopted {
         /// The host.

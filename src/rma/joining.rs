@@ -10,6 +10,7 @@ use super::report;
 use super::request::WatchEvent;
 use super::timers::Timer;
 use crate::crt::{Settled, Table};
+use crate::lease::{is_far_count, is_far_stamp, is_far_term};
 use crate::wire::message::{Parts, TableSummary};
 use crate::wire::{Guid, Row, Settings, TableStamp, Time};
 
@@ -79,6 +80,7 @@ impl Agent {
             _ if theirs.floor <= self.table.floor() => None,
             extent => Some(self.purged_elsewhere(&rows, |guid| extent.holds(guid))),
         };
+        let settings = &self.leave_out_far(from, *settings, &mut rows);
         self.leave_out_offenders(from, &mut rows);
         let differing: Vec<Guid> = rows
             .iter()
@@ -131,6 +133,42 @@ impl Agent {
         if !purged.is_empty() {
             self.hear_again();
         }
+    }
+
+    /// Whether a table's stamp can be an honest one; otherwise nothing of the table is taken.
+    pub(super) fn is_plausible(&mut self, from: Guid, theirs: &TableSummary) -> bool {
+        let known = self.known_term();
+        let far = is_far_stamp(&theirs.stamp, known) || is_far_stamp(&theirs.floor, known);
+        if far {
+            let (term, counter) = (theirs.stamp.term, theirs.stamp.counter);
+            let from = report::names(&self.table, &[from]);
+            self.warn(format!(
+                "the table of {from} says version {term}.{counter}, far ahead of every term known \
+                 here ({known}): no honest one has come so far; nothing of it is taken"
+            ));
+        }
+        !far
+    }
+
+    /// Leaves out rows and settings whose stamps no honest host or unit can have given; gives the
+    /// settings to join.
+    fn leave_out_far(&mut self, from: Guid, settings: Settings, rows: &mut Vec<Row>) -> Settings {
+        let known = self.known_term();
+        let count = rows.len();
+        rows.retain(|row| !is_far_term(row.owned.term, known) && !is_far_count(row.owned.epoch.0));
+        if rows.len() < count {
+            let left_out = count - rows.len();
+            let from = report::names(&self.table, &[from]);
+            self.warn(format!(
+                "{left_out} rows in the table of {from} have terms or epochs far ahead of every one \
+                 known here (term {known}); they are left out"
+            ));
+        }
+        if is_far_stamp(&settings.stamp, known) {
+            self.warn_far_term(from, settings.stamp.term);
+            return *self.table.settings();
+        }
+        settings
     }
 
     /// Which of our rows another table, as far as it has come, lacks or has older; `None` where

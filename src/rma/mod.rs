@@ -1,7 +1,9 @@
-//! The resource management agent's state machine: Fig. 5, allocation. Depends on wire, session, crt, fabric::link.
+//! The resource management agent's state machine: Fig. 5, allocation. Depends on wire, session, crt,
+//! lease, fabric::link.
 
 mod action;
 mod admin;
+mod admin_error;
 mod agent;
 mod allocation;
 mod applied;
@@ -16,19 +18,26 @@ pub mod desired;
 mod event;
 mod joining;
 mod journal;
+mod lease;
+mod lock;
+mod lock_info;
 mod members;
 mod peers;
 mod plan;
 mod pulls;
 mod purge;
+mod queue;
 mod registers;
 pub mod report;
 pub mod request;
 mod restore;
+mod round;
 mod serve;
+mod settle;
 mod suspects;
 mod timers;
 mod units;
+mod voters;
 
 pub use action::{AgentAction, CommitToken, OwnedDevice};
 pub use agent::Agent;

@@ -317,7 +317,7 @@ impl Agent {
 
     /// A peer has told how current its table is.
     pub(super) fn on_summary(&mut self, now: Time, guid: Guid, theirs: TableSummary) {
-        if self.is_impossible(guid, &theirs) {
+        if self.is_impossible(guid, &theirs) || !self.is_plausible(guid, &theirs) {
             return;
         }
         let equal = self.same_content(&theirs);

@@ -110,6 +110,9 @@ impl Agent {
     /// A peer has told the digests of parts of its table.
     pub(super) fn on_digests(&mut self, now: Time, guid: Guid, reply: &TableDigestsReply) {
         self.extend_patience_for_peers(now);
+        if !self.is_plausible(guid, &reply.summary) {
+            return self.abandon_pull(guid);
+        }
         let ours = self.table.len();
         let Some(pull) = self.peers.get_mut(&guid).and_then(|p| p.pull.as_mut()) else {
             return;
@@ -144,6 +147,9 @@ impl Agent {
     /// A peer has sent a page of rows.
     pub(super) fn on_page(&mut self, now: Time, guid: Guid, mut page: TableRowsReply) {
         self.extend_patience_for_peers(now);
+        if !self.is_plausible(guid, &page.summary) {
+            return self.abandon_pull(guid);
+        }
         let Some(pull) = self.peers.get_mut(&guid).and_then(|p| p.pull.as_mut()) else {
             return;
         };

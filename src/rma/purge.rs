@@ -72,7 +72,7 @@ impl Agent {
 
     /// Takes rows out of the table with all below them, under a new floor.
     fn purge(&mut self, rows: &[Guid]) {
-        let term = self.allocations.term;
+        let term = self.lease.term();
         let writer = self.config.guid;
         let all: Vec<Guid> = rows.iter().flat_map(|row| self.table.below(*row)).collect();
         self.mutate(all, |table| table.purge(rows, term, writer));

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::agent::Agent;
 use super::plan::{Outlook, offenders};
+use super::report::label;
+use crate::lease::{is_far_count, is_far_term};
 use crate::planted::{self, Bug};
 use crate::wire::message::{OwnershipRegister, RegistersReply, RegistersRequest};
 use crate::wire::{Guid, Kind, Status, Time, Wire};
@@ -94,7 +96,29 @@ impl Agent {
             })
             .cloned()
             .collect();
+        let newer = self.leave_out_far_registers(guid, newer);
         self.take_registers(guid, &newer)
+    }
+
+    /// Leaves out registers whose terms or epochs no honest session can have given.
+    fn leave_out_far_registers(
+        &mut self,
+        unit: Guid,
+        mut registers: Vec<OwnershipRegister>,
+    ) -> Vec<OwnershipRegister> {
+        let known = self.known_term();
+        let count = registers.len();
+        registers.retain(|register| {
+            !is_far_term(register.owned.term, known) && !is_far_count(register.owned.epoch.0)
+        });
+        if registers.len() < count {
+            let (left_out, name) = (count - registers.len(), label(&self.table, unit));
+            self.warn(format!(
+                "{left_out} registers of {name} have terms or epochs far ahead of every one known \
+                 here (term {known}); they are left out"
+            ));
+        }
+        registers
     }
 
     /// Takes registers of a unit into the table, all or (where they would break the hierarchy)

@@ -4,9 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::admin_error::{AdminError, ErrorKind};
 pub use super::applied::{ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, LevelChangeInfo};
 use super::desired::Desired;
 pub use super::event::WatchEvent;
+pub use super::lock_info::{HolderInfo, LockInfo, VoterInfo};
 
 /// A request of the allocation application (210) or another administrator's verb.
 ///
@@ -95,9 +97,32 @@ pub enum AdminRequest {
     },
     /// The devices that this host owns and exports.
     Exports,
+    /// Who holds the allocation lease, as every voter sees it.
+    LockStatus,
+    /// Takes the allocation lease and keeps it until it is released.
+    LockAcquire {
+        /// Also from another host.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Releases the allocation lease that an administrator of this host keeps.
+    LockRelease {
+        /// Also one that another host holds.
+        #[serde(default)]
+        force: bool,
+    },
     /// Events from now on; answered with [`AdminReply::Watching`], then the shell passes on every
     /// [`WatchEvent`].
     Watch,
+}
+
+/// The process that asks, as the system vouches for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Its number, 0 where not known.
+    pub process: u32,
+    /// The user that it runs as.
+    pub user: String,
 }
 
 /// The answer to an [`AdminRequest`].
@@ -142,54 +167,13 @@ pub enum AdminReply {
         /// Devices and extents, by unit, controller number, device number, offset.
         devices: Vec<DeviceInfo>,
     },
+    /// To [`AdminRequest::LockStatus`], [`AdminRequest::LockAcquire`] and
+    /// [`AdminRequest::LockRelease`].
+    Lock(Box<LockInfo>),
     /// To [`AdminRequest::Watch`].
     Watching,
     /// The request failed; nothing was changed unless the message says so.
     Error(AdminError),
-}
-
-/// Why a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ErrorKind {
-    /// The request contradicts itself.
-    BadRequest,
-    /// Nothing has that name, GUID or address.
-    Unknown,
-    /// Several things have that name.
-    Ambiguous,
-    /// The thing is of a type for which the request makes no sense.
-    WrongType,
-    /// The row is a tombstone: its parent no longer lists it.
-    Invalid,
-    /// The change would break the ownership hierarchy.
-    Hierarchy,
-    /// The cluster does not allocate at this level.
-    Granularity,
-    /// A device cannot have such an extent, or the extent cannot be removed now.
-    Extent,
-    /// The unit does not answer.
-    Unreachable,
-    /// The unit refused the change.
-    Refused,
-    /// Somebody else changed the row at the same time.
-    Conflict,
-    /// The agent is still in Fig. 5, or has no cluster.
-    NotReady,
-    /// A limit of the agent is reached.
-    Busy,
-    /// The table could not be stored.
-    NotPersisted,
-}
-
-/// A failed request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct AdminError {
-    /// What kind of failure.
-    pub kind: ErrorKind,
-    /// One line: what is wrong, where, and what to do.
-    pub message: String,
 }
 
 /// A table's stamp.

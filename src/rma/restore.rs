@@ -175,7 +175,8 @@ impl Agent {
 
     /// Sends the next part.
     fn restore_next(&mut self, now: Time, unit: Guid) {
-        let term = self.allocations.term;
+        // What the unit has seen of terms is lost as well.
+        let term = self.known_term();
         let Some(restoration) = self.restorations.0.get_mut(&unit) else {
             return;
         };

@@ -5,6 +5,7 @@ use super::config::MAX_PAGE_BYTES;
 use super::joining::Extent;
 use super::journal::Waiter;
 use super::timers::Timer;
+use super::voters::VoteTag;
 use crate::session::ServerEvent;
 use crate::wire::message::{
     Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
@@ -103,8 +104,15 @@ impl Agent {
                 if self.is_impossible(from, &offer.summary) {
                     return Err(Status::BadRequest);
                 }
+                if !self.is_plausible(from, &offer.summary) {
+                    return Err(Status::FarTerm);
+                }
                 self.on_offer(now, connection, command, from, offer);
                 Ok(())
+            }
+            Kind::Lease | Kind::Settle => {
+                let tag = VoteTag::Peer(connection, command);
+                self.serve_vote(now, tag, from, kind, body)
             }
             Kind::TableStamp => Err(Status::BadRequest),
             _ => Err(Status::Unsupported),

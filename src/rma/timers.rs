@@ -29,6 +29,20 @@ pub(super) enum Timer {
     Restore(Guid),
     /// Tombstones are looked through.
     Purge,
+    /// The patience of a round of questions about the lease.
+    LeaseRound,
+    /// The lease is asked for again.
+    LeaseRetry,
+    /// The lease is due for a renewal.
+    LeaseRenew,
+    /// The lease is given up.
+    LeaseEnd,
+    /// Nothing has needed the lease for a while.
+    LeaseIdle,
+    /// The patience of an administrator's look at the lease.
+    LeaseQuery(u64),
+    /// The patience of a change of settings.
+    Settle,
 }
 
 /// Timers by moment.

@@ -88,6 +88,7 @@ impl Agent {
     /// A unit answers (again): block 520 for it alone.
     pub(super) fn unit_up(&mut self, now: Time, guid: Guid) {
         self.poll_unit(now, guid);
+        self.exchange_settings(now, guid);
         let controllers: Vec<IocNumber> = match self.units.get(&guid) {
             Some(unit) => unit.controllers.keys().copied().collect(),
             None => Vec::new(),

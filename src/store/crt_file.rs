@@ -63,6 +63,9 @@ fn advice(kind: ImageKind, error: &ImageError) -> String {
             "put a whole copy back, or remove the file: the unit then serves no I/O until its \
              registers are restored from a cluster resource table"
         }
+        ImageKind::Vote => {
+            "remove the file: for six seconds no new allocation session gets this vote"
+        }
     };
     match error {
         ImageError::Io { .. } | ImageError::TooLong { .. } | ImageError::Full => String::new(),
@@ -86,7 +89,7 @@ fn advice(kind: ImageKind, error: &ImageError) -> String {
     }
 }
 
-fn bad(path: &Path, kind: ImageKind) -> impl Fn(ImageError) -> StoreError {
+pub(super) fn bad(path: &Path, kind: ImageKind) -> impl Fn(ImageError) -> StoreError {
     move |source| StoreError::Content {
         path: path.to_owned(),
         kind,
@@ -109,7 +112,7 @@ fn not_opened(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> StoreEr
 }
 
 /// Opens and locks the file at `path`; `None` where there is none.
-fn open_storage(path: &Path) -> Result<Option<MmapStorage>, StoreError> {
+pub(super) fn open_storage(path: &Path) -> Result<Option<MmapStorage>, StoreError> {
     match MmapStorage::open(path) {
         Ok(storage) => Ok(Some(storage)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -119,7 +122,7 @@ fn open_storage(path: &Path) -> Result<Option<MmapStorage>, StoreError> {
 
 /// Creates the file at `path` with what `write` makes of it: beside its place first, so that there
 /// is a whole file or none.
-fn create<T>(
+pub(super) fn create<T>(
     path: &Path,
     write: impl FnOnce(MmapStorage) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
@@ -141,7 +144,7 @@ fn create<T>(
 }
 
 /// The date and time for people, seconds since 1970.
-fn now_s() -> u64 {
+pub(super) fn now_s() -> u64 {
     SystemTime::UNIX_EPOCH
         .elapsed()
         .map_or(0, |since| since.as_secs())

@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod crt_file;
 pub mod identity;
 pub mod mmap;
+pub mod vote_file;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,6 +12,7 @@ use std::path::Path;
 
 pub use crt_file::{CrtFile, RegistersFile, Report, Snapshot, StoreError, verify};
 pub use identity::{Identity, IdentityError};
+pub use vote_file::VoteFile;
 
 /// Makes the directory entry of `path` durable.
 fn sync_directory_of(path: &Path) -> io::Result<()> {

@@ -1,5 +1,5 @@
 //! An I/O unit: its management service (UMS, 230) and its I/O controllers, as one state machine.
-//! Depends on wire, session, [`crate::crt::rules`] and [`crate::fabric::link`].
+//! Depends on wire, session, [`crate::crt::rules`], [`crate::lease`] and [`crate::fabric::link`].
 //!
 //! Sans-I/O: frames, finished disk operations and time come in; frames ([`Unit::poll_transmit`])
 //! and things to do ([`Unit::poll_action`]) come out. After each call that takes `now`, poll both
@@ -10,7 +10,7 @@
 //!   finished and the change is durable; from the moment it is judged good no write of such a
 //!   host is begun.
 //! - I5: registers obey the ownership hierarchy after every change, or the change is refused.
-//! - I7: no change with a term below the highest seen is made.
+//! - I7: no change with a term below the highest seen or promised is made.
 //! - A unit that has lost its registers refuses I/O and changes: unallocated is not a guess.
 //! - I8: what is on the wire changes nothing but what the sender may change; every table is bounded.
 
@@ -21,6 +21,7 @@ mod ioc;
 mod registers;
 mod restore;
 mod ums;
+mod vote;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -30,12 +31,13 @@ pub use inventory::{ControllerSpec, DeviceSpec, MAX_UNIT_DEVICES, SpecError, Uni
 pub use registers::{MAX_UNIT_REGISTERS, StoredRegisters};
 
 use crate::fabric::link::{FabricLink, Facts, LinkConfig, LinkEvent};
+use crate::lease::{StoredVote, Voter};
 use crate::session::{Counters, Peer, Server, ServerConfig, ServerEvent};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister};
 use crate::wire::{
-    ClusterName, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation, IocNumber,
-    IodNumber, Kind, Mac, ObservationStamp, Status, Time,
+    ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -73,6 +75,8 @@ pub struct UnitConfig {
     pub credits: u16,
     /// Connections served at most, for each EtherType.
     pub max_connections: usize,
+    /// What it has promised as a voter of the allocation lease; `None`: that was lost.
+    pub vote: Option<StoredVote>,
 }
 
 /// What the shell has to do.
@@ -96,6 +100,14 @@ pub enum UnitAction {
         registers: Vec<OwnershipRegister>,
         /// The highest term seen.
         term: u64,
+    },
+    /// Make what the unit has promised as a voter of the allocation lease durable, then call
+    /// [`Unit::vote_persisted`]. There is at most one at a time.
+    PersistVote {
+        /// Names it.
+        token: u64,
+        /// All of it.
+        vote: Box<StoredVote>,
     },
     /// Fabric services have assigned this cluster: remember it for the next start.
     Joined(ClusterName),
@@ -124,6 +136,7 @@ pub struct Unit {
     /// Registers on their way back.
     restoration: Option<Restoration>,
     resets: Resets,
+    voter: Voter<(ConnectionId, CommandId)>,
     queue: VecDeque<QueuedChange>,
     actions: VecDeque<UnitAction>,
     management_drops: Counters,
@@ -177,6 +190,7 @@ impl Unit {
             transaction: None,
             restoration: None,
             resets: Resets::default(),
+            voter: Voter::new(config.vote),
             queue: VecDeque::new(),
             actions: VecDeque::new(),
             management_drops: Counters::default(),
@@ -346,6 +360,7 @@ impl Unit {
         self.management.tick(now);
         self.service.tick(now);
         self.retry_resets(now);
+        self.voter.tick(now);
         self.drain(now);
     }
 
@@ -356,6 +371,7 @@ impl Unit {
             self.management.deadline(),
             self.service.deadline(),
             self.resets.deadline(),
+            self.voter.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -391,7 +407,7 @@ impl Unit {
 
     fn drain(&mut self, now: Time) {
         while let Some(event) = self.link.poll_event() {
-            self.follow_link(&event);
+            self.follow_link(now, &event);
         }
         while let Some(event) = self.management.poll_event() {
             if let ServerEvent::Request { .. } = event {
@@ -403,9 +419,10 @@ impl Unit {
                 self.serve_io(now, event);
             }
         }
+        self.follow_voter(now);
     }
 
-    fn follow_link(&mut self, event: &LinkEvent) {
+    fn follow_link(&mut self, now: Time, event: &LinkEvent) {
         let action = match *event {
             LinkEvent::Up { .. } => UnitAction::FabricUp(true),
             LinkEvent::Down => UnitAction::FabricUp(false),
@@ -415,6 +432,9 @@ impl Unit {
             LinkEvent::Members(_) => return,
             LinkEvent::Assigned(cluster) if cluster == self.cluster || cluster.is_none() => return,
             LinkEvent::Assigned(cluster) => {
+                if !self.cluster.is_none() {
+                    self.voter.leave_cluster(now);
+                }
                 self.cluster = cluster;
                 self.management.set_cluster(Some(cluster));
                 self.service.set_cluster(Some(cluster));
@@ -467,9 +487,10 @@ impl Unit {
         self.registers.is_some()
     }
 
-    /// The highest term seen; 0 where the registers are lost.
+    /// The highest term seen or promised.
     pub fn term(&self) -> u64 {
-        self.registers.as_ref().map_or(0, Registers::term)
+        let seen = self.registers.as_ref().map_or(0, Registers::term);
+        seen.max(self.voter.promised())
     }
 
     /// The unit and its controllers.

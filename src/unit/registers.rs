@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::extents::Extents;
 use super::inventory::Inventory;
 use crate::crt::rules;
+use crate::lease::is_far_term;
 use crate::planted::{self, Bug};
 use crate::wire::message::{
     Change, CompareAndSet, ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister,
@@ -135,8 +136,14 @@ impl Registers {
         }
     }
 
-    /// Judges a transaction: all of its changes or none.
-    pub(super) fn judge(&self, request: &CompareAndSet, inventory: &Inventory) -> Verdict {
+    /// Judges a transaction: all of its changes or none. `promised` is the highest term that the
+    /// unit has promised as a voter.
+    pub(super) fn judge(
+        &self,
+        request: &CompareAndSet,
+        inventory: &Inventory,
+        promised: u64,
+    ) -> Verdict {
         let unknown = |c: &&Change| c.extent.is_none() && !self.has_row(c.row, inventory);
         if let Some(change) = request.changes.iter().find(unknown) {
             return Verdict::Refused(Status::NoRow, self.get(change.row));
@@ -144,7 +151,11 @@ impl Registers {
         if let Some(done) = self.already(request) {
             return Verdict::Already(done);
         }
-        if request.term < self.term {
+        let term = self.term.max(promised);
+        if is_far_term(request.term, term) {
+            return Verdict::Refused(Status::FarTerm, self.get(request.changes[0].row));
+        }
+        if request.term < term {
             let newest = self.rows.values().max_by_key(|r| r.owned.term);
             let register = newest
                 .cloned()

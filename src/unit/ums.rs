@@ -89,6 +89,12 @@ impl Unit {
             Kind::Controllers if body.is_empty() => Ok(self.controllers().to_body()),
             Kind::Controllers => Err(Status::BadRequest),
             Kind::Registers => self.registers_page(&body),
+            Kind::Lease | Kind::Settle => {
+                match self.serve_vote(now, (connection, command), peer, kind, &body) {
+                    Ok(()) => return,
+                    Err(status) => Err(status),
+                }
+            }
             Kind::CompareAndSet => match self.admit_change(connection, peer, &body) {
                 Ok(request) => {
                     self.queue.push_back(QueuedChange {
@@ -150,10 +156,9 @@ impl Unit {
         while self.transaction.is_none()
             && let Some(change) = self.queue.pop_front()
         {
-            let verdict = self
-                .registers
-                .as_ref()
-                .map(|registers| registers.judge(&change.request, &self.inventory));
+            let verdict = self.registers.as_ref().map(|registers| {
+                registers.judge(&change.request, &self.inventory, self.voter.promised())
+            });
             let (status, body) = match verdict {
                 None => (Status::NoRegisters, Vec::new()),
                 Some(Verdict::Already(registers)) => (Status::Ok, registers_body(registers)),

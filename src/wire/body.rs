@@ -7,11 +7,12 @@ use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
-    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, MembershipReply,
-    MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport, Register, Registered,
-    RegistersReply, RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest,
-    TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
+    MembershipReply, MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport,
+    Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply,
+    TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
 };
+use super::row::Settings;
 
 macro_rules! bodies {
     ($( $(#[$meta:meta])* $name:ident, )+) => {
@@ -79,6 +80,12 @@ bodies! {
     TableRowsReply,
     /// Offer.
     Offer,
+    /// Lease.
+    LeaseRequest,
+    /// Reply to lease.
+    LeaseReply,
+    /// Settle, and its reply.
+    Settings,
     /// Table-digests.
     TableDigestsRequest,
     /// Reply to table-digests.
@@ -135,6 +142,9 @@ impl<'a> Body<'a> {
             (Kind::TableRows, false, _) => body!(TableRowsRequest),
             (Kind::TableRows, true, Status::Ok) => body!(TableRowsReply),
             (Kind::Offer, false, _) => body!(Offer),
+            (Kind::Lease, false, _) => body!(LeaseRequest),
+            (Kind::Lease, true, Status::Ok) => body!(LeaseReply),
+            (Kind::Settle, false, _) | (Kind::Settle, true, Status::Ok) => body!(Settings),
             (Kind::TableDigests, false, _) => body!(TableDigestsRequest),
             (Kind::TableDigests, true, Status::Ok) => body!(TableDigestsReply),
             (Kind::Controllers, true, Status::Ok) => body!(ControllersReply),
@@ -233,6 +243,16 @@ impl fmt::Display for ExtentFacts {
     }
 }
 
+impl fmt::Display for super::message::Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "term {} of {} {:?} process {} user {:?} for {}",
+            self.term, self.host, self.name, self.process, self.user, self.purpose
+        )
+    }
+}
+
 impl fmt::Display for super::row::Ownership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())?;
@@ -323,6 +343,28 @@ impl fmt::Display for Body<'_> {
                 m.summary
             ),
             Self::Offer(m) => write!(f, "{} of {}", count(m.rows.len(), "row"), m.summary),
+            Self::LeaseRequest(m) => write!(
+                f,
+                "{}{} {}",
+                m.verb,
+                if m.force { " by force" } else { "" },
+                m.holder
+            ),
+            Self::LeaseReply(m) => {
+                let word = if m.granted { "granted" } else { "not granted" };
+                write!(f, "{word}, promised {}", m.promised)?;
+                match &m.holder {
+                    Some(holder) => {
+                        write!(f, ", {holder} for {} ms, {} ms left", m.held_ms, m.left_ms)
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::Settings(m) => write!(
+                f,
+                "granularity {} of {}.{} by {}",
+                m.granularity, m.stamp.term, m.stamp.counter, m.stamp.writer
+            ),
             Self::ControllersReply(m) => write!(
                 f,
                 "unit {} {:?} {}",

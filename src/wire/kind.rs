@@ -40,6 +40,10 @@ code_table! {
         TableRows = 0x21 => "table-rows",
         /// A table, or what changed in it, is offered to a peer (Fig. 5, block 530).
         Offer = 0x22 => "offer",
+        /// The allocation lease, asked of a voter: an RMA or a UMS.
+        Lease = 0x23 => "lease",
+        /// Cluster-wide settings for a voter to keep.
+        Settle = 0x24 => "settle",
         /// Digests of parts of the peer's table (Fig. 5, block 515).
         TableDigests = 0x25 => "table-digests",
 
@@ -143,6 +147,8 @@ code_table! {
         NotPersisted = 24 => "not persisted",
         /// The range overlaps an extent of the device.
         Overlap = 25 => "overlaps an extent",
+        /// The term is further above every known one than any honest term can be.
+        FarTerm = 26 => "term too far ahead",
     }
 }
 

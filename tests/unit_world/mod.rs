@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rma::backend::{Backend, Memory};
+use rma::lease::StoredVote;
 use rma::session::{Client, ClientConfig, ClientEvent, Request};
 use rma::unit::{
     ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitAction, UnitConfig,
@@ -83,6 +84,8 @@ pub struct World {
     /// What is durable.
     pub stored: StoredRegisters,
     pub store_count: usize,
+    /// What of the lease is durable.
+    pub vote: StoredVote,
     hanging: VecDeque<UnitAction>,
     /// An operation takes up to this long.
     pub disk_time: Duration,
@@ -115,6 +118,7 @@ pub fn unit_config(incarnation: u64, cluster: ClusterName) -> UnitConfig {
         mtu: 1500,
         credits: 2048,
         max_connections: 64,
+        vote: Some(StoredVote::default()),
     }
 }
 
@@ -176,6 +180,7 @@ impl World {
             persist: Persist::Works,
             stored: registers.unwrap_or_default(),
             store_count: 0,
+            vote: StoredVote::default(),
             hanging: VecDeque::new(),
             disk_time: Duration::ZERO,
             disk_hangs: false,
@@ -210,7 +215,8 @@ impl World {
         self.incarnation += 1;
         self.busy.clear();
         self.hanging.clear();
-        let config = unit_config(self.incarnation, self.unit.cluster());
+        let mut config = unit_config(self.incarnation, self.unit.cluster());
+        config.vote = Some(self.vote.clone());
         self.unit = Unit::new(config, registers, self.seed + self.incarnation);
         self.populate();
         self.pump();
@@ -260,7 +266,9 @@ impl World {
                 let takes = Duration::from_nanos(self.segments[1].rng.u64(0..=most));
                 self.busy.insert((self.now + takes, token), (device, op));
             }
-            UnitAction::PersistRegisters { .. } if self.persist == Persist::Hangs => {
+            UnitAction::PersistRegisters { .. } | UnitAction::PersistVote { .. }
+                if self.persist == Persist::Hangs =>
+            {
                 self.hanging.push_back(action);
             }
             UnitAction::PersistRegisters {
@@ -278,6 +286,13 @@ impl World {
                     }
                 }
                 self.unit.registers_persisted(self.now, token, ok);
+            }
+            UnitAction::PersistVote { token, vote } => {
+                let ok = self.persist == Persist::Works;
+                if ok {
+                    self.vote = *vote;
+                }
+                self.unit.vote_persisted(self.now, token, ok);
             }
             UnitAction::Joined(cluster) => self.joined.push(cluster),
             UnitAction::FabricUp(_)

@@ -170,6 +170,21 @@ impl Fields {
         self.guid("rma.settings.writer", settings.stamp.writer);
     }
 
+    fn holder(&mut self, holder: &Holder) {
+        self.u64("rma.holder.term", holder.term);
+        self.guid("rma.holder.host", holder.host);
+        let purpose = holder.purpose;
+        self.code(
+            "rma.holder.purpose",
+            &[purpose.code()],
+            purpose.code(),
+            purpose.name(),
+        );
+        self.u32("rma.holder.process", holder.process as usize);
+        self.text("rma.holder.name", &holder.name);
+        self.text("rma.holder.user", &holder.user);
+    }
+
     fn row(&mut self, row: &Row) {
         self.guid("rma.row.guid", row.guid);
         self.entity("rma.row.entity", row.entity);
@@ -439,6 +454,26 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.settings(&m.settings);
             f.rows(&m.rows);
         }
+        Body::LeaseRequest(m) => {
+            f.code(
+                "rma.lease.verb",
+                &[m.verb.code()],
+                m.verb.code(),
+                m.verb.name(),
+            );
+            f.flag("rma.lease.force", m.force);
+            f.holder(&m.holder);
+        }
+        Body::LeaseReply(m) => {
+            f.flag("rma.lease.granted", m.granted);
+            f.u64("rma.lease.promised", m.promised);
+            f.settings(&m.settings);
+            f.u64("rma.lease.held", m.held_ms);
+            f.u64("rma.lease.left", m.left_ms);
+            f.u8("rma.holders.count", u8::from(m.holder.is_some()));
+            m.holder.iter().for_each(|holder| f.holder(holder));
+        }
+        Body::Settings(m) => f.settings(m),
         Body::ControllersReply(m) => {
             f.guid("rma.unit.guid", m.unit);
             f.text("rma.unit.name", &m.name);

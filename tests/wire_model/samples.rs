@@ -234,6 +234,7 @@ pub fn samples() -> Vec<Sample> {
     sessions(&mut m);
     fabric(&mut m);
     tables(&mut m);
+    leases(&mut m);
     units(&mut m);
     data(&mut m);
     m.0
@@ -481,6 +482,54 @@ fn tables(m: &mut Maker) {
         "offer-reply",
         reply(Kind::Offer),
         Body::TableSummary(summary(0x15)),
+    );
+}
+
+fn holder(n: u8) -> Holder {
+    Holder {
+        term: big(n),
+        host: guid(n + 1),
+        purpose: Purpose::Administrator,
+        process: 0x7301_0203,
+        name: "host 108".into(),
+        user: "root".into(),
+    }
+}
+
+fn leases(m: &mut Maker) {
+    m.add(
+        "lease-request",
+        request(Kind::Lease),
+        Body::LeaseRequest(LeaseRequest {
+            verb: LeaseVerb::Ask,
+            force: true,
+            holder: holder(0x11),
+        }),
+    );
+    m.add(
+        "lease-reply",
+        reply(Kind::Lease),
+        Body::LeaseReply(LeaseReply {
+            granted: true,
+            promised: big(0x1f),
+            settings: settings(0x12),
+            held_ms: big(0x16),
+            left_ms: big(0x17),
+            holder: Some(Holder {
+                purpose: Purpose::Work,
+                ..holder(0x18)
+            }),
+        }),
+    );
+    m.add(
+        "settle-request",
+        request(Kind::Settle),
+        Body::Settings(settings(0x11)),
+    );
+    m.add(
+        "settle-reply",
+        reply(Kind::Settle),
+        Body::Settings(settings(0x15)),
     );
 }
 

@@ -65,6 +65,7 @@ names(ProtoField.uint32, base.DEC, {
     ["members.count"] = "Members", ["rows.count"] = "Rows", ["table.rows"] = "Rows in the table",
     ["controllers.count"] = "Controllers", ["devices.count"] = "Devices",
     ["registers.count"] = "Registers", ["changes.count"] = "Changes",
+    ["holders.count"] = "Holders", ["holder.process"] = "Process",
     ["parts.count"] = "Parts", ["digests.count"] = "Digests",
     ["row.block_size"] = "Block size", ["device.block_size"] = "Block size",
 })
@@ -89,6 +90,8 @@ names(ProtoField.uint64, base.DEC, {
     ["owned.epoch"] = "Ownership epoch", ["owned.term"] = "Ownership term",
     ["restore.term"] = "Term", ["change.term"] = "Term", ["change.expected"] = "Expected epoch",
     ["io.offset"] = "Offset on the device", ["io.length"] = "Length",
+    ["holder.term"] = "Term", ["lease.promised"] = "Promised term",
+    ["lease.held"] = "Held, ms", ["lease.left"] = "Left, ms",
 })
 names(ProtoField.guid, nil, {
     guid = "Any GUID", ["connect.initiator"] = "Initiator", ["connect.responder"] = "Responder",
@@ -100,6 +103,7 @@ names(ProtoField.guid, nil, {
     ["devices.controller"] = "Controller", ["device.guid"] = "Device",
     ["extent.device"] = "Device", ["io.extent"] = "Extent",
     ["register.row"] = "Row", ["change.row"] = "Row", ["change.writer"] = "Writer",
+    ["holder.host"] = "Host",
 })
 names(ProtoField.string, nil, {
     cluster = "Cluster", ["register.cluster"] = "Cluster", ["member.name"] = "Name",
@@ -108,6 +112,7 @@ names(ProtoField.string, nil, {
     ["unit.model"] = "Model", ["unit.serial"] = "Serial", ["controller.name"] = "Name",
     ["controller.model"] = "Model", ["device.name"] = "Name", ["device.vendor"] = "Vendor",
     ["device.model"] = "Model", ["device.serial"] = "Serial", ["extent.name"] = "Name", malformed = "Malformed",
+    ["holder.name"] = "Name", ["holder.user"] = "User",
 })
 names(ProtoField.bytes, base.COLON, {
     tag = "Authentication tag", ["table.digest"] = "Table digest", data = "Data",
@@ -115,6 +120,7 @@ names(ProtoField.bytes, base.COLON, {
 })
 names(ProtoField.bool, nil, {
     ["connect.resumed"] = "Resumed", ["extent.present"] = "Present", more = "More follow", ["membership.unchanged"] = "Unchanged",
+    ["lease.force"] = "By force", ["lease.granted"] = "Granted",
     unmatched = "Reply without a request", unanswered = "Request without a reply",
 })
 add_field("mac", ProtoField.ether, "NIC")
@@ -122,6 +128,8 @@ add_field("connect.role", ProtoField.uint8, "Role", base.DEC, T.role)
 add_field("discover.role", ProtoField.uint8, "Role", base.DEC, T.role)
 add_field("progress", ProtoField.uint8, "Progress", base.DEC, T.progress)
 add_field("notify.event", ProtoField.uint8, "Event", base.DEC, T.event)
+add_field("lease.verb", ProtoField.uint8, "Verb", base.DEC, T.lease_verb)
+add_field("holder.purpose", ProtoField.uint8, "Purpose", base.DEC, T.purpose)
 add_field("member.entity", ProtoField.uint8, "Type", base.DEC, T.entity)
 add_field("row.entity", ProtoField.uint8, "Type", base.DEC, T.entity)
 add_field("row.state", ProtoField.uint8, "State", base.DEC, T.row_state)
@@ -471,10 +479,31 @@ function Reader:parts()
 end
 
 function Reader:settings()
-    self:code("settings.granularity", T.granularity, "granularity")
+    local granularity = self:code("settings.granularity", T.granularity, "granularity")
     self:uint("settings.term", 8)
     self:uint("settings.counter", 8)
     self:guid("settings.writer")
+    return "granularity " .. T.granularity[granularity]
+end
+
+-- Bytes as digits, which compare the same in every locale.
+local function digits(raw)
+    return (raw:gsub(".", function(c) return ("%02x"):format(c:byte()) end))
+end
+
+local ZERO64 = ("\0"):rep(8)
+
+-- A session; gives its term as eight bytes, and a label.
+function Reader:holder()
+    local start = self.range:range(self.pos)
+    local term = self:uint("holder.term", 8)
+    self:guid("holder.host", true)
+    local purpose = self:code("holder.purpose", T.purpose, "purpose")
+    local process = self:uint("holder.process", 4)
+    local name = self:text("holder.name", T.max_name_bytes)
+    local user = self:text("holder.user", T.max_name_bytes)
+    return term, ("term %s of %s process %d user %s for %s"):format(
+        tostring(start(0, 8):uint64()), name, process, user, T.purpose[purpose])
 end
 
 function Reader:extent(prefix)
@@ -707,6 +736,35 @@ request[K["offer"]] = function(r)
     return r:rows(false) .. " rows"
 end
 reply[K["offer"]] = reply[K["table-stamp"]]
+request[K["lease"]] = function(r)
+    local verb = r:code("lease.verb", T.lease_verb, "lease verb")
+    local force = r:bool("lease.force")
+    local term, label = r:holder()
+    local name = T.lease_verb[verb]
+    if (term == ZERO64) ~= (name == "query") then bad("bad value in term") end
+    if force and name ~= "ask" then bad("bad value in force") end
+    return name .. (force and " by force " or " ") .. label
+end
+reply[K["lease"]] = function(r)
+    local granted = r:bool("lease.granted")
+    local promised = r:uint("lease.promised", 8)
+    r:settings()
+    r:uint("lease.held", 8)
+    r:uint("lease.left", 8)
+    local count = r:uint("holders.count", 1)
+    if count > 1 then bad("holders over its limit") end
+    local text = granted and "granted" or "not granted"
+    if count == 1 then
+        local term, label = r:holder()
+        if term == ZERO64 or digits(promised) < digits(term) then bad("bad value in term") end
+        text = text .. ", " .. label
+    elseif granted then
+        bad("bad value in holders")
+    end
+    return text
+end
+request[K["settle"]] = function(r) return r:settings() end
+reply[K["settle"]] = request[K["settle"]]
 reply[K["controllers"]] = function(r)
     r:guid("unit.guid", true)
     local name = r:text("unit.name", T.max_name_bytes)

@@ -40,6 +40,8 @@ return {
     [32] = "table-stamp",
     [33] = "table-rows",
     [34] = "offer",
+    [35] = "lease",
+    [36] = "settle",
     [37] = "table-digests",
     [48] = "controllers",
     [49] = "registers",
@@ -80,6 +82,7 @@ return {
     [23] = "not ready",
     [24] = "not persisted",
     [25] = "overlaps an extent",
+    [26] = "term too far ahead",
   },
   drop = {
     [1] = "truncated",
@@ -122,6 +125,16 @@ return {
     [3] = "registers changed",
     [4] = "membership changed",
   },
+  lease_verb = {
+    [1] = "query",
+    [2] = "ask",
+    [3] = "renew",
+    [4] = "release",
+  },
+  purpose = {
+    [1] = "work",
+    [2] = "administrator",
+  },
   row_state = {
     [1] = "valid",
     [2] = "invalid",
@@ -142,6 +155,8 @@ return {
     [32] = false,
     [33] = false,
     [34] = false,
+    [35] = false,
+    [36] = false,
     [37] = false,
     [48] = false,
     [49] = false,

@@ -54,6 +54,8 @@ pub enum ImageKind {
     Crt = 1,
     /// A unit's ownership registers.
     Registers = 2,
+    /// What a voter of the allocation lease has promised.
+    Vote = 3,
 }
 
 impl ImageKind {
@@ -67,6 +69,7 @@ impl ImageKind {
         match code {
             1 => Some(Self::Crt),
             2 => Some(Self::Registers),
+            3 => Some(Self::Vote),
             _ => None,
         }
     }
@@ -77,6 +80,7 @@ impl std::fmt::Display for ImageKind {
         f.pad(match self {
             Self::Crt => "a cluster resource table",
             Self::Registers => "ownership registers",
+            Self::Vote => "a vote",
         })
     }
 }

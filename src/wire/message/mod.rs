@@ -13,6 +13,8 @@
 //! | table-stamp | empty | [`TableSummary`] |
 //! | table-rows | [`TableRowsRequest`] | [`TableRowsReply`] |
 //! | offer | [`Offer`] | [`TableSummary`] |
+//! | lease | [`LeaseRequest`] | [`LeaseReply`] |
+//! | settle | [`Settings`](super::Settings) | [`Settings`](super::Settings) |
 //! | table-digests | [`TableDigestsRequest`] | [`TableDigestsReply`] |
 //! | controllers | empty | [`ControllersReply`] |
 //! | registers | [`RegistersRequest`] | [`RegistersReply`] |
@@ -32,6 +34,7 @@
 //! NIC, lists with repetitions, pages that do not advance, ranges that overlap.
 
 mod fabric;
+mod lease;
 mod session;
 mod table;
 mod unit;
@@ -39,6 +42,8 @@ mod unit;
 pub use fabric::{
     Discover, Here, Member, MembershipReply, MembershipRequest, Register, Registered, UnitOwnership,
 };
+pub use lease::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
+pub(crate) use lease::{get_holder, put_holder};
 pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
 pub use table::{
     Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rma::fabric::{Fabric, FabricConfig, MemoryCatalog, Policy};
+use rma::lease::StoredVote;
 use rma::rma::request::{AdminReply, WatchEvent};
 use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
 use rma::unit::{
@@ -53,6 +54,7 @@ impl DiskFaults {
 pub(crate) enum Pending {
     Commit(CommitToken, Box<TableChange>),
     Registers(u64, Vec<OwnershipRegister>, u64),
+    Vote(u64, Box<StoredVote>),
     Medium(u64, Guid, DiskOp),
 }
 
@@ -70,6 +72,8 @@ pub struct Host {
     pub auto_restore: bool,
     /// What is on its disk.
     pub stored: StoredTable,
+    /// What it has promised as a voter of the lease; `None`: lost.
+    pub vote: Option<StoredVote>,
     /// Its agent, while it runs.
     pub agent: Option<Agent>,
     pub(crate) service: Option<Service>,
@@ -108,6 +112,7 @@ impl Host {
             mtu: MTU,
             intervals: self.intervals,
             auto_restore: self.auto_restore,
+            vote: self.vote.clone(),
         };
         let cluster = config.known_cluster;
         self.service = Some(Service::new(
@@ -147,6 +152,9 @@ impl Host {
                 AgentAction::Commit { token, changed } => {
                     let change = TableChange::of(agent.table(), &changed);
                     pending.push(Pending::Commit(token, Box::new(change)));
+                }
+                AgentAction::PersistVote { token, vote } => {
+                    pending.push(Pending::Vote(token, vote));
                 }
                 AgentAction::AddController { unit, ioc, mac } => {
                     service.add_controller(now, unit, ioc, mac);
@@ -198,6 +206,8 @@ pub struct Storage {
     pub contents: UnitContents,
     /// What is on its disk; `None`: lost.
     pub stored: Option<StoredRegisters>,
+    /// What it has promised as a voter of the lease; `None`: lost.
+    pub vote: Option<StoredVote>,
     /// Its state machine, while it runs.
     pub unit: Option<Unit>,
     /// The file that the registers lie in, where the world wants that.
@@ -232,6 +242,7 @@ impl Storage {
             mtu: MTU,
             credits: 32,
             max_connections: 4096,
+            vote: self.vote.clone(),
         };
         let mut unit = Unit::new(config, self.stored.clone(), seed);
         for spec in self.contents.controllers.values() {
@@ -258,6 +269,9 @@ impl Storage {
                     registers,
                     term,
                 } => pending.push(Pending::Registers(token, registers, term)),
+                UnitAction::PersistVote { token, vote } => {
+                    pending.push(Pending::Vote(token, vote));
+                }
                 UnitAction::Disk { token, device, op } => {
                     pending.push(Pending::Medium(token, device, op));
                 }

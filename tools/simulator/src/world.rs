@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rma::fabric::{Fabric, MemoryCatalog, Policy};
+use rma::lease::StoredVote;
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
 use rma::unit::{ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitFacts};
@@ -234,6 +235,7 @@ impl World {
             intervals: Intervals::default(),
             auto_restore: false,
             stored: StoredTable::default(),
+            vote: Some(StoredVote::default()),
             agent: None,
             service: None,
             replies: BTreeMap::new(),
@@ -296,6 +298,7 @@ impl World {
             incarnation: 0,
             contents,
             stored: Some(StoredRegisters::default()),
+            vote: Some(StoredVote::default()),
             unit: None,
             disk,
             date_s: 0,
@@ -456,6 +459,14 @@ impl World {
                 };
                 self.model.check_silence(host, change);
                 done
+            }
+            (Machine::Host(host), Pending::Vote(_, vote)) => {
+                host.vote = Some((**vote).clone());
+                true
+            }
+            (Machine::Unit(unit), Pending::Vote(_, vote)) => {
+                unit.vote = Some((**vote).clone());
+                true
             }
             (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
                 self.model.check_terms(storage, registers, *term);

@@ -1,5 +1,7 @@
 //! What people do to the world: cables, devices, allocations.
 
+use rma::rma::request::Caller;
+
 use super::{
     AdminReply, AdminRequest, ControllerSpec, DeviceSpec, Duration, IocNumber, IodNumber, Machine,
     NodeId, Time, Unit, UnitContents, World,
@@ -122,6 +124,11 @@ impl World {
         );
     }
 
+    /// Takes what a unit that does not run has promised off its disk.
+    pub fn forget_vote(&mut self, id: NodeId) {
+        self.unit_mut(id).vote = None;
+    }
+
     /// Asks a host's agent; the answer comes into [`Host::replies`] under the token.
     pub fn ask(&mut self, id: NodeId, request: AdminRequest) -> u64 {
         let (now, token) = (self.local(id.0), self.next_token);
@@ -131,7 +138,11 @@ impl World {
             && let Some(agent) = &mut host.agent
         {
             self.asked.insert((id.0, token), life);
-            agent.admin(now, token, request);
+            let caller = Caller {
+                process: 100 + id.0 as u32,
+                user: "root".to_owned(),
+            };
+            agent.admin(now, token, caller, request);
         }
         self.settle(id.0);
         token

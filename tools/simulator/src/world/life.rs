@@ -95,7 +95,8 @@ impl World {
             }
             // In order: what comes after a write that is lost is lost as well.
             torn |= self.rng.bool();
-            if real || !torn {
+            let lands = real && !matches!(pending, Pending::Vote(..));
+            if lands || !torn {
                 self.write(id.0, &pending);
             }
         }

@@ -361,6 +361,16 @@ impl World {
                     agent.committed(now, token, !failed);
                 }
             }
+            (Machine::Host(host), Pending::Vote(token, _)) => {
+                if let Some(agent) = &mut host.agent {
+                    agent.vote_persisted(now, token, !failed);
+                }
+            }
+            (Machine::Unit(storage), Pending::Vote(token, _)) => {
+                if let Some(unit) = &mut storage.unit {
+                    unit.vote_persisted(now, token, !failed);
+                }
+            }
             (Machine::Unit(storage), Pending::Registers(token, ..)) => {
                 if let Some(unit) = &mut storage.unit {
                     unit.registers_persisted(now, token, !failed);
