@@ -587,6 +587,8 @@ fn a_restoration_waits_for_what_only_another_host_knows() {
     // 110 allocates while 108 hears nothing, and goes.
     c.world.part(c.h108, c.h110);
     c.world.part(c.h108, c.unit);
+    // The lease that 108 had for its changes is over by then.
+    c.world.run_for(s(7));
     allocate(&mut c.world, c.h110, "116A", "110");
     c.world.crash(c.h110);
     c.world.crash(c.unit);

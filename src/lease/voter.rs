@@ -40,6 +40,8 @@ struct Grant {
     since: Time,
     /// Until when every other host is refused.
     until: Time,
+    /// The version with which it is durable.
+    version: u64,
 }
 
 /// When the voter has begun.
@@ -134,6 +136,7 @@ impl<T> Voter<T> {
                 holder,
                 since: now,
                 until: now + TTL,
+                version: 0,
             });
         }
     }
@@ -218,12 +221,13 @@ impl<T> Voter<T> {
 
     fn grant(&mut self, now: Time, holder: &Holder) -> bool {
         self.promised = holder.term;
+        self.version += 1;
         self.grant = Some(Grant {
             holder: holder.clone(),
             since: now,
             until: now + TTL,
+            version: self.version,
         });
-        self.version += 1;
         true
     }
 
@@ -293,7 +297,11 @@ impl<T> Voter<T> {
         let left = grant.map(|g| g.until).max(self.grace(now));
         LeaseReply {
             granted: granted.is_some_and(|asked| {
-                grant.is_some_and(|g| (g.holder.host, g.holder.term) == (asked.host, asked.term))
+                let same = |g: &&Grant| (g.holder.host, g.holder.term) == (asked.host, asked.term);
+                // One that was released and granted anew meanwhile has an answer of its own.
+                grant
+                    .filter(same)
+                    .is_some_and(|g| g.version <= self.durable)
             }),
             promised: self.promised,
             settings: self.settings,
