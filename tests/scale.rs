@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const FIGURES: [&str; 7] = [
+const FIGURES: [&str; 8] = [
     "boot_s",
     "change_p99_ms",
     "death_seen_s",
@@ -13,6 +13,7 @@ const FIGURES: [&str; 7] = [
     "takeover_s",
     "rss_mib",
     "idle_cpu_percent",
+    "revoked_writes_sent",
 ];
 
 #[test]
@@ -22,7 +23,7 @@ fn a_small_cluster_is_measured_from_boot_to_idling() {
     let output = Command::new(rma_rig::bin_dir().join("rma-scale"))
         .args(["--hosts", "6", "--units", "3", "--devices", "24"])
         .args(["--changes", "10", "--rounds", "1", "--idle-seconds", "1"])
-        .args(["--rows", "3000"])
+        .args(["--rows", "3000", "--writes", "5000"])
         .arg("--json")
         .arg(&json)
         .output()
@@ -41,6 +42,12 @@ fn a_small_cluster_is_measured_from_boot_to_idling() {
     }
     assert_eq!(figures["hosts"], 6);
     assert_eq!(figures["devices"], 24);
+    assert_eq!(figures["revoked_writes_applied_after"], 0, "{text}");
+    assert_eq!(figures["revoked_writes_sent"], 5000, "{text}");
+    assert!(
+        figures["revoked_writes_before"].as_u64() > Some(0),
+        "{text}"
+    );
     // What holds on any machine: a death is not seen before it can be known.
     assert!(figures["death_seen_s"].as_f64() > Some(0.9), "{text}");
 }

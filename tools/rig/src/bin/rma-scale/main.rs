@@ -2,6 +2,7 @@
 
 mod cost;
 mod large;
+mod revoke;
 mod steps;
 
 use std::error::Error;
@@ -45,7 +46,11 @@ struct Args {
     /// Rows of the table whose memory is measured
     #[arg(long, default_value_t = 65_536)]
     rows: usize,
-    /// Only these: boot, idle, change, death, heal, takeover, rss (boot comes along where it must)
+    /// Writes by hosts that are losing the device they write to
+    #[arg(long, default_value_t = 1_000_000)]
+    writes: u64,
+    /// Only these: boot, idle, change, death, heal, takeover, rss, revoke (boot comes along where it
+    /// must)
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Keep the daemons' state on disk (the temporary directory) rather than in memory
@@ -59,7 +64,9 @@ struct Args {
     json: Option<PathBuf>,
 }
 
-const STEPS: [&str; 7] = ["boot", "idle", "change", "death", "heal", "takeover", "rss"];
+const STEPS: [&str; 8] = [
+    "boot", "idle", "change", "death", "heal", "takeover", "rss", "revoke",
+];
 
 impl Args {
     fn wants(&self, step: &str) -> bool {
@@ -72,6 +79,9 @@ impl Args {
         }
         if self.hosts < 2 || self.units == 0 || self.devices < self.units {
             return Err("at least 2 hosts, 1 unit and 1 device a unit are needed".into());
+        }
+        if self.writes == 0 {
+            return Err("--writes is at least 1".into());
         }
         if self.rounds == 0 || self.changes == 0 || self.idle_seconds == 0 {
             return Err("--rounds, --changes and --idle-seconds are at least 1".into());
@@ -131,6 +141,9 @@ fn run(args: &Args) -> Result<()> {
     }
     if args.wants("rss") {
         large::table(args, &mut figures)?;
+    }
+    if args.wants("revoke") {
+        revoke::revocations(args, &mut figures)?;
     }
     figures.note("load_after", json!(cost::load()));
     if let Some(path) = &args.json {
