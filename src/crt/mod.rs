@@ -18,6 +18,7 @@ mod digests;
 pub mod image;
 mod join;
 mod observe;
+pub mod outlook;
 pub mod resolve;
 pub mod rules;
 pub mod stamp;

@@ -16,7 +16,7 @@ use crate::wire::{
 pub const MAX_ROWS: usize = 131_072;
 
 /// Levels from an extent up to its unit.
-const MAX_DEPTH: usize = 4;
+pub(super) const MAX_DEPTH: usize = 4;
 
 /// A cluster resource table (Fig. 4, 216).
 #[derive(Debug, Clone)]

@@ -1,15 +1,15 @@
 //! Taking in what another host's table has: the join, its stamp, and what must not be mixed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::agent::Agent;
 use super::config::MAX_OFFER_ROWS;
 use super::peers::Known;
-use super::plan::{joined_outlook, offenders};
 use super::report;
 use super::request::WatchEvent;
 use super::timers::Timer;
-use crate::crt::{Settled, Table};
+use crate::crt::Settled;
+use crate::crt::outlook::leave_out_offenders;
 use crate::lease::{is_far_count, is_far_stamp, is_far_term};
 use crate::wire::message::{Parts, TableSummary};
 use crate::wire::{Guid, Row, Settings, TableStamp, Time};
@@ -233,28 +233,7 @@ impl Agent {
     /// Leaves out units whose rows, as they come, would break the hierarchy when joined: such a
     /// mixture is never stored; the unit itself is asked instead.
     fn leave_out_offenders(&mut self, from: Guid, rows: &mut Vec<Row>) {
-        let outlook = joined_outlook(&self.table, rows.iter());
-        let offenders = offenders(&self.table, &outlook);
-        if offenders.is_empty() {
-            return;
-        }
-        let parents: BTreeMap<Guid, Guid> = rows.iter().map(|row| (row.guid, row.parent)).collect();
-        let unit_of = |table: &Table, guid: Guid| {
-            let mut at = guid;
-            for _ in 0..4 {
-                match parents.get(&at) {
-                    Some(parent) if !parent.is_nil() => at = *parent,
-                    Some(_) => return at,
-                    None => return table.unit_of(at).unwrap_or(at),
-                }
-            }
-            at
-        };
-        let units: BTreeSet<Guid> = offenders
-            .iter()
-            .map(|guid| unit_of(&self.table, *guid))
-            .collect();
-        rows.retain(|row| !units.contains(&unit_of(&self.table, row.guid)));
+        let units = leave_out_offenders(&self.table, rows);
         for unit in units {
             let name = report::label(&self.table, unit);
             let from = report::names(&self.table, &[from]);

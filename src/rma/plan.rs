@@ -10,6 +10,8 @@ use crate::wire::{EntityType, Guid, Ownership, Row};
 
 use super::request::{AdminError, ErrorKind};
 
+pub(super) use crate::crt::outlook::{Outlook, offenders};
+
 /// The most rows in the way that an error names.
 const MAX_NAMED: usize = 8;
 
@@ -261,94 +263,10 @@ fn blocked(table: &Table, row: &Row, wanted: &Ownership, children: &[&Row]) -> A
     )
 }
 
-/// A row as it would be, as far as the hierarchy is concerned.
-#[derive(Debug, Clone)]
-pub(super) struct Outlook {
-    /// Its parent.
-    pub(super) parent: Guid,
-    /// Whether it is valid.
-    pub(super) valid: bool,
-    /// Who owns it.
-    pub(super) ownership: Ownership,
-}
-
-impl Outlook {
-    /// The row as it is.
-    pub(super) fn of(row: &Row) -> Self {
-        Self {
-            parent: row.parent,
-            valid: row.is_valid(),
-            ownership: row.ownership.clone(),
-        }
-    }
-}
-
-/// The rows that would break the hierarchy under their parent if these rows were as they look.
-/// A table that obeys the hierarchy still does when none is named.
-pub(super) fn offenders(table: &Table, outlook: &BTreeMap<Guid, Outlook>) -> BTreeSet<Guid> {
-    let mut offenders = BTreeSet::new();
-    let look = |guid: Guid| match outlook.get(&guid) {
-        Some(look) => Some(look.clone()),
-        None => table.get(guid).map(Outlook::of),
-    };
-    let mut check = |child: Guid| {
-        let Some(below) = look(child).filter(|l| l.valid) else {
-            return;
-        };
-        let Some(above) = look(below.parent).filter(|l| l.valid) else {
-            return;
-        };
-        if !rules::permits(&above.ownership, &below.ownership) {
-            offenders.insert(child);
-        }
-    };
-    for guid in outlook.keys() {
-        check(*guid);
-        for child in table.children(*guid) {
-            check(child.guid);
-        }
-    }
-    offenders
-}
-
-/// How the rows of another table, joined with ours, would look; only those that would change.
-pub(super) fn joined_outlook<'a>(
-    table: &Table,
-    rows: impl IntoIterator<Item = &'a Row>,
-) -> BTreeMap<Guid, Outlook> {
-    let mut outlook = BTreeMap::new();
-    for theirs in rows {
-        let Some(ours) = table.get(theirs.guid) else {
-            outlook.insert(theirs.guid, Outlook::of(theirs));
-            continue;
-        };
-        let seen = if (theirs.observed, theirs.is_valid()) > (ours.observed, ours.is_valid()) {
-            theirs
-        } else {
-            ours
-        };
-        let owned = if (theirs.owned, &theirs.ownership) > (ours.owned, &ours.ownership) {
-            theirs
-        } else {
-            ours
-        };
-        let look = Outlook {
-            ownership: owned.ownership.clone(),
-            ..Outlook::of(seen)
-        };
-        let same = look.parent == ours.parent
-            && look.valid == ours.is_valid()
-            && look.ownership == ours.ownership;
-        if !same {
-            outlook.insert(theirs.guid, look);
-        }
-    }
-    outlook
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crt::outlook::joined_outlook;
     use crate::wire::{Epoch, Granularity, OwnershipStamp, RowState};
 
     const A: Guid = Guid(0xa);

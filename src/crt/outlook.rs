@@ -1,0 +1,118 @@
+//! How rows would look together, before they are joined: whether facts that come in break the
+//! ownership hierarchy (I5). Pure functions on a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Table;
+use super::rules::permits;
+use super::table::MAX_DEPTH;
+use crate::wire::{Guid, Ownership, Row};
+
+/// A row as it would be, as far as the hierarchy is concerned.
+#[derive(Debug, Clone)]
+pub struct Outlook {
+    /// Its parent.
+    pub parent: Guid,
+    /// Whether it is valid.
+    pub valid: bool,
+    /// Who owns it.
+    pub ownership: Ownership,
+}
+
+impl Outlook {
+    /// The row as it is.
+    pub fn of(row: &Row) -> Self {
+        Self {
+            parent: row.parent,
+            valid: row.is_valid(),
+            ownership: row.ownership.clone(),
+        }
+    }
+}
+
+/// The rows that would break the hierarchy under their parent if these rows were as they look.
+/// A table that obeys the hierarchy still does when none is named.
+pub fn offenders(table: &Table, outlook: &BTreeMap<Guid, Outlook>) -> BTreeSet<Guid> {
+    let mut offenders = BTreeSet::new();
+    let look = |guid: Guid| match outlook.get(&guid) {
+        Some(look) => Some(look.clone()),
+        None => table.get(guid).map(Outlook::of),
+    };
+    let mut check = |child: Guid| {
+        let Some(below) = look(child).filter(|l| l.valid) else {
+            return;
+        };
+        let Some(above) = look(below.parent).filter(|l| l.valid) else {
+            return;
+        };
+        if !permits(&above.ownership, &below.ownership) {
+            offenders.insert(child);
+        }
+    };
+    for guid in outlook.keys() {
+        check(*guid);
+        for child in table.children(*guid) {
+            check(child.guid);
+        }
+    }
+    offenders
+}
+
+/// How the rows of another table, joined with ours, would look; only those that would change.
+pub fn joined_outlook<'a>(
+    table: &Table,
+    rows: impl IntoIterator<Item = &'a Row>,
+) -> BTreeMap<Guid, Outlook> {
+    let mut outlook = BTreeMap::new();
+    for theirs in rows {
+        let Some(ours) = table.get(theirs.guid) else {
+            outlook.insert(theirs.guid, Outlook::of(theirs));
+            continue;
+        };
+        let seen = if (theirs.observed, theirs.is_valid()) > (ours.observed, ours.is_valid()) {
+            theirs
+        } else {
+            ours
+        };
+        let owned = if (theirs.owned, &theirs.ownership) > (ours.owned, &ours.ownership) {
+            theirs
+        } else {
+            ours
+        };
+        let look = Outlook {
+            ownership: owned.ownership.clone(),
+            ..Outlook::of(seen)
+        };
+        let same = look.parent == ours.parent
+            && look.valid == ours.is_valid()
+            && look.ownership == ours.ownership;
+        if !same {
+            outlook.insert(theirs.guid, look);
+        }
+    }
+    outlook
+}
+
+/// Leaves out the rows of units whose rows, as they come, would break the hierarchy when joined:
+/// such a mixture is never stored. Gives the units.
+pub fn leave_out_offenders(table: &Table, rows: &mut Vec<Row>) -> BTreeSet<Guid> {
+    let offenders = offenders(table, &joined_outlook(table, rows.iter()));
+    if offenders.is_empty() {
+        return BTreeSet::new();
+    }
+    let parents: BTreeMap<Guid, Guid> = rows.iter().map(|row| (row.guid, row.parent)).collect();
+    let unit_of = |guid: Guid| {
+        let mut at = guid;
+        for _ in 0..MAX_DEPTH {
+            match parents.get(&at) {
+                Some(parent) if !parent.is_nil() => at = *parent,
+                Some(_) => return at,
+                None => return table.unit_of(at).unwrap_or(at),
+            }
+        }
+        at
+    };
+    let units: BTreeSet<Guid> = offenders.into_iter().map(unit_of).collect();
+    rows.retain(|row| !units.contains(&unit_of(row.guid)));
+    units
+}
