@@ -448,6 +448,24 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             };
             (request(Kind::Offer), Body::Offer(body))
         }),
+        (
+            (summary(), settings(), rows(0)),
+            (any::<u128>(), any::<u32>(), any::<bool>(), parts(4))
+        )
+            .prop_map(
+                move |((summary, settings, rows), (base, piece, more, parts))| {
+                    let body = Deposit {
+                        summary,
+                        settings,
+                        base,
+                        piece,
+                        more,
+                        parts,
+                        rows,
+                    };
+                    (request(Kind::Deposit), Body::Deposit(body))
+                }
+            ),
     ]
     .boxed();
     let leases = prop_oneof![

@@ -7,7 +7,7 @@ use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
-    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
+    Deposit, Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
     MembershipReply, MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport,
     Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply,
     TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
@@ -72,7 +72,9 @@ bodies! {
     MembershipReply,
     /// Unit-ownership.
     UnitOwnership,
-    /// Reply to table-stamp and offer.
+    /// Deposit.
+    Deposit,
+    /// Reply to table-stamp, offer and deposit.
     TableSummary,
     /// Table-rows.
     TableRowsRequest,
@@ -138,7 +140,10 @@ impl<'a> Body<'a> {
             (Kind::Membership, false, _) => body!(MembershipRequest),
             (Kind::Membership, true, Status::Ok) => body!(MembershipReply),
             (Kind::UnitOwnership, false, _) => body!(UnitOwnership),
-            (Kind::TableStamp | Kind::Offer, true, Status::Ok) => body!(TableSummary),
+            (Kind::Deposit, false, _) => body!(Deposit),
+            (Kind::TableStamp | Kind::Offer | Kind::Deposit, true, Status::Ok) => {
+                body!(TableSummary)
+            }
             (Kind::TableRows, false, _) => body!(TableRowsRequest),
             (Kind::TableRows, true, Status::Ok) => body!(TableRowsReply),
             (Kind::Offer, false, _) => body!(Offer),
@@ -343,6 +348,15 @@ impl fmt::Display for Body<'_> {
                 m.summary
             ),
             Self::Offer(m) => write!(f, "{} of {}", count(m.rows.len(), "row"), m.summary),
+            Self::Deposit(m) => write!(
+                f,
+                "piece {}, {} in {}{} of {}",
+                m.piece,
+                count(m.rows.len(), "row"),
+                parts(&m.parts),
+                more(m.more),
+                m.summary
+            ),
             Self::LeaseRequest(m) => write!(
                 f,
                 "{}{} {}",

@@ -32,6 +32,8 @@ code_table! {
         Membership = 0x13 => "membership",
         /// The allocation application tells who owns a unit (Fig. 3, field 312).
         UnitOwnership = 0x14 => "unit-ownership",
+        /// Parts of a host's table for fabric services to keep (Fig. 5, block 530).
+        Deposit = 0x15 => "deposit",
 
         // RMA to RMA, on the management EtherType.
         /// The peer's table stamp and digest (Fig. 5, block 510).
@@ -149,6 +151,8 @@ code_table! {
         Overlap = 25 => "overlaps an extent",
         /// The term is further above every known one than any honest term can be.
         FarTerm = 26 => "term too far ahead",
+        /// What the request goes on with, or builds on, is not what the receiver has.
+        BeginAgain = 27 => "begin again",
     }
 }
 

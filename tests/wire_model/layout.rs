@@ -136,13 +136,17 @@ impl Fields {
         self.text("rma.extent.name", &facts.name);
     }
 
+    fn digest(&mut self, name: &'static str, digest: u128) {
+        let digest = digest.to_be_bytes();
+        let show: Vec<_> = digest.iter().map(|b| format!("{b:02x}")).collect();
+        self.add(name, &digest, show.join(":"));
+    }
+
     fn summary(&mut self, summary: &TableSummary) {
         self.u64("rma.table.term", summary.stamp.term);
         self.u64("rma.table.counter", summary.stamp.counter);
         self.guid("rma.table.writer", summary.stamp.writer);
-        let digest = summary.digest.to_be_bytes();
-        let show: Vec<_> = digest.iter().map(|b| format!("{b:02x}")).collect();
-        self.add("rma.table.digest", &digest, show.join(":"));
+        self.digest("rma.table.digest", summary.digest);
         self.u32("rma.table.rows", summary.row_count as usize);
         self.u64("rma.table.floor.term", summary.floor.term);
         self.u64("rma.table.floor.counter", summary.floor.counter);
@@ -452,6 +456,15 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
         Body::Offer(m) => {
             f.summary(&m.summary);
             f.settings(&m.settings);
+            f.rows(&m.rows);
+        }
+        Body::Deposit(m) => {
+            f.summary(&m.summary);
+            f.settings(&m.settings);
+            f.digest("rma.deposit.base", m.base);
+            f.u32("rma.deposit.piece", m.piece as usize);
+            f.flag("rma.more", m.more);
+            f.parts(&m.parts);
             f.rows(&m.rows);
         }
         Body::LeaseRequest(m) => {

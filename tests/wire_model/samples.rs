@@ -415,6 +415,27 @@ fn fabric(m: &mut Maker) {
         reply(Kind::UnitOwnership),
         Body::Empty,
     );
+    m.add(
+        "deposit-request",
+        request(Kind::Deposit),
+        Body::Deposit(Deposit {
+            summary: summary(0x51),
+            settings: settings(0x55),
+            base: 0x5801_0203_0405_0607_0809_0a0b_0c0d_0e0f,
+            piece: 0x5901_0203,
+            more: true,
+            parts: Parts {
+                level: 2,
+                numbers: vec![0x12, 0xfe],
+            },
+            rows: rows(),
+        }),
+    );
+    m.add(
+        "deposit-reply",
+        reply(Kind::Deposit),
+        Body::TableSummary(summary(0x5a)),
+    );
 }
 
 fn tables(m: &mut Maker) {

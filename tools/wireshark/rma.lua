@@ -59,6 +59,7 @@ names(ProtoField.uint16, base.DEC, {
 add_field("status", ProtoField.uint16, "Status", base.DEC, T.status)
 names(ProtoField.uint32, base.HEX, { checksum = "Checksum", reserved = "Reserved" })
 names(ProtoField.uint32, base.DEC, {
+    ["deposit.piece"] = "Piece",
     ["segment.offset"] = "Segment offset", message_length = "Message length",
     ["connect.attempt"] = "Attempt", ["ranges.count"] = "Missing ranges",
     ["range.offset"] = "Offset", ["range.length"] = "Length", ["macs.count"] = "NICs",
@@ -115,7 +116,7 @@ names(ProtoField.string, nil, {
     ["holder.name"] = "Name", ["holder.user"] = "User",
 })
 names(ProtoField.bytes, base.COLON, {
-    tag = "Authentication tag", ["table.digest"] = "Table digest", data = "Data",
+    tag = "Authentication tag", ["table.digest"] = "Table digest", ["deposit.base"] = "Receiver's digest", data = "Data",
     padding = "Padding", ["segment.data"] = "Segment",
 })
 names(ProtoField.bool, nil, {
@@ -736,6 +737,16 @@ request[K["offer"]] = function(r)
     return r:rows(false) .. " rows"
 end
 reply[K["offer"]] = reply[K["table-stamp"]]
+request[K["deposit"]] = function(r)
+    r:summary()
+    r:settings()
+    r.tree:add(F["deposit.base"], r:take(16))
+    local piece = r:uint("deposit.piece", 4)
+    local more = r:bool("more")
+    r:parts()
+    return ("piece %d, %d rows"):format(piece, r:rows(true)) .. (more and ", more follow" or "")
+end
+reply[K["deposit"]] = reply[K["table-stamp"]]
 request[K["lease"]] = function(r)
     local verb = r:code("lease.verb", T.lease_verb, "lease verb")
     local force = r:bool("lease.force")

@@ -37,6 +37,7 @@ return {
     [18] = "register",
     [19] = "membership",
     [20] = "unit-ownership",
+    [21] = "deposit",
     [32] = "table-stamp",
     [33] = "table-rows",
     [34] = "offer",
@@ -83,6 +84,7 @@ return {
     [24] = "not persisted",
     [25] = "overlaps an extent",
     [26] = "term too far ahead",
+    [27] = "begin again",
   },
   drop = {
     [1] = "truncated",
@@ -152,6 +154,7 @@ return {
     [18] = false,
     [19] = false,
     [20] = false,
+    [21] = false,
     [32] = false,
     [33] = false,
     [34] = false,

@@ -10,6 +10,7 @@
 //! | register | [`Register`] | [`Registered`] |
 //! | membership | [`MembershipRequest`] | [`MembershipReply`] |
 //! | unit-ownership | [`UnitOwnership`] | empty |
+//! | deposit | [`Deposit`] | [`TableSummary`] |
 //! | table-stamp | empty | [`TableSummary`] |
 //! | table-rows | [`TableRowsRequest`] | [`TableRowsReply`] |
 //! | offer | [`Offer`] | [`TableSummary`] |
@@ -46,7 +47,7 @@ pub use lease::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 pub(crate) use lease::{get_holder, put_holder};
 pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
 pub use table::{
-    Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    Deposit, Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
     TableSummary,
 };
 pub use unit::{

@@ -174,6 +174,53 @@ impl Wire for TableRowsReply {
     }
 }
 
+/// A piece of a table for fabric services to keep: all rows of some of its parts. The pieces of a
+/// deposit follow each other over one connection; with the last one they are taken in together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deposit {
+    /// The sender's table, the same in every piece.
+    pub summary: TableSummary,
+    /// Cluster-wide settings.
+    pub settings: Settings,
+    /// Digest of the receiver's table with which the sender's is equal outside of the parts that are
+    /// deposited; it does not count where these are the whole table.
+    pub base: u128,
+    /// Counts the pieces, from 0.
+    pub piece: u32,
+    /// Whether more pieces follow.
+    pub more: bool,
+    /// The parts; none is in two pieces.
+    pub parts: Parts,
+    /// All rows of the sender's table in these parts, by ascending GUID, within
+    /// [`MAX_PAGE_BYTES`](super::MAX_PAGE_BYTES).
+    pub rows: Vec<Row>,
+}
+
+impl Wire for Deposit {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.summary);
+        w.put(&self.settings);
+        w.put(&self.base);
+        w.put(&self.piece);
+        w.put(&self.more);
+        w.put(&self.parts);
+        w.list(&self.rows);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let deposit = Self {
+            summary: r.get()?,
+            settings: r.get()?,
+            base: r.get()?,
+            piece: r.get()?,
+            more: r.get()?,
+            parts: r.get()?,
+            rows: r.list("rows", MAX_PAGE_ROWS)?,
+        };
+        ascending(&deposit.rows, |row| row.guid, "rows")?;
+        Ok(deposit)
+    }
+}
+
 /// Offers a table. The receiver joins the rows; when its digest then differs from the offered one
 /// and the offer was not older, it fetches the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
