@@ -45,6 +45,8 @@ pub enum Bug {
     NoReset,
     /// A commit that failed is reported as done.
     FailedCommitTaken,
+    /// Fabric services put what a host offers in the place of what they keep.
+    CentreTakesTheirs,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -81,6 +83,7 @@ mod armed {
             (Self::OlderRegisterTaken, "older-register-taken"),
             (Self::NoReset, "no-reset"),
             (Self::FailedCommitTaken, "failed-commit-taken"),
+            (Self::CentreTakesTheirs, "centre-takes-theirs"),
         ];
 
         /// The bug of a name.

@@ -34,6 +34,11 @@ fn part_of(guid: Guid, level: u8) -> u16 {
 }
 
 impl Parts {
+    /// The number of the part of a level that a row lies in.
+    pub fn number_of(level: u8, guid: Guid) -> u16 {
+        part_of(guid, level)
+    }
+
     /// Whether a row lies in one of the parts.
     pub fn contain(&self, guid: Guid) -> bool {
         let part = || part_of(guid, self.level);

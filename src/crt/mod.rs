@@ -33,5 +33,5 @@ pub use join::JoinOutcome;
 pub use resolve::{Candidate, ResolveError};
 pub use rules::{RuleError, Violation};
 pub use stamp::Settled;
-pub use stored::{RegistersImage, TableChange, TableImage};
+pub use stored::{RegistersImage, TableChange, TableImage, stored_table};
 pub use table::{MAX_ROWS, Table};

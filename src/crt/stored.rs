@@ -6,7 +6,7 @@ use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
 use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
-use crate::wire::message::OwnershipRegister;
+use crate::wire::message::{OwnershipRegister, TableSummary};
 use crate::wire::{
     ClusterName, DecodeError, Guid, Reader, Row, Settings, TableStamp, Wire, Writer,
 };
@@ -54,9 +54,26 @@ impl Wire for TableMeta {
 pub struct TableChange {
     records: Vec<(Guid, Option<Vec<u8>>)>,
     meta: Vec<u8>,
+    summary: TableSummary,
 }
 
 impl TableChange {
+    /// The rows that changed, encoded; `None`: gone.
+    pub fn records(&self) -> impl Iterator<Item = (Guid, Option<&[u8]>)> {
+        let records = self.records.iter();
+        records.map(|(guid, row)| (*guid, row.as_deref()))
+    }
+
+    /// Settings and stamps, encoded; see [`stored_table`].
+    pub fn meta(&self) -> &[u8] {
+        &self.meta
+    }
+
+    /// The table's summary after the change.
+    pub const fn summary(&self) -> &TableSummary {
+        &self.summary
+    }
+
     /// How many rows it holds.
     pub fn row_count(&self) -> usize {
         self.records.len()
@@ -71,8 +88,19 @@ impl TableChange {
                 .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
                 .collect(),
             meta: TableMeta::of(table).to_body(),
+            summary: table.summary(),
         }
     }
+}
+
+/// A table from what was kept of it: the `meta` of its last [`TableChange`], and its rows.
+pub fn stored_table(
+    meta: &[u8],
+    rows: impl IntoIterator<Item = Arc<Row>>,
+) -> Result<Table, DecodeError> {
+    let meta = TableMeta::from_body(meta)?;
+    let table = Table::restore(meta.settings, meta.stamp, meta.highest, rows);
+    Ok(table.with_floor(meta.floor))
 }
 
 /// A host's table in a [`Storage`].
@@ -181,6 +209,7 @@ impl<S: Storage> TableImage<S> {
                 .map(|row| (row.guid, Some(row.to_body())))
                 .collect(),
             meta: TableMeta::of(table).to_body(),
+            summary: table.summary(),
         };
         self.commit_records(all, true, label_s)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::crt::{Table, TableChange};
 use crate::wire::message::Member;
 use crate::wire::{ClusterName, EntityType, Epoch, Guid, Mac, ObservationStamp, Ownership};
 
@@ -115,8 +116,21 @@ pub trait Catalog {
     /// Everything that the catalog holds.
     fn load(&mut self) -> Result<Snapshot, CatalogError>;
 
-    /// Makes a change durable. An error means that nothing has changed.
+    /// Makes a change durable. An error means that nothing has changed. The tables of clusters that
+    /// became empty go with it.
     fn commit(&mut self, change: &Change) -> Result<(), CatalogError>;
+
+    /// The cluster resource tables (Fig. 4) that are kept.
+    fn load_tables(&mut self) -> Result<BTreeMap<ClusterName, Table>, CatalogError>;
+
+    /// Makes a change of a cluster's table durable, all of it; `label` is the date and time, for
+    /// people. An error means that nothing has changed.
+    fn commit_table(
+        &mut self,
+        cluster: ClusterName,
+        change: &TableChange,
+        label: &str,
+    ) -> Result<(), CatalogError>;
 }
 
 impl<C: Catalog + ?Sized> Catalog for Box<C> {
@@ -126,6 +140,19 @@ impl<C: Catalog + ?Sized> Catalog for Box<C> {
 
     fn commit(&mut self, change: &Change) -> Result<(), CatalogError> {
         (**self).commit(change)
+    }
+
+    fn load_tables(&mut self) -> Result<BTreeMap<ClusterName, Table>, CatalogError> {
+        (**self).load_tables()
+    }
+
+    fn commit_table(
+        &mut self,
+        cluster: ClusterName,
+        change: &TableChange,
+        label: &str,
+    ) -> Result<(), CatalogError> {
+        (**self).commit_table(cluster, change, label)
     }
 }
 

@@ -136,6 +136,11 @@ impl<C: Catalog> Directory<C> {
         }
     }
 
+    /// The date and time of changes, for people.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// The database with what is staged.
     pub const fn state(&self) -> &Snapshot {
         &self.state

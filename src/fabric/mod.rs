@@ -2,9 +2,12 @@
 //! by which hosts and units find and follow them. No I/O: the database is behind [`Catalog`].
 
 pub mod catalog;
+pub mod central;
+pub mod deposits;
 pub mod directory;
 mod facts;
 mod follow;
+mod keeping;
 pub mod link;
 pub mod memory;
 mod presence;

@@ -2,6 +2,7 @@
 
 use super::catalog::{CatalogError, Entity};
 use super::directory::RegisterNote;
+use crate::wire::message::TableSummary;
 use crate::wire::{ClusterName, EntityType, Epoch, Guid, Mac, Ownership, Time};
 
 /// What happened, for the log.
@@ -48,6 +49,18 @@ pub enum FabricEvent {
         ownership: Ownership,
         /// Row epoch.
         epoch: Epoch,
+    },
+    /// The table of a cluster is kept from now on.
+    TableKept {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The table.
+        summary: TableSummary,
+    },
+    /// A cluster has no members any more; its table is no longer kept.
+    TableDropped {
+        /// The cluster.
+        cluster: ClusterName,
     },
     /// The catalog did not take a change; nothing was changed.
     NotPersisted(CatalogError),
@@ -114,6 +127,15 @@ impl std::fmt::Display for FabricEvent {
                 ownership.word(),
                 ownership.owners()
             ),
+            Self::TableKept { cluster, summary } => write!(
+                f,
+                "the table of cluster {cluster} is kept from now on: {} rows",
+                summary.row_count
+            ),
+            Self::TableDropped { cluster } => write!(
+                f,
+                "cluster {cluster} has no members any more; its table is no longer kept"
+            ),
             Self::NotPersisted(error) => {
                 write!(f, "a change was refused: {error}")?;
                 let mut source = std::error::Error::source(error);
@@ -142,6 +164,12 @@ pub struct FabricCounters {
     pub unchanged: u64,
     /// Unit ownerships taken.
     pub ownerships: u64,
+    /// Stamps, digests and pages of clusters' tables told to hosts, pieces of deposits taken.
+    pub tables_told: u64,
+    /// Offers and deposits of tables taken, those with nothing new included.
+    pub tables_taken: u64,
+    /// Requests about tables refused.
+    pub tables_refused: u64,
     /// Requests answered with a status that is not ok, pending ones left out.
     pub refused: u64,
     /// Notifications sent, repetitions left out.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::catalog::Catalog;
+use super::central::is_about_table;
 use super::report::FabricEvent;
 use super::service::{Fabric, PAGE_BYTES};
 use crate::wire::message::{MembershipRequest, Register, Registered, UnitOwnership};
@@ -27,6 +28,8 @@ impl<C: Catalog> Fabric<C> {
         if batch.is_empty() {
             return;
         }
+        let (tables, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|a| is_about_table(a.kind));
         let (writes, reads): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .partition(|a| matches!(a.kind, Kind::Register | Kind::UnitOwnership));
@@ -57,6 +60,7 @@ impl<C: Catalog> Fabric<C> {
         for asked in &reads {
             self.answer_read(now, asked);
         }
+        self.serve_tables(now, tables);
     }
 
     /// Stages what a request asks for; a registration says the cluster.

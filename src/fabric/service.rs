@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::catalog::{Catalog, CatalogError, Snapshot};
+use super::central::Central;
 use super::directory::{AssignError, Changed, Directory, ResolveError};
 use super::presence::Presence;
 use super::report::{EntityView, FabricCounters, FabricEvent};
@@ -80,6 +81,7 @@ pub struct Fabric<C> {
     pub(super) directory: Directory<C>,
     pub(super) server: Server,
     pub(super) presence: Presence,
+    pub(super) central: Central,
     pub(super) batch: Vec<Asked>,
     searchers: VecDeque<Mac>,
     refusals: VecDeque<(Mac, CommandId)>,
@@ -94,7 +96,7 @@ pub struct Fabric<C> {
 
 impl<C: Catalog> Fabric<C> {
     /// Fabric services that know what the catalog holds.
-    pub fn new(config: FabricConfig, catalog: C, seed: u64) -> Result<Self, CatalogError> {
+    pub fn new(config: FabricConfig, mut catalog: C, seed: u64) -> Result<Self, CatalogError> {
         let server = Server::new(
             ServerConfig {
                 local: config.guid,
@@ -107,11 +109,16 @@ impl<C: Catalog> Fabric<C> {
             },
             seed,
         );
+        let central = Central {
+            tables: catalog.load_tables()?,
+            ..Central::default()
+        };
         Ok(Self {
             config,
             directory: Directory::load(catalog)?,
             server,
             presence: Presence::default(),
+            central,
             batch: Vec::new(),
             searchers: VecDeque::new(),
             refusals: VecDeque::new(),
@@ -204,7 +211,10 @@ impl<C: Catalog> Fabric<C> {
                 ServerEvent::Opened {
                     connection, peer, ..
                 } => self.presence.open(connection, peer.guid),
-                ServerEvent::Closed { connection } => self.presence.close(connection),
+                ServerEvent::Closed { connection } => {
+                    self.presence.close(connection);
+                    self.central.deposits.close(connection);
+                }
                 ServerEvent::Request {
                     connection,
                     command,
@@ -261,6 +271,7 @@ impl<C: Catalog> Fabric<C> {
         match self.directory.commit() {
             Ok(changed) => {
                 self.counters.commits += 1;
+                self.drop_tables(&changed.clusters);
                 self.tell(now, changed);
                 Ok(())
             }

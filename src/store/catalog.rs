@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, params};
 
+use super::kept;
+use crate::crt::{Table, TableChange};
 use crate::fabric::catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
 use crate::wire::{
     ClusterName, EntityType, Epoch, Guid, Incarnation, Mac, ObservationStamp, Ownership,
@@ -19,7 +21,9 @@ use crate::wire::{
 /// The file's name within the state directory.
 pub const FILE_NAME: &str = "fabric.db";
 /// Version of the tables in the file (`PRAGMA user_version`).
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
+/// The version before, without clusters' tables: such a file gets them when it is opened.
+const VERSION_WITHOUT_TABLES: i32 = 1;
 /// What marks a file as ours (`PRAGMA application_id`): "rmaF".
 pub const APPLICATION_ID: i32 = 0x726d_6146;
 
@@ -159,11 +163,12 @@ impl SqliteCatalog {
         }
         let mut catalog = Self { connection };
         // What does not parse shows now, not at the first registration.
-        catalog.load().map_err(|e| match e {
-            CatalogError::Storage(source) => corrupted(source.to_string()),
-            CatalogError::Conflict { .. } => corrupted(e.to_string()),
-        })?;
-        Ok(catalog)
+        let loaded = catalog.load().and_then(|_| catalog.load_tables());
+        match loaded {
+            Ok(_) => Ok(catalog),
+            Err(CatalogError::Storage(source)) => Err(corrupted(source.to_string())),
+            Err(e @ CatalogError::Conflict { .. }) => Err(corrupted(e.to_string())),
+        }
     }
 }
 
@@ -173,7 +178,13 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if tables == 0 && pragma(&tx, "application_id")? == 0 && pragma(&tx, "user_version")? == 0 {
         tx.execute_batch(SCHEMA)?;
+        tx.execute_batch(kept::SCHEMA)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
+    let ours = pragma(&tx, "application_id")? == APPLICATION_ID;
+    if ours && pragma(&tx, "user_version")? == VERSION_WITHOUT_TABLES {
+        tx.execute_batch(kept::SCHEMA)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
     tx.commit()
@@ -219,6 +230,19 @@ impl Catalog for SqliteCatalog {
 
     fn commit(&mut self, change: &Change) -> Result<(), CatalogError> {
         commit(&mut self.connection, change, |_| ())
+    }
+
+    fn load_tables(&mut self) -> Result<BTreeMap<ClusterName, Table>, CatalogError> {
+        kept::load(&mut self.connection)
+    }
+
+    fn commit_table(
+        &mut self,
+        cluster: ClusterName,
+        change: &TableChange,
+        label: &str,
+    ) -> Result<(), CatalogError> {
+        kept::commit(&mut self.connection, cluster, change, label, |_| ())
     }
 }
 
@@ -310,10 +334,10 @@ fn commit(
         )?;
     }
     for cluster in &change.emptied {
-        run(
-            "DELETE FROM cluster WHERE name = ?1",
-            params![cluster.as_str()],
-        )?;
+        let cluster = cluster.as_str();
+        run("DELETE FROM cluster WHERE name = ?1", params![cluster])?;
+        run("DELETE FROM crt WHERE cluster = ?1", params![cluster])?;
+        run("DELETE FROM crt_row WHERE cluster = ?1", params![cluster])?;
     }
     for cluster in &change.touched {
         run(
@@ -324,7 +348,7 @@ fn commit(
     tx.commit().map_err(storage)
 }
 
-fn storage(error: impl std::error::Error + Send + Sync + 'static) -> CatalogError {
+pub(super) fn storage(error: impl std::error::Error + Send + Sync + 'static) -> CatalogError {
     CatalogError::Storage(Box::new(error))
 }
 
@@ -335,12 +359,16 @@ const fn type_word(entity: EntityType) -> &'static str {
     }
 }
 
-fn join<T: ToString>(items: &[T]) -> String {
+pub(super) fn join<T: ToString>(items: &[T]) -> String {
     let texts: Vec<_> = items.iter().map(ToString::to_string).collect();
     texts.join(" ")
 }
 
-fn value<T: FromStr>(column: &'static str, row: &str, text: &str) -> Result<T, CatalogError> {
+pub(super) fn value<T: FromStr>(
+    column: &'static str,
+    row: &str,
+    text: &str,
+) -> Result<T, CatalogError> {
     text.parse().map_err(|_| {
         storage(BadValue {
             column,

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod crt_file;
 pub mod identity;
+mod kept;
 pub mod mmap;
 pub mod vote_file;
 

@@ -6,8 +6,8 @@ use super::codec::{DecodeError, Wire, Writer};
 use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
-    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
-    Deposit, Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
+    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply,
+    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
     MembershipReply, MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport,
     Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply,
     TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,

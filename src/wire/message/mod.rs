@@ -47,8 +47,8 @@ pub use lease::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 pub(crate) use lease::{get_holder, put_holder};
 pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
 pub use table::{
-    Deposit, Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
-    TableSummary,
+    Deposit, Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply,
+    TableRowsRequest, TableSummary,
 };
 pub use unit::{
     Change, CompareAndSet, Conflict, ControllerRecord, ControllersReply, DeviceRecord,
