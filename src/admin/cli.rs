@@ -479,6 +479,12 @@ impl Cli {
         let request = match verb {
             FabricVerb::Catalog => FabricRequest::List,
             FabricVerb::Status => FabricRequest::Status,
+            FabricVerb::Tables { cluster: None } => FabricRequest::Tables,
+            FabricVerb::Tables {
+                cluster: Some(cluster),
+            } => FabricRequest::Table {
+                cluster: cluster.clone(),
+            },
             FabricVerb::Assign { entity, cluster } => FabricRequest::Assign {
                 entity: entity.clone(),
                 cluster: cluster.clone(),

@@ -79,6 +79,11 @@ pub(super) enum FabricVerb {
     Catalog,
     /// Show the daemon in short
     Status,
+    /// List the clusters whose table is kept here, or show a cluster's table (Fig. 4)
+    Tables {
+        /// The cluster whose table to show
+        cluster: Option<String>,
+    },
     /// Assign a host or unit to a cluster
     Assign {
         /// Host or unit: GUID, MAC address or name

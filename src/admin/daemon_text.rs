@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::fabric_protocol::{CatalogInfo, EntityInfo, FabricReply, FabricStatus};
-use super::text::{Style, list, printable, size, span};
+use super::fabric_protocol::{CatalogInfo, EntityInfo, FabricReply, FabricStatus, KeptTableInfo};
+use super::text::{Style, list, printable, size, span, table};
 use super::unit_protocol::{RegisterInfo, UnitReply, UnitStatus};
 
 /// What `rma fabric` prints.
@@ -11,6 +11,8 @@ pub fn fabric(reply: &FabricReply, style: Style) -> String {
     match reply {
         FabricReply::Catalog(info) => catalog(info, style),
         FabricReply::Status(info) => fabric_status(info),
+        FabricReply::Tables { tables } => kept_tables(tables, style),
+        FabricReply::Table(info) => table(info, style),
         FabricReply::Assigned {
             entity,
             from,
@@ -91,6 +93,22 @@ fn catalog(info: &CatalogInfo, style: Style) -> String {
         info.label,
         list(style, &headings, rows)
     )
+}
+
+/// The tables that fabric services keep.
+fn kept_tables(tables: &[KeptTableInfo], style: Style) -> String {
+    let rows = tables.iter().map(|kept| {
+        let stamp = &kept.table.stamp;
+        vec![
+            kept.cluster.clone(),
+            kept.table.row_count.to_string(),
+            format!("{}.{}", stamp.term, stamp.counter),
+            style.guid(&stamp.writer),
+            kept.table.digest.clone(),
+        ]
+    });
+    let headings = ["CLUSTER", "ROWS", "STAMP", "WRITER", "DIGEST"];
+    list(style, &headings, rows.collect())
 }
 
 fn fabric_status(info: &FabricStatus) -> String {

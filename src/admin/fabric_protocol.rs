@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::rma::request::{SummaryInfo, TableInfo};
+
 /// What `rma fabric` asks. An entity is named by GUID, a GUID's first digits (8 or more), MAC
 /// address or name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +14,13 @@ pub enum FabricRequest {
     List,
     /// The daemon in short.
     Status,
+    /// The clusters whose table is kept.
+    Tables,
+    /// The table of a cluster (Fig. 4).
+    Table {
+        /// The cluster.
+        cluster: String,
+    },
     /// Assigns a host or unit to a cluster, also one that has a cluster already.
     Assign {
         /// The host or unit.
@@ -34,6 +43,13 @@ pub enum FabricReply {
     Catalog(CatalogInfo),
     /// To [`FabricRequest::Status`].
     Status(Box<FabricStatus>),
+    /// To [`FabricRequest::Tables`], by cluster.
+    Tables {
+        /// The tables in short.
+        tables: Vec<KeptTableInfo>,
+    },
+    /// To [`FabricRequest::Table`].
+    Table(Box<TableInfo>),
     /// To [`FabricRequest::Assign`]: it is durable.
     Assigned {
         /// The row as it is now.
@@ -79,6 +95,16 @@ pub struct ClusterInfo {
     pub hosts: usize,
     /// Its units.
     pub units: usize,
+}
+
+/// A cluster's table that is kept, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptTableInfo {
+    /// The cluster.
+    pub cluster: String,
+    /// Its stamp, digest and number of rows.
+    #[serde(flatten)]
+    pub table: SummaryInfo,
 }
 
 /// A row of the database (302).

@@ -253,6 +253,17 @@ fn status(info: &StatusInfo) -> String {
     );
     line("table", summary(&info.table));
     line("granularity", info.granularity.clone());
+    if let Some(centre) = &info.centre {
+        let told = centre.table.as_ref().map_or("none told".into(), summary);
+        let word = if centre.in_step {
+            "in step"
+        } else {
+            "not in step"
+        };
+        line("centre", format!("{word}: {told}"));
+    } else if info.crt_source == "central" {
+        line("centre", "does not answer, the peers are asked".into());
+    }
     line(
         "peers",
         format!(

@@ -2,9 +2,11 @@
 
 use crate::admin::fabric_protocol::{
     CatalogInfo, ClusterInfo, Counter, EntityInfo, FabricReply, FabricRequest, FabricStatus,
-    OwnerInfo,
+    KeptTableInfo, OwnerInfo,
 };
+use crate::crt::Table;
 use crate::fabric::{Catalog, Entity, EntityView, Fabric};
+use crate::rma::report;
 use crate::wire::{ClusterName, EntityType, Guid, Time};
 
 /// What only the daemon knows of itself.
@@ -34,10 +36,34 @@ pub fn answer<C: Catalog>(
     let done = match request {
         FabricRequest::List => Ok(FabricReply::Catalog(catalog(fabric, now))),
         FabricRequest::Status => Ok(FabricReply::Status(Box::new(status(fabric, now, facts)))),
+        FabricRequest::Tables => Ok(FabricReply::Tables {
+            tables: fabric.tables().map(kept).collect(),
+        }),
+        FabricRequest::Table { cluster } => table(fabric, cluster),
         FabricRequest::Assign { entity, cluster } => assign(fabric, now, entity, cluster),
         FabricRequest::Remove { entity } => remove(fabric, now, entity),
     };
     done.unwrap_or_else(|message| FabricReply::Error { message })
+}
+
+fn kept((cluster, table): (ClusterName, &Table)) -> KeptTableInfo {
+    KeptTableInfo {
+        cluster: cluster.to_string(),
+        table: report::summary_info(&table.summary()),
+    }
+}
+
+fn table<C: Catalog>(fabric: &Fabric<C>, text: &str) -> Result<FabricReply, String> {
+    let cluster: ClusterName = text.parse().map_err(|e| format!("{e}"))?;
+    let found = fabric.tables().find(|(name, _)| *name == cluster);
+    let (_, table) = found.ok_or_else(|| {
+        format!(
+            "no table of cluster {cluster} is kept; hosts with crt_source = \"central\" bring \
+             theirs, and `rma fabric tables` lists what there is"
+        )
+    })?;
+    let info = report::table_info(table, cluster);
+    Ok(FabricReply::Table(Box::new(info)))
 }
 
 /// An error with its causes in one line.
@@ -161,6 +187,9 @@ fn status<C: Catalog>(fabric: &Fabric<C>, now: Time, facts: &DaemonFacts) -> Fab
         ("membership pages", c.pages),
         ("unchanged lists", c.unchanged),
         ("unit ownerships", c.ownerships),
+        ("tables told", c.tables_told),
+        ("tables taken", c.tables_taken),
+        ("tables refused", c.tables_refused),
         ("requests refused", c.refused),
         ("notifications", c.notifications),
         ("transactions", c.commits),

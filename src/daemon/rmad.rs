@@ -147,6 +147,7 @@ fn run_once(
             cluster,
             known_cluster,
             fabric_mac: config.fabric_mac,
+            crt_source: config.crt_source,
             mtu,
             intervals: intervals(config),
             auto_restore: config.auto_restore,

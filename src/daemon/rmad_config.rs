@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::config::{self, ConfigError};
+use crate::rma::CrtSource;
 use crate::wire::{ClusterName, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Guid, Mac};
 
 /// Where the configuration is looked for when no `--config` is given.
@@ -31,6 +32,10 @@ pub struct Keys {
     /// MAC address of fabric services [default: found by multicast]
     #[arg(long, value_name = "MAC")]
     pub fabric_mac: Option<String>,
+    /// Where the cluster's table comes from when this host starts: "peers", every other host, or
+    /// "central", fabric services, with the other hosts where that does not do [default: peers]
+    #[arg(long, value_name = "SOURCE")]
+    pub crt_source: Option<String>,
     /// Directory of what must survive a reboot [default: /var/lib/rma]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -85,6 +90,8 @@ pub struct RmadConfig {
     pub guid: Option<Guid>,
     /// Fabric services' MAC address configured.
     pub fabric_mac: Option<Mac>,
+    /// Where the cluster's table comes from.
+    pub crt_source: CrtSource,
     /// State directory.
     pub state_dir: PathBuf,
     /// Run directory.
@@ -134,6 +141,16 @@ fn ethertype_key<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u16>, 
     Ok(Some(number))
 }
 
+fn crt_source(text: &str) -> Result<CrtSource, String> {
+    let source = CrtSource::ALL.into_iter().find(|s| s.word() == text);
+    source.ok_or_else(|| {
+        format!(
+            "'{}' is no source of the table; say \"peers\" or \"central\"",
+            text.escape_debug()
+        )
+    })
+}
+
 macro_rules! merge {
     ($flags:ident, $file:ident: $($key:ident),+ $(,)?) => {
         Keys { $( $key: $flags.$key.or($file.$key), )+ }
@@ -145,7 +162,7 @@ impl RmadConfig {
     pub fn load(flags: Keys, path: Option<&Path>) -> Result<Self, ConfigError> {
         let default = Path::new(DEFAULT_PATH);
         let file: Keys = config::read(path, default)?;
-        let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
+        let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
             auto_restore);
@@ -165,6 +182,7 @@ impl RmadConfig {
             cluster,
             guid,
             fabric_mac,
+            crt_source,
             state_dir,
             run_dir,
             udev_rules_dir,
@@ -247,6 +265,10 @@ impl RmadConfig {
                         .map_err(|e| bad("fabric_mac", format!("{e}")))?,
                 ),
             },
+            crt_source: match keys.crt_source {
+                None => CrtSource::default(),
+                Some(text) => crt_source(&text).map_err(|why| bad("crt_source", why))?,
+            },
             state_dir: keys
                 .state_dir
                 .unwrap_or_else(|| PathBuf::from("/var/lib/rma")),
@@ -278,7 +300,7 @@ mod tests {
     fn load(text: &str, flags: Keys) -> Result<RmadConfig, String> {
         let path = Path::new("rmad.toml");
         let file: Keys = config::parse(text, path).map_err(|e| e.to_string())?;
-        let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, state_dir, run_dir,
+        let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
             auto_restore);
@@ -299,6 +321,13 @@ mod tests {
         assert_eq!(config.interface, ["eth1"]);
         assert_eq!(config.cluster.to_string(), "B");
         assert_eq!(config.ethertype_service, 0x88b6);
+        assert_eq!(config.crt_source, CrtSource::Peers);
+        let flags = Keys {
+            crt_source: Some("central".into()),
+            ..Keys::default()
+        };
+        let config = load("interface = \"eth1\"\nname = \"h\"\n", flags).unwrap();
+        assert_eq!(config.crt_source, CrtSource::Central);
     }
 
     #[test]
@@ -334,6 +363,10 @@ mod tests {
             (
                 "interface = \"e\"\nname = \"h\"\nethertype_service = 0x88b5",
                 "differ",
+            ),
+            (
+                "interface = \"e\"\nname = \"h\"\ncrt_source = \"centre\"",
+                "crt_source: 'centre'",
             ),
             ("interfaces = \"e\"", "interfaces"),
             ("interface = 3", "string"),

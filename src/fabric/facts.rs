@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::wire::kind::Role;
 use crate::wire::message::Member;
-use crate::wire::{ClusterName, EntityType, Guid, Incarnation, Mac, Status};
+use crate::wire::{ClusterName, CommandId, EntityType, Guid, Incarnation, Mac, Status};
 
 /// What a link needs to know.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct LinkConfig {
     pub facts: Facts,
     /// Where fabric services are; `None` to search for them by multicast.
     pub fabric_mac: Option<Mac>,
+    /// Whether the cluster's table is asked for here as well.
+    pub tables: bool,
     /// How often hosts ask for their membership list.
     pub poll: Duration,
     /// The most bytes of a frame behind its Ethernet header.
@@ -71,4 +73,18 @@ pub enum LinkEvent {
     Refused(Status),
     /// The whole membership list; hosts only, said when it has changed.
     Members(MembershipList),
+    /// Registered on this connection: the cluster's table may be asked for; said only where
+    /// [`LinkConfig::tables`] says so, as are the following.
+    TablesOpen,
+    /// What was asked about the table will not be answered.
+    TablesClosed,
+    /// The answer to what was asked about the table.
+    Table {
+        /// What was asked.
+        command: CommandId,
+        /// How it ended.
+        status: Status,
+        /// The answer's body.
+        body: Vec<u8>,
+    },
 }

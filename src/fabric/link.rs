@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+mod tables;
+
 pub use super::facts::{Facts, LinkConfig, LinkEvent, MembershipList};
 use super::follow::{Follower, Next};
 use super::search::{Search, Wish};
@@ -50,6 +52,7 @@ enum Purpose {
     Register,
     Membership,
     Tell(Guid, Epoch),
+    Table,
 }
 
 /// The link to fabric services.
@@ -73,6 +76,8 @@ pub struct FabricLink {
     cluster: ClusterName,
     /// Whether this connection's registration was answered with a cluster.
     registered: bool,
+    /// Whether the cluster's table may be asked for.
+    tables_open: bool,
     register_due: Option<Time>,
     registered_at: Option<Time>,
     follower: Follower,
@@ -102,6 +107,7 @@ impl FabricLink {
             standing: Standing::Unknown,
             cluster: ClusterName::NONE,
             registered: false,
+            tables_open: false,
             register_due: None,
             registered_at: None,
             follower: Follower::default(),
@@ -336,7 +342,7 @@ impl FabricLink {
                 resumed,
             } => self.connected(now, (responder, incarnation), resumed),
             ClientEvent::Lost => {
-                self.registered = false;
+                self.unregister();
                 if self.up.take().is_some() {
                     self.events.push_back(LinkEvent::Down);
                 }
@@ -359,6 +365,11 @@ impl FabricLink {
                 Some(Purpose::Tell(unit, epoch)) => {
                     self.tells.answered(now, unit, epoch, status);
                 }
+                Some(Purpose::Table) => self.events.push_back(LinkEvent::Table {
+                    command,
+                    status,
+                    body,
+                }),
                 None => {}
             },
             ClientEvent::Notified(notification) => {
@@ -401,7 +412,7 @@ impl FabricLink {
                 client.cancel(command);
             }
         }
-        self.registered = false;
+        self.unregister();
         self.follower.stop();
         self.tells.restart();
     }
@@ -466,17 +477,18 @@ impl FabricLink {
                 }
                 self.registered = true;
                 self.stand(Standing::Assigned(cluster));
+                self.open_tables();
                 self.read_soon(now);
                 RENEW_INTERVAL
             }
             Ok(_) | Err(Status::Pending) => {
-                self.registered = false;
+                self.unregister();
                 self.cluster = ClusterName::NONE;
                 self.stand(Standing::Pending);
                 RETRY_INTERVAL
             }
             Err(status) => {
-                self.registered = false;
+                self.unregister();
                 self.stand(Standing::Refused(status));
                 RETRY_INTERVAL
             }
@@ -536,7 +548,7 @@ impl FabricLink {
                 Status::Pending | Status::WrongCluster | Status::NotReady
             ) {
                 // We are no longer what we were registered as.
-                self.registered = false;
+                self.unregister();
                 self.register_soon(now);
             }
             return;

@@ -268,11 +268,12 @@ impl Agent {
             fabric_ms: now.since(self.fabric.1).as_millis() as u64,
             table: report::summary_info(&self.table.summary()),
             granularity: self.table.settings().granularity.name().to_owned(),
-            peer_count: self.peers.len() as u64,
-            peers_reachable: self.peers.values().filter(|p| up(&p.station)).count() as u64,
+            crt_source: self.config.crt_source.word().to_owned(),
+            centre: self.centre_info(),
+            peer_count: self.hosts_as_peers().count() as u64,
+            peers_reachable: self.hosts_as_peers().filter(|p| up(&p.station)).count() as u64,
             peers_in_step: self
-                .peers
-                .values()
+                .hosts_as_peers()
                 .filter(|p| p.summary.is_some_and(|t| t.digest == digest))
                 .count() as u64,
             unit_count: self.units.len() as u64,

@@ -8,7 +8,8 @@ use super::action::{AgentAction, OwnedDevice};
 use super::allocation::Allocations;
 use super::apply::Applies;
 use super::boot::Boot;
-use super::config::{AgentConfig, Intervals, MAX_EVENTS};
+use super::central::Centre;
+use super::config::{AgentConfig, CrtSource, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
@@ -71,6 +72,8 @@ pub struct Agent {
     /// The last list of fabric services; `None` before the first.
     pub(super) members: Option<BTreeMap<Guid, Member>>,
     pub(super) peers: BTreeMap<Guid, Peer>,
+    /// Fabric services as one more source of tables; among the peers while they answer.
+    pub(super) centre: Centre,
     pub(super) units: BTreeMap<Guid, Unit>,
     pub(super) timers: Timers,
     pub(super) journal: Journal,
@@ -116,6 +119,7 @@ impl Agent {
                     change: FIRST_CHANGE,
                 },
                 fabric_mac: config.fabric_mac,
+                tables: config.crt_source == CrtSource::Central,
                 poll: config.intervals.fabric_poll,
                 mtu: config.mtu,
             },
@@ -129,6 +133,7 @@ impl Agent {
             boot: Boot::new(),
             members: None,
             peers: BTreeMap::new(),
+            centre: Centre::default(),
             units: BTreeMap::new(),
             timers: Timers::default(),
             journal: Journal::new(table.summary()),

@@ -75,12 +75,22 @@ impl Boot {
         self.block.number()
     }
 
+    /// Whether the present block's patience is over.
+    pub(super) const fn is_impatient(&self) -> bool {
+        self.impatient
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.block == Block::Idle
     }
 
     pub(super) fn is_steady(&self) -> bool {
         self.block == Block::Steady
+    }
+
+    /// Whether it is in block 510 or 515.
+    pub(super) fn seeks_tables(&self) -> bool {
+        matches!(self.block, Block::Stamps | Block::Adopt)
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -124,6 +134,7 @@ impl Agent {
                 summary_text(&self.table, &self.table.summary())
             )
         };
+        self.centre.stored = self.table.stamp();
         self.serve_cluster();
         // What this host has promised to keep counts, whatever became of its table.
         let kept = *self.voter.settings();
@@ -135,7 +146,7 @@ impl Agent {
         );
     }
 
-    fn enter(&mut self, now: Time, block: Block) {
+    pub(super) fn enter(&mut self, now: Time, block: Block) {
         self.boot.block = block;
         self.boot.impatient = false;
         self.extend_patience(now);
@@ -209,27 +220,35 @@ impl Agent {
             format!("{source} {hosts} hosts and {units} I/O units of cluster {cluster}"),
         );
         self.enter(now, Block::Stamps);
+        self.rely_on_centre();
         self.sync_stations(now);
-        let peers = self.peers.len();
-        self.block(
-            510,
-            format!("connecting to {peers} other RMAs for the stamps of their tables"),
-        );
+        let peers = self.hosts_as_peers().count();
+        let text = if self.leaves_peers_alone() {
+            format!("asking fabric services for the stamp of the table; connecting to {peers} RMAs")
+        } else {
+            format!("connecting to {peers} other RMAs for the stamps of their tables")
+        };
+        self.block(510, text);
     }
 
     fn step_stamps(&mut self, now: Time) {
+        if self.step_centre(now) {
+            return;
+        }
         let waiting = self.peers.values().any(|peer| peer.summary.is_none());
         if waiting && !self.boot.impatient {
             return;
         }
-        let answered = self.peers.values().filter(|p| p.summary.is_some()).count();
+        let told = self.hosts_as_peers().filter(|p| p.summary.is_some());
+        let answered = told.count();
         let silent: Vec<Guid> = self
             .peers
             .iter()
             .filter(|(_, p)| p.summary.is_none())
             .map(|(guid, _)| *guid)
             .collect();
-        let mut text = format!("{answered} of {} RMAs told their stamps", self.peers.len());
+        let peers = self.hosts_as_peers().count();
+        let mut text = format!("{answered} of {peers} RMAs told their stamps");
         if !silent.is_empty() {
             text.push_str("; no answer from ");
             text.push_str(&self.name_list(&silent));
@@ -259,6 +278,9 @@ impl Agent {
             self.abandon_pull(guid);
             self.enter(now, Block::Adopt);
         }
+        if self.is_centre_out_of_date(now) {
+            return;
+        }
         let digest = self.table.digest();
         let looked = |p: &&Peer| p.boot_pull != Pulled::No;
         let enough = self.peers.values().filter(looked).count() >= MAX_BOOT_PULLS;
@@ -266,6 +288,7 @@ impl Agent {
             .peers
             .iter()
             .filter(|_| !enough)
+            .filter(|(guid, _)| !self.leaves_alone(**guid))
             .filter(|(_, p)| p.boot_pull == Pulled::No && p.station.is_up())
             .filter_map(|(guid, p)| Some((*guid, p.summary?, p.fresh)))
             .filter(|(_, theirs, _)| theirs.digest != digest && theirs.row_count > 0)
@@ -358,6 +381,7 @@ impl Agent {
     }
 
     fn step_offer(&mut self, now: Time) {
+        self.expect_peers_to_have_the_central_table();
         let digest = self.journal.durable.digest;
         let (mut offered, mut equal) = (0, 0);
         for peer in self.peers.values_mut().filter(|p| p.station.is_up()) {
@@ -382,6 +406,9 @@ impl Agent {
 
     /// Names of entities, for a line of text.
     pub(super) fn name_list(&self, guids: &[Guid]) -> String {
-        super::report::names(&self.table, guids)
+        match guids {
+            [one] if self.is_centre(*one) => "fabric services".to_owned(),
+            _ => super::report::names(&self.table, guids),
+        }
     }
 }

@@ -16,6 +16,29 @@ pub const MAX_PULL_RESTARTS: u32 = 8;
 /// The most actions that wait for the shell; beyond it, watch events are dropped.
 pub const MAX_EVENTS: usize = 16_384;
 
+/// Where a booting agent gets the cluster's table from (Fig. 5, blocks 510 and 515).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CrtSource {
+    /// Every other host's RMA.
+    #[default]
+    Peers,
+    /// Fabric services, which keep the whole table; the other RMAs where that does not do.
+    Central,
+}
+
+impl CrtSource {
+    /// Both, in the order of the messages that list them.
+    pub const ALL: [Self; 2] = [Self::Peers, Self::Central];
+
+    /// The word in configuration and output.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Peers => "peers",
+            Self::Central => "central",
+        }
+    }
+}
+
 /// Who the agent is and how it behaves.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
@@ -34,6 +57,8 @@ pub struct AgentConfig {
     pub known_cluster: ClusterName,
     /// Where fabric services are; `None`: found by multicast.
     pub fabric_mac: Option<Mac>,
+    /// Where the cluster's table comes from.
+    pub crt_source: CrtSource,
     /// The most bytes behind an Ethernet header, 1500 to 9000.
     pub mtu: u16,
     /// How often and how long.

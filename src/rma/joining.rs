@@ -111,7 +111,7 @@ impl Agent {
         }
         if !changed.is_empty() {
             let event = WatchEvent::TableAdopted {
-                from: report::name_info(&self.table, from),
+                from: self.source_info(from),
                 changed_rows: changed.len() as u64,
                 table: report::summary_info(&self.table.summary()),
             };
@@ -141,7 +141,7 @@ impl Agent {
         let far = is_far_stamp(&theirs.stamp, known) || is_far_stamp(&theirs.floor, known);
         if far {
             let (term, counter) = (theirs.stamp.term, theirs.stamp.counter);
-            let from = report::names(&self.table, &[from]);
+            let from = self.name_list(&[from]);
             self.warn(format!(
                 "the table of {from} says version {term}.{counter}, far ahead of every term known \
                  here ({known}): no honest one has come so far; nothing of it is taken"
@@ -158,7 +158,7 @@ impl Agent {
         rows.retain(|row| !is_far_term(row.owned.term, known) && !is_far_count(row.owned.epoch.0));
         if rows.len() < count {
             let left_out = count - rows.len();
-            let from = report::names(&self.table, &[from]);
+            let from = self.name_list(&[from]);
             self.warn(format!(
                 "{left_out} rows in the table of {from} have terms or epochs far ahead of every one \
                  known here (term {known}); they are left out"
@@ -236,7 +236,7 @@ impl Agent {
         let units = leave_out_offenders(&self.table, rows);
         for unit in units {
             let name = report::label(&self.table, unit);
-            let from = report::names(&self.table, &[from]);
+            let from = self.name_list(&[from]);
             self.warn(format!(
                 "rows of {name} in the table of {from} do not fit ours together; the unit is asked"
             ));

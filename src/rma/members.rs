@@ -65,6 +65,13 @@ impl Station {
         }
     }
 
+    /// One that answers, by whatever way.
+    pub(super) fn answering(now: Time) -> Self {
+        let mut station = Self::new(now, Vec::new());
+        station.set(now, Liveness::Reachable);
+        station
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.liveness == Liveness::Reachable
     }
@@ -83,6 +90,13 @@ impl Station {
 impl Agent {
     pub(super) fn on_link_event(&mut self, now: Time, event: LinkEvent) {
         match event {
+            LinkEvent::TablesOpen => self.centre_open(now),
+            LinkEvent::TablesClosed => self.centre_closed(now),
+            LinkEvent::Table {
+                command,
+                status,
+                body,
+            } => self.peer_reply(now, self.centre.guid, command, status, &body),
             LinkEvent::Up { .. } => self.set_fabric(now, FabricState::Up),
             LinkEvent::Down => self.set_fabric(now, FabricState::Down),
             LinkEvent::Pending => self.set_fabric(now, FabricState::Pending),
@@ -260,6 +274,7 @@ impl Agent {
             .rows()
             .filter(|row| matches!(row.entity, EntityType::Host | EntityType::Unit))
             .filter(|row| row.guid != self.config.guid && !row.macs.is_empty())
+            .filter(|row| !self.is_centre(row.guid))
             .filter(|row| self.is_member(row.guid))
             .take(MAX_STATIONS)
             .map(|row| (row.guid, (row.entity, row.macs.clone())))
@@ -268,7 +283,7 @@ impl Agent {
             .peers
             .keys()
             .chain(self.units.keys())
-            .filter(|guid| !wanted.contains_key(guid))
+            .filter(|guid| !wanted.contains_key(guid) && !self.is_centre(**guid))
             .copied()
             .collect();
         for guid in gone {

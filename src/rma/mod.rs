@@ -11,9 +11,11 @@ mod apply;
 mod apply_plan;
 mod boot;
 mod carve;
+mod central;
 mod commits;
 mod config;
 mod controllers;
+mod deposit;
 pub mod desired;
 mod event;
 mod joining;
@@ -42,7 +44,7 @@ mod voters;
 pub use action::{AgentAction, CommitToken, OwnedDevice};
 pub use agent::Agent;
 pub use config::{
-    AgentConfig, Intervals, MAX_EVENTS, MAX_OFFER_ROWS, MAX_PAGE_BYTES, MAX_PENDING_REQUESTS,
-    MAX_PULL_RESTARTS,
+    AgentConfig, CrtSource, Intervals, MAX_EVENTS, MAX_OFFER_ROWS, MAX_PAGE_BYTES,
+    MAX_PENDING_REQUESTS, MAX_PULL_RESTARTS,
 };
 pub use members::MAX_STATIONS;

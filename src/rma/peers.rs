@@ -39,6 +39,7 @@ pub(super) enum Ask {
     Digests,
     Rows,
     Offer { position: u64, digest: u128 },
+    Deposit { position: u64, digest: u128 },
 }
 
 /// What a peer is known to have at least: tables only grow newer. What ours has beyond it are the
@@ -128,7 +129,9 @@ impl Agent {
     pub(super) fn peer_due(&mut self, now: Time, guid: Guid) {
         let interval = self.spread(self.config.intervals.peer_poll);
         self.timers.set(Timer::Peer(guid), now + interval);
-        self.ask_stamp(now, guid);
+        if !self.leaves_alone(guid) {
+            self.ask_stamp(now, guid);
+        }
     }
 
     /// Asks a peer for its stamp, unless it is being asked for something.
@@ -156,17 +159,18 @@ impl Agent {
             body,
             expect,
         };
-        let (Some(client), Some(peer)) = (self.hub.client_mut(&guid), self.peers.get_mut(&guid))
-        else {
+        let central = self.is_centre(guid);
+        let Some(peer) = self.peers.get_mut(&guid) else {
             return false;
         };
-        match client.submit(now, request) {
-            Ok(command) => {
-                peer.ask = Some((command, ask));
-                true
-            }
-            Err(_) => false,
-        }
+        let command = if central {
+            self.link.ask_table(now, request)
+        } else {
+            let client = self.hub.client_mut(&guid);
+            client.and_then(|client| client.submit(now, request).ok())
+        };
+        peer.ask = command.map(|command| (command, ask));
+        command.is_some()
     }
 
     /// Offers our table to all peers that are not known to have it.
@@ -217,6 +221,9 @@ impl Agent {
 
     /// Block 530 for one peer: what it lacks, or only the summary where that is too much or unknown.
     fn offer(&mut self, now: Time, guid: Guid) {
+        if self.is_centre(guid) {
+            return self.offer_to_centre(now, guid);
+        }
         let position = self.journal.position();
         let digest = self.journal.durable.digest;
         let Some(peer) = self.peers.get_mut(&guid) else {
@@ -226,28 +233,29 @@ impl Agent {
         if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
             return;
         }
-        let beyond = peer.known.as_ref().and_then(|known| {
-            let mut rows = self.journal.since(known.position)?;
-            rows.extend(&known.lacks);
-            Some(rows)
-        });
-        let mut rows: Vec<Row> = match beyond {
-            Some(beyond) if beyond.len() <= MAX_OFFER_ROWS => beyond
-                .iter()
-                .filter_map(|guid| self.table.get(*guid))
-                .cloned()
-                .collect(),
-            _ => Vec::new(),
-        };
-        if page_len(&rows, MAX_PAGE_BYTES) < rows.len() {
-            rows.clear();
+        let rows = self.rows_beyond(guid).unwrap_or_default();
+        self.send_offer(now, guid, rows, Ask::Offer { position, digest });
+    }
+
+    /// What a peer lacks; `None` where that is unknown, or too much for an offer.
+    pub(super) fn rows_beyond(&self, guid: Guid) -> Option<Vec<Row>> {
+        let known = self.peers.get(&guid)?.known.as_ref()?;
+        let mut beyond = self.journal.since(known.position)?;
+        beyond.extend(&known.lacks);
+        if beyond.len() > MAX_OFFER_ROWS {
+            return None;
         }
+        let rows = beyond.iter().filter_map(|guid| self.table.get(*guid));
+        let rows: Vec<Row> = rows.cloned().collect();
+        (page_len(&rows, MAX_PAGE_BYTES) == rows.len()).then_some(rows)
+    }
+
+    pub(super) fn send_offer(&mut self, now: Time, guid: Guid, rows: Vec<Row>, ask: Ask) {
         let offer = Offer {
             summary: self.journal.durable,
             settings: *self.table.settings(),
             rows,
         };
-        let ask = Ask::Offer { position, digest };
         if !self.ask(now, guid, ask, Kind::Offer, offer.to_body(), 128)
             && let Some(peer) = self.peers.get_mut(&guid)
         {
@@ -272,6 +280,7 @@ impl Agent {
         if status != Status::Ok {
             self.abandon_pull(guid);
             self.ask_again_later(now, guid);
+            self.centre_refused(now, guid, status);
             return;
         }
         if let Some(peer) = self.peers.get_mut(&guid) {
@@ -283,7 +292,8 @@ impl Agent {
                     self.on_summary(now, guid, theirs);
                 }
             }
-            Ask::Offer { position, digest } => {
+            Ask::Deposit { .. } if self.deposit_goes_on(now, guid) => {}
+            Ask::Offer { position, digest } | Ask::Deposit { position, digest } => {
                 if let Ok(theirs) = TableSummary::from_body(body) {
                     if theirs.digest == digest
                         && let Some(peer) = self.peers.get_mut(&guid)
@@ -333,6 +343,7 @@ impl Agent {
             peer.differs_since = None;
             peer.offer = false;
             self.adopt_stamp(&theirs);
+            self.tell_centre_the_stamp(guid, &theirs);
         } else if peer
             .known
             .as_ref()

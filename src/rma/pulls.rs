@@ -202,6 +202,7 @@ impl Agent {
             peer.fresh = false;
         }
         let rows = page.rows.clone();
+        self.note_extent(guid, &extent, pull.position);
         self.take_in(
             guid,
             &page.summary,

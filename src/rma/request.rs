@@ -415,6 +415,11 @@ pub struct StatusInfo {
     pub fabric_ms: u64,
     /// The table.
     pub table: SummaryInfo,
+    /// Where tables come from at the start: `peers` or `central`.
+    pub crt_source: String,
+    /// The table that fabric services keep; `None` where this host does not use it, or they do not
+    /// answer.
+    pub centre: Option<CentreInfo>,
     /// The finest level of allocation.
     pub granularity: String,
     /// Other hosts of the cluster.
@@ -436,6 +441,17 @@ pub struct StatusInfo {
     /// What was refused since the start because it cannot be true, each in one line: two with one
     /// GUID or MAC address, stamps that nothing could outrank.
     pub refused: Vec<String>,
+}
+
+/// Fabric services as the keepers of the cluster's table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CentreInfo {
+    /// The fabric services' GUID.
+    pub guid: String,
+    /// Their table as last told; `None` where they have told none.
+    pub table: Option<SummaryInfo>,
+    /// Whether its digest equals ours.
+    pub in_step: bool,
 }
 
 /// How many frames were dropped for one reason.

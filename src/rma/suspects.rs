@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::agent::Agent;
-use super::report::{self, label};
+use super::report::label;
 use crate::wire::message::{ControllersReply, Member, TableSummary};
 use crate::wire::{Guid, Mac, Row, Settings};
 
@@ -12,10 +12,14 @@ impl Agent {
     pub(super) fn is_impossible(&mut self, from: Guid, theirs: &TableSummary) -> bool {
         let possible = theirs.stamp.is_possible() && theirs.floor.is_possible();
         if !possible {
-            let name = report::names(&self.table, &[from]);
+            let name = self.name_list(&[from]);
+            let (daemon, file) = match self.is_centre(from) {
+                true => ("rma-fabricd", "database"),
+                false => ("rmad", "table file"),
+            };
             self.warn(format!(
                 "the table of {name} has a stamp that no cluster comes to ({}); nothing is taken \
-                 from it: stop its rmad, put its table file away, and start it again",
+                 from it: stop its {daemon}, put its {file} away, and start it again",
                 stamp_text(theirs)
             ));
         }
@@ -38,7 +42,7 @@ impl Agent {
             possible
         });
         for guid in refused {
-            let name = report::names(&self.table, &[from]);
+            let name = self.name_list(&[from]);
             let row = label(&self.table, guid);
             self.warn(format!(
                 "{row} in the table of {name} has a stamp that nothing could ever outrank; it is \

@@ -42,7 +42,8 @@ pub(super) enum VoteTag {
 impl Agent {
     /// All voters of the cluster: member hosts, this one included, and units.
     pub(super) fn voters(&self) -> BTreeSet<Guid> {
-        let others = self.peers.keys().chain(self.units.keys()).copied();
+        let hosts = self.peers.keys().filter(|guid| !self.is_centre(**guid));
+        let others = hosts.chain(self.units.keys()).copied();
         others.chain([self.config.guid]).collect()
     }
 

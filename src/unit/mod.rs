@@ -173,6 +173,7 @@ impl Unit {
                 change: 1,
             },
             fabric_mac: config.fabric_mac,
+            tables: false,
             poll: NO_POLL,
             mtu: config.mtu,
         };
@@ -429,7 +430,10 @@ impl Unit {
             // An assignment once made holds until another is made.
             LinkEvent::Pending => UnitAction::AssignmentPending,
             LinkEvent::Refused(status) => UnitAction::FabricRefused(status),
-            LinkEvent::Members(_) => return,
+            LinkEvent::Members(_)
+            | LinkEvent::TablesOpen
+            | LinkEvent::TablesClosed
+            | LinkEvent::Table { .. } => return,
             LinkEvent::Assigned(cluster) if cluster == self.cluster || cluster.is_none() => return,
             LinkEvent::Assigned(cluster) => {
                 if !self.cluster.is_none() {

@@ -75,6 +75,9 @@ pub(crate) fn name(event: &LinkEvent) -> &'static str {
         LinkEvent::Pending => "pending",
         LinkEvent::Refused(_) => "refused",
         LinkEvent::Members(_) => "members",
+        LinkEvent::TablesOpen => "tables open",
+        LinkEvent::TablesClosed => "tables closed",
+        LinkEvent::Table { .. } => "table",
     }
 }
 
@@ -172,6 +175,7 @@ impl<C: Catalog> World<C> {
                 change: 0,
             },
             fabric_mac: None,
+            tables: false,
             poll: POLL,
             mtu: 1500,
         }

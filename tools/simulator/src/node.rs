@@ -6,7 +6,7 @@ use std::time::Duration;
 use rma::fabric::{Fabric, FabricConfig, MemoryCatalog, Policy};
 use rma::lease::StoredVote;
 use rma::rma::request::{AdminReply, WatchEvent};
-use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
+use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, CrtSource, Intervals, OwnedDevice};
 use rma::unit::{
     ControllerSpec, DeviceSpec, DiskInfo, DiskOp, StoredRegisters, Unit, UnitAction, UnitConfig,
     UnitFacts,
@@ -68,6 +68,8 @@ pub struct Host {
     pub(crate) incarnation: u64,
     /// How often its agent polls and waits.
     pub intervals: Intervals,
+    /// Where it gets the cluster's table from when it starts.
+    pub crt_source: CrtSource,
     /// Whether it restores units that have lost their registers.
     pub auto_restore: bool,
     /// What is on its disk.
@@ -109,6 +111,7 @@ impl Host {
             cluster: self.cluster,
             known_cluster: self.stored.cluster(),
             fabric_mac: None,
+            crt_source: self.crt_source,
             mtu: MTU,
             intervals: self.intervals,
             auto_restore: self.auto_restore,
