@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rma_rig::{Cluster, Faults, Plan, Process, TestResult, wait_until};
+use rma_rig::{
+    Cluster, Daemon, Faults, NodeOptions, Plan, Process, Program, TestResult, station,
+    wait_equal_tables, wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const FIO_PATIENCE: Duration = Duration::from_secs(180);
@@ -468,7 +471,83 @@ fn a_device_is_measured_inside_rmad_and_written_only_when_that_is_agreed_to() ->
     Ok(())
 }
 
+fn a_newcomer_starts_from_the_central_source_while_all_others_are_down() -> TestResult {
+    let host_config = "crt_source = \"central\"\n";
+    let plan = Plan {
+        host_config: host_config.into(),
+        ..Plan::default()
+    };
+    let cluster = Cluster::up(plan.clone(), PATIENCE)?;
+    cluster.allocate("u1c1d1", "h2")?;
+    // One of its two devices is taken out: a tombstone.
+    let unit = &cluster.units[0];
+    let one = Plan {
+        devices: 1,
+        ..plan.clone()
+    };
+    unit.configure(&one.unit_config(&cluster.rig, 1))?;
+    assert!(unit.rma(&["unit", "reload"])?.status.success());
+    let gone = |v: &serde_json::Value| {
+        let rows = v["rows"].as_array();
+        rows.is_some_and(|r| {
+            r.iter()
+                .any(|r| r["name"] == "u1c1d2" && r["state"] == "invalid")
+        })
+    };
+    let host = &cluster.hosts[0];
+    host.wait_for(PATIENCE, &["crt", "show"], "the tombstone", gone)?;
+    cluster.settle(PATIENCE)?;
+    let digest = host.digest().ok_or("no digest")?;
+    let kept = |v: &serde_json::Value| {
+        let table = &v["tables"][0];
+        table["cluster"] == "A" && table["digest"] == *digest && table["row_count"] == plan.rows()
+    };
+    let tables = ["fabric", "tables"];
+    cluster
+        .fabric
+        .wait_for(PATIENCE, &tables, "the table to be kept", kept)?;
+    // Everybody else dies, and fabric services have to start from their database.
+    for daemon in cluster.hosts.iter().chain([unit, &cluster.fabric]) {
+        daemon.kill9()?;
+    }
+    cluster.fabric.restart()?;
+    let options = NodeOptions::new(station(99)).mtu(plan.mtu);
+    let node = cluster.rig.add_node("h9", options)?;
+    let config = format!("name = \"h9\"\ncluster = \"A\"\n{host_config}");
+    let newcomer = Daemon::start(&cluster.rig, node, Program::Host, &config)?;
+    newcomer.wait_for(PATIENCE, &["status"], "the end of Fig. 5", |v| {
+        v["block"] == 0
+    })?;
+    let log = newcomer.log();
+    assert!(log.contains("fabric services keep the table"), "{log}");
+    let table = newcomer.json(&["crt", "show"]).ok_or("no table")?;
+    assert!(gone(&table), "{table}");
+    let rows = table["rows"].as_array().ok_or("no rows")?;
+    assert_eq!(rows.len() as u64, plan.rows() + 1);
+    let owned = rows.iter().find(|row| row["name"] == "u1c1d1");
+    let owned = &owned.ok_or("no row")?["ownership"];
+    assert_eq!(owned["ownership"], "dedicated");
+    assert_eq!(owned["owners"][0]["name"], "h2");
+    // It is shown as fabric services have it, and the mistake is named.
+    let shown = cluster.fabric.rma(&["fabric", "tables", "A"])?;
+    assert!(shown.stdout.contains("u1c1d2"), "{}", shown.stdout);
+    let wrong = cluster.fabric.rma(&["fabric", "tables", "B"])?;
+    assert!(
+        wrong.stderr.contains("no table of cluster B"),
+        "{}",
+        wrong.stderr
+    );
+    // And all are one cluster again.
+    for daemon in cluster.hosts.iter().chain([unit]) {
+        daemon.restart()?;
+    }
+    let all: Vec<_> = cluster.hosts.iter().chain([&newcomer]).collect();
+    wait_equal_tables(PATIENCE, &all, plan.rows() + 1)?;
+    Ok(())
+}
+
 rma_rig::test_main!(
+    a_newcomer_starts_from_the_central_source_while_all_others_are_down,
     a_device_is_measured_inside_rmad_and_written_only_when_that_is_agreed_to,
     a_reload_takes_the_intervals_and_refuses_a_mistake,
     clients_work_at_mtu_1500_on_a_good_and_a_bad_wire,

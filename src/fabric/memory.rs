@@ -43,6 +43,11 @@ impl MemoryCatalog {
         self.tables.clear();
     }
 
+    /// The clusters' tables are those of another, older copy.
+    pub fn take_tables_of(&mut self, other: &Self) {
+        self.tables.clone_from(&other.tables);
+    }
+
     fn check(&self) -> Result<(), CatalogError> {
         if self.failing {
             return Err(CatalogError::Storage(Box::new(ToldToFail)));

@@ -223,10 +223,13 @@ impl Agent {
 
     /// An equal table there has an older stamp: they hear of the newer one, once.
     pub(super) fn tell_centre_the_stamp(&mut self, guid: Guid, theirs: &TableSummary) {
+        if !self.is_centre(guid) {
+            return;
+        }
+        self.note_equal(theirs);
         let durable = self.journal.durable;
         let older = theirs.stamp < durable.stamp || theirs.floor < durable.floor;
-        if self.is_centre(guid)
-            && older
+        if older
             && self.centre.told != durable.stamp
             && durable.digest == theirs.digest
             && let Some(peer) = self.peers.get_mut(&guid)

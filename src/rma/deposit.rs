@@ -12,13 +12,14 @@ use crate::crt::part_level;
 use crate::wire::message::{self, Deposit, MAX_PAGE_ROWS, Parts, TableSummary};
 use crate::wire::{Guid, Kind, Row, Settings, Time, Wire};
 
-/// Parts of the table there that were found to differ.
-#[derive(Debug)]
+/// What is known of how the table there differs from ours.
+#[derive(Debug, Clone)]
 struct Differing {
     /// Digest of the table there.
     digest: u128,
+    /// Outside of these parts, and of what has changed here since, both are equal.
     parts: Parts,
-    /// Position in our log when the look began.
+    /// Position in our log at that time.
     position: u64,
 }
 
@@ -61,15 +62,28 @@ impl Agent {
         if !self.is_centre(guid) {
             return;
         }
-        let digest = self.peers.get(&guid).and_then(|p| p.summary);
-        self.centre.deposits.differing = match (extent, digest) {
-            (Extent::Parts(parts), Some(theirs)) if !parts.numbers.is_empty() => Some(Differing {
-                digest: theirs.digest,
-                parts: parts.clone(),
-                position,
-            }),
-            _ => None,
+        let theirs = self.peers.get(&guid).and_then(|p| p.summary);
+        let parts = match extent {
+            Extent::Parts(parts) => parts.clone(),
+            Extent::Whole | Extent::Offered => Parts::whole(),
         };
+        self.centre.deposits.differing = theirs.map(|theirs| Differing {
+            digest: theirs.digest,
+            parts,
+            position,
+        });
+    }
+
+    /// The table there is equal to ours.
+    pub(super) fn note_equal(&mut self, theirs: &TableSummary) {
+        self.centre.deposits.differing = Some(Differing {
+            digest: theirs.digest,
+            parts: Parts {
+                level: part_level(self.table.len()),
+                numbers: Vec::new(),
+            },
+            position: self.journal.position(),
+        });
     }
 
     /// Block 530 for fabric services: they take in what they are given, and fetch nothing.
@@ -92,9 +106,14 @@ impl Agent {
         }
         // What was purged here they can only learn from all rows of the parts where it was.
         let rows = self.rows_beyond(guid);
-        match rows.filter(|_| theirs.floor >= durable.floor) {
-            Some(rows) => self.send_offer(now, guid, rows, ask),
-            None => self.begin_deposit(now, guid, theirs.digest),
+        if let Some(rows) = rows.filter(|_| theirs.floor >= durable.floor) {
+            return self.send_offer(now, guid, rows, ask);
+        }
+        let differing = self.centre.deposits.differing.as_ref();
+        if differing.is_some_and(|d| d.digest == theirs.digest) {
+            self.begin_deposit(now, guid, theirs.digest);
+        } else if self.may_pull() && self.peers.get(&guid).is_some_and(|p| p.pull.is_none()) {
+            self.start_pull(now, guid);
         }
     }
 
@@ -121,16 +140,18 @@ impl Agent {
     }
 
     /// The rows of the parts that differ, or all, dealt into pieces; `None` where one is too large.
-    fn pieces(&mut self, base: u128) -> Option<VecDeque<Piece>> {
-        let differing = self.centre.deposits.differing.take();
+    fn pieces(&self, base: u128) -> Option<VecDeque<Piece>> {
+        let differing = self.centre.deposits.differing.clone();
         let parts = differing
             .filter(|d| d.digest == base)
             .and_then(|d| Some((d.parts, self.journal.since(d.position)?)))
+            .filter(|(parts, _)| parts.level > 0)
             .map(|(parts, since)| {
                 let since = since.iter().map(|g| Parts::number_of(parts.level, *g));
                 let numbers: BTreeSet<u16> = parts.numbers.iter().copied().chain(since).collect();
                 (parts.level, numbers)
-            });
+            })
+            .filter(|(_, numbers)| !numbers.is_empty());
         let (level, numbers) = parts.unwrap_or_else(|| {
             let level = part_level(self.table.len());
             let last = ((1_u32 << (4 * level)) - 1) as u16;

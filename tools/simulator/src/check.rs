@@ -7,6 +7,7 @@ use rma::rma::request::{AllocationInfo, ApplyInfo, ApplyState, CarveInfo, Owners
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
 
+use crate::central::tables_in_use;
 use crate::node::{Host, Machine, Storage};
 use crate::stored::TableChange;
 use crate::world::World;
@@ -321,6 +322,7 @@ fn rows_of(storage: &Storage) -> Vec<Guid> {
 /// on every host, stored, with every present row valid and every row owned as its register says.
 pub fn unconverged(world: &World) -> Option<String> {
     let mut first: Option<(&str, u128)> = None;
+    let mut kept = tables_in_use(world).map(Table::digest).peekable();
     let present = world.present();
     for (_, host) in world.hosts() {
         let Some(agent) = &host.agent else { continue };
@@ -331,6 +333,11 @@ pub fn unconverged(world: &World) -> Option<String> {
         let table = agent.table();
         if host.stored.stamp != table.stamp() || host.stored.table().digest() != table.digest() {
             return Some(format!("host {name} has not stored its table"));
+        }
+        if kept.peek().is_some_and(|digest| *digest != table.digest()) {
+            return Some(format!(
+                "fabric services keep another table than host {name}"
+            ));
         }
         match first {
             None => first = Some((name, table.digest())),
@@ -384,6 +391,7 @@ pub fn uneven_stamps(world: &World) -> Option<String> {
     let stamps: BTreeSet<_> = world
         .hosts()
         .filter_map(|(_, host)| Some(host.agent.as_ref()?.table().stamp()))
+        .chain(tables_in_use(world).map(Table::stamp))
         .collect();
     (stamps.len() > 1).then(|| format!("equal tables have the stamps {stamps:?}"))
 }

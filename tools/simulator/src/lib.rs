@@ -4,6 +4,7 @@
 //! [`World`] is what tests build their stories in; [`scenario`] makes up stories by itself, checks
 //! the invariants at every step and demands that everything converges once the faults are over.
 
+pub mod central;
 pub mod check;
 mod clock;
 pub mod data;

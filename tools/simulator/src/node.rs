@@ -14,6 +14,7 @@ use rma::unit::{
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 
+use crate::central::{Fate, Seen};
 use crate::service::{Heard, Service};
 use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, add_registers};
 
@@ -308,6 +309,11 @@ pub struct Services {
     pub catalog: MemoryCatalog,
     /// Their state machine, while it runs.
     pub fabric: Option<Fabric<MemoryCatalog>>,
+    /// What becomes of clusters' tables when they end.
+    pub fate: Fate,
+    /// An older copy of the database.
+    pub(crate) backup: Option<MemoryCatalog>,
+    pub(crate) seen: Seen,
 }
 
 impl Services {
@@ -321,12 +327,6 @@ impl Services {
         };
         let fabric = Fabric::new(config, self.catalog.clone(), seed);
         self.fabric = Some(fabric.expect("a catalog in memory can be read"));
-    }
-
-    pub(crate) fn crash(&mut self) {
-        if let Some(mut fabric) = self.fabric.take() {
-            self.catalog = fabric.catalog_mut().clone();
-        }
     }
 }
 

@@ -215,6 +215,9 @@ impl World {
             policy,
             catalog: MemoryCatalog::new(),
             fabric: None,
+            fate: crate::central::Fate::Kept,
+            backup: None,
+            seen: crate::central::Seen::default(),
         })));
         self.start(id);
         id
@@ -233,6 +236,7 @@ impl World {
             mac: mac(id),
             incarnation: 0,
             intervals: Intervals::default(),
+            crt_source: rma::rma::CrtSource::Peers,
             auto_restore: false,
             stored: StoredTable::default(),
             vote: Some(StoredVote::default()),
@@ -320,6 +324,11 @@ impl World {
         })
     }
 
+    /// Every machine.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.nodes.iter().map(|node| &node.machine)
+    }
+
     /// Every unit.
     pub fn units(&self) -> impl Iterator<Item = (NodeId, &Storage)> {
         self.nodes.iter().enumerate().filter_map(|(id, node)| {
@@ -371,6 +380,14 @@ impl World {
     /// Fabric services.
     pub fn fabric_mut(&mut self, id: NodeId) -> &mut Services {
         match &mut self.nodes[id.0].machine {
+            Machine::Fabric(services) => services,
+            _ => panic!("no fabric services"),
+        }
+    }
+
+    /// Fabric services, to look at.
+    pub fn fabric(&self, id: NodeId) -> &Services {
+        match &self.nodes[id.0].machine {
             Machine::Fabric(services) => services,
             _ => panic!("no fabric services"),
         }

@@ -11,6 +11,7 @@ use rma::rma::request::AdminRequest;
 use rma::unit::{ControllerSpec, DeviceSpec};
 use rma::wire::Time;
 
+use crate::central::Use;
 use crate::check::{unconverged, uneven_stamps};
 use crate::network::Faults;
 use crate::node::DiskFaults;
@@ -116,7 +117,7 @@ impl Story {
         world.counts_kinds = false;
         world.capture = capture.then(Vec::new);
         let fabric = world.add_fabric(Policy::AutoJoin);
-        let hosts = (0..shape.hosts)
+        let hosts: Vec<NodeId> = (0..shape.hosts)
             .map(|n| world.add_host(&format!("h{n}"), "A"))
             .collect();
         let units = (0..shape.units)
@@ -126,6 +127,11 @@ impl Story {
             })
             .collect();
         let mix = Mix::draw(&mut rng);
+        let mut central = Use::draw(seed);
+        world.fabric_mut(fabric).fate = central.fate;
+        for host in &hosts {
+            world.host_mut(*host).crt_source = central.next();
+        }
         Self {
             world,
             rng,

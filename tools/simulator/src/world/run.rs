@@ -141,6 +141,11 @@ impl World {
             }
             self.give_to_disk(id, item);
         }
+        if let Machine::Fabric(services) = &mut self.nodes[id].machine {
+            for what in services.check_tables(&self.model.removed) {
+                self.model.violated(what);
+            }
+        }
         self.note_promises(id, before);
         self.note_io(id);
         self.transmit(id);
