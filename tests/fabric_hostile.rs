@@ -466,7 +466,7 @@ fn requests_beyond_one_transaction_are_answered_busy() {
             out.clear();
         }
         for _ in 0..CREDITS {
-            let request = request(Kind::TableStamp, Vec::new());
+            let request = request(Kind::Lease, Vec::new());
             client.submit(now, request).unwrap();
         }
         while client.poll_transmit(now, &mut out).is_some() {
@@ -481,7 +481,7 @@ fn requests_beyond_one_transaction_are_answered_busy() {
     let mut answers = std::collections::BTreeMap::new();
     while fabric.poll_transmit(now, &mut out).is_some() {
         let (header, _) = Header::parse(&out, false).unwrap();
-        if header.kind == Kind::TableStamp {
+        if header.kind == Kind::Lease {
             *answers.entry(header.status).or_insert(0) += 1;
         }
         out.clear();

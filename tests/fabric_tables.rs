@@ -36,8 +36,6 @@ fn ask<C: Catalog>(
     kind: Kind,
     body: Vec<u8>,
 ) -> (Status, Vec<u8>) {
-    let open = |w: &World<C>| w.links[link].link.are_tables_open();
-    assert!(world.run_until(world.now + SOON, open), "never registered");
     let request = Request {
         kind,
         flags: Flags::NONE,
@@ -46,9 +44,13 @@ fn ask<C: Catalog>(
         body,
         expect: 1 << 20,
     };
+    let mut asked = None;
+    world.run_until(world.now + SOON, |w| {
+        asked = w.links[link].link.ask_table(w.now, request.clone());
+        asked.is_some()
+    });
+    let asked = asked.expect("it is registered");
     let now = world.now;
-    let asked = world.links[link].link.ask_table(now, request);
-    let asked = asked.expect("it can be asked");
     let answer = |w: &World<C>| {
         let mut events = w.links[link].events.iter();
         events.find_map(|(_, event)| match event {
@@ -126,7 +128,7 @@ fn no_cluster_sees_another_ones_table() {
         .fabric(0)
         .assign(now, Guid(108), cluster("B"))
         .unwrap();
-    let moved = |w: &Sim| w.links[a].cluster() == cluster("B");
+    let moved = |w: &mut Sim| w.links[a].cluster() == cluster("B");
     assert!(world.run_until(now + SOON, moved));
     assert_eq!(rows(&mut world, a), [2, 7]);
     // Nobody is in A any more: its table is gone, also from the database.

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::fabric_protocol::{CatalogInfo, EntityInfo, FabricReply, FabricStatus, KeptTableInfo};
-use super::text::{Style, list, printable, size, span, table};
+use super::text::{Style, list, printable, size, span, summary, table};
 use super::unit_protocol::{RegisterInfo, UnitReply, UnitStatus};
+use crate::rma::request::StatusInfo;
 
 /// What `rma fabric` prints.
 pub fn fabric(reply: &FabricReply, style: Style) -> String {
@@ -93,6 +94,21 @@ fn catalog(info: &CatalogInfo, style: Style) -> String {
         info.label,
         list(style, &headings, rows)
     )
+}
+
+/// What `rma status` says of fabric services as the source of the table.
+pub(super) fn centre(info: &StatusInfo) -> Option<String> {
+    let Some(centre) = &info.centre else {
+        let central = info.crt_source == "central";
+        return central.then(|| "does not answer, the peers are asked".into());
+    };
+    let table = centre.table.as_ref().map_or("none told".into(), summary);
+    let word = if centre.in_step {
+        "in step"
+    } else {
+        "not in step"
+    };
+    Some(format!("{word}: {table}"))
 }
 
 /// The tables that fabric services keep.

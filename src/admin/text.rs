@@ -205,7 +205,7 @@ pub fn table(info: &TableInfo, style: Style) -> String {
     )
 }
 
-fn summary(info: &SummaryInfo) -> String {
+pub(super) fn summary(info: &SummaryInfo) -> String {
     format!(
         "stamp {}.{} by {}  digest {}  rows {}",
         info.stamp.term,
@@ -253,16 +253,8 @@ fn status(info: &StatusInfo) -> String {
     );
     line("table", summary(&info.table));
     line("granularity", info.granularity.clone());
-    if let Some(centre) = &info.centre {
-        let told = centre.table.as_ref().map_or("none told".into(), summary);
-        let word = if centre.in_step {
-            "in step"
-        } else {
-            "not in step"
-        };
-        line("centre", format!("{word}: {told}"));
-    } else if info.crt_source == "central" {
-        line("centre", "does not answer, the peers are asked".into());
+    if let Some(text) = super::daemon_text::centre(info) {
+        line("centre", text);
     }
     line(
         "peers",

@@ -560,6 +560,108 @@ mod tests {
         assert!(torn > 5 && images > 10, "{torn} of {images}");
     }
 
+    /// A table of so many rows under this stamp, and all of it as a change.
+    fn table(rows: u128, counter: u64) -> (Table, TableChange) {
+        let stamp = crate::wire::TableStamp {
+            term: 1,
+            counter,
+            writer: Guid(108),
+        };
+        let rows = (1..=rows).map(|n| {
+            let mut row = crate::wire::Row::new(Guid(n * 77), EntityType::Unit);
+            row.name = format!("it's \"{n}\" of {counter}");
+            row.ownership = Ownership::shared(vec![Guid(108), Guid(110)]).unwrap();
+            std::sync::Arc::new(row)
+        });
+        let table = Table::restore(crate::wire::Settings::default(), stamp, stamp, rows);
+        let all: Vec<Guid> = table.rows().map(|row| row.guid).collect();
+        let change = TableChange::of(&table, &all);
+        (table, change)
+    }
+
+    #[test]
+    fn a_crash_while_a_table_is_stored_leaves_the_old_or_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let copy = dir.path().join("image.db");
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        catalog
+            .connection
+            .execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1;")
+            .unwrap();
+        let cluster = "A".parse().unwrap();
+        let (mut torn, mut images, mut before) = (0, 0, None);
+        for round in 1..4 {
+            let (next, change) = table(60 * u128::from(round), round);
+            let mut rng = fastrand::Rng::with_seed(round);
+            kept::commit(&mut catalog.connection, cluster, &change, "", |_| {
+                if rng.u8(..) < 40 {
+                    image(&path, &copy);
+                    images += 1;
+                    let journal = format!("{}-journal", copy.display());
+                    torn += usize::from(std::fs::metadata(journal).is_ok_and(|m| m.len() > 512));
+                    let mut survivor = SqliteCatalog::open(&copy).unwrap();
+                    let found = survivor.load_tables().unwrap();
+                    assert_eq!(found.get(&cluster).map(Table::summary), before);
+                }
+            })
+            .unwrap();
+            before = Some(next.summary());
+            image(&path, &copy);
+            let found = SqliteCatalog::open(&copy).unwrap().load_tables().unwrap();
+            assert!(found[&cluster].rows().eq(next.rows()));
+        }
+        assert!(torn > 5 && images > 10, "{torn} of {images}");
+    }
+
+    #[test]
+    fn a_table_goes_with_its_cluster_and_a_damaged_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        let (a, b): (ClusterName, ClusterName) = ("A".parse().unwrap(), "B".parse().unwrap());
+        for cluster in [a, b] {
+            catalog
+                .commit_table(cluster, &table(9, 1).1, "today")
+                .unwrap();
+        }
+        let emptied = Change {
+            touched: Vec::new(),
+            emptied: vec![a],
+            ..change(0, Vec::new())
+        };
+        catalog.commit(&emptied).unwrap();
+        drop(catalog);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        assert!(catalog.load_tables().unwrap().keys().eq([&b]));
+        let remove = "DELETE FROM crt_row WHERE name LIKE 'it%3%'";
+        assert_eq!(catalog.connection.execute(remove, []).unwrap(), 1);
+        drop(catalog);
+        let error = SqliteCatalog::open(&path).unwrap_err().to_string();
+        assert!(error.contains("table of cluster B"), "{error}");
+        assert!(!error.contains('\n'));
+    }
+
+    #[test]
+    fn a_database_of_before_gets_its_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        catalog.commit(&change(0, vec![unit(1, 1)])).unwrap();
+        let before = catalog.load().unwrap();
+        catalog
+            .connection
+            .execute_batch("DROP TABLE crt; DROP TABLE crt_row; PRAGMA user_version = 1;")
+            .unwrap();
+        drop(catalog);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        assert_eq!(catalog.load().unwrap(), before);
+        let a = "A".parse().unwrap();
+        catalog.commit_table(a, &table(3, 1).1, "").unwrap();
+        assert_eq!(pragma(&catalog.connection, "user_version").unwrap(), 2);
+        assert_eq!(catalog.load_tables().unwrap()[&a].len(), 3);
+    }
+
     #[test]
     fn a_second_process_is_told_that_the_database_is_in_use() {
         let dir = tempfile::tempdir().unwrap();
