@@ -54,7 +54,7 @@ impl Wire for TableMeta {
 pub struct TableChange {
     records: Vec<(Guid, Option<Vec<u8>>)>,
     meta: Vec<u8>,
-    summary: TableSummary,
+    summary: Box<TableSummary>,
 }
 
 impl TableChange {
@@ -70,7 +70,7 @@ impl TableChange {
     }
 
     /// The table's summary after the change.
-    pub const fn summary(&self) -> &TableSummary {
+    pub fn summary(&self) -> &TableSummary {
         &self.summary
     }
 
@@ -88,7 +88,7 @@ impl TableChange {
                 .map(|guid| (*guid, table.get(*guid).map(Wire::to_body)))
                 .collect(),
             meta: TableMeta::of(table).to_body(),
-            summary: table.summary(),
+            summary: Box::new(table.summary()),
         }
     }
 }
@@ -209,7 +209,7 @@ impl<S: Storage> TableImage<S> {
                 .map(|row| (row.guid, Some(row.to_body())))
                 .collect(),
             meta: TableMeta::of(table).to_body(),
-            summary: table.summary(),
+            summary: Box::new(table.summary()),
         };
         self.commit_records(all, true, label_s)
     }

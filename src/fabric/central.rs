@@ -141,7 +141,7 @@ impl<C: Catalog> Fabric<C> {
                         if received.extent != Extent::Whole && digest != base {
                             return Err(Status::BeginAgain);
                         }
-                        Ok(Some(received))
+                        Ok(Some(*received))
                     }
                 }
             }

@@ -37,7 +37,7 @@ pub(super) enum Piece {
     /// More follow.
     Kept,
     /// It was the last: the whole deposit, and the digest that it builds on.
-    Last(Received, u128),
+    Last(Box<Received>, u128),
 }
 
 impl Deposits {
@@ -71,7 +71,7 @@ impl Deposits {
             return Ok(Piece::Kept);
         }
         let base = staged.base;
-        Ok(Piece::Last(staged.finish(), base))
+        Ok(Piece::Last(Box::new(staged.finish()), base))
     }
 
     /// A connection was closed: what it had begun will not be finished.

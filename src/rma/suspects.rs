@@ -13,9 +13,10 @@ impl Agent {
         let possible = theirs.stamp.is_possible() && theirs.floor.is_possible();
         if !possible {
             let name = self.name_list(&[from]);
-            let (daemon, file) = match self.is_centre(from) {
-                true => ("rma-fabricd", "database"),
-                false => ("rmad", "table file"),
+            let (daemon, file) = if self.is_centre(from) {
+                ("rma-fabricd", "database")
+            } else {
+                ("rmad", "table file")
             };
             self.warn(format!(
                 "the table of {name} has a stamp that no cluster comes to ({}); nothing is taken \
