@@ -12,6 +12,7 @@ use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
+use super::news::News;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
@@ -77,6 +78,7 @@ pub struct Agent {
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
     pub(super) applies: Applies,
+    pub(super) news: News,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
     pub(super) lease: Lease,
@@ -135,6 +137,7 @@ impl Agent {
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
             applies: Applies::default(),
+            news: News::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
             lease: Lease::default(),
@@ -344,7 +347,8 @@ impl Agent {
             Timer::Block => self.patience_over(now),
             // Sealing looks at the clock no more: the rest is over.
             Timer::Commit => {}
-            Timer::Push => self.push(now),
+            Timer::Push => self.push_due(now),
+            Timer::Differences => self.look_at_differences(now),
             Timer::Peer(guid) => self.peer_due(now, guid),
             Timer::Address(guid) => self.try_next_address(now, guid),
             Timer::Unit(guid) => self.poll_unit(now, guid),

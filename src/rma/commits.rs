@@ -95,22 +95,12 @@ impl Agent {
             if commit.urgent {
                 self.push(now);
             } else {
-                // Others have most likely seen the same at the same time: whoever is first tells
-                // all, and who is told what he knows keeps quiet (`on_offer`).
-                let spread = self.push_spread();
-                let at = now + Duration::from_nanos(self.rng.u64(0..=spread.as_nanos() as u64));
-                self.timers.set_sooner(Timer::Push, at);
+                self.push_soon(now);
             }
         }
         self.serve_deferred(now);
         self.offer_pending(now);
         self.pump(now);
-    }
-
-    /// Within which time the hosts of the cluster tell what they all have seen.
-    fn push_spread(&self) -> Duration {
-        let hosts = self.peers.len().min(180) as u64;
-        Duration::from_millis(20 + 2 * hosts)
     }
 
     /// Answers those who waited for a commit.

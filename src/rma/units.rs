@@ -65,6 +65,13 @@ impl Unit {
         }
     }
 
+    /// Whether an answer of the unit or of one of its controllers is awaited.
+    pub(super) fn is_asked(&self) -> bool {
+        self.controllers_ask.is_some()
+            || self.registers_ask.is_some()
+            || self.controllers.values().any(Controller::is_asked)
+    }
+
     /// Whether block 520 knows all that the unit has to tell.
     pub(super) fn is_explored(&self) -> bool {
         self.controllers_known
