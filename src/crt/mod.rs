@@ -20,6 +20,7 @@ mod join;
 mod observe;
 pub mod resolve;
 pub mod rules;
+mod shelf;
 pub mod stamp;
 mod stored;
 mod table;

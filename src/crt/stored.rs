@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::shelf::Shelf;
 use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
 use super::table::{MAX_ROWS, encoded_digest};
@@ -115,7 +116,7 @@ impl<S: Storage> TableImage<S> {
             cluster,
         };
         // Allocated here, and moved into the table as they are: a large table is in memory once.
-        let mut rows: Vec<(Guid, Arc<Row>)> = Vec::new();
+        let mut rows: Vec<Arc<Row>> = Vec::new();
         let mut sums = Sums::finest();
         let mut image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
@@ -126,13 +127,13 @@ impl<S: Storage> TableImage<S> {
                 return Err(DecodeError::TooLarge("rows"));
             }
             sums.add(key, encoded_digest(value));
-            rows.push((key, Arc::new(row)));
+            rows.push(Arc::new(row));
             Ok(())
         })?;
         let info = image.info();
         let meta = TableMeta::from_body(&info.meta).map_err(ImageError::Meta)?;
         let highest = meta.highest.max(meta.stamp);
-        let rows = rows.into_iter().collect();
+        let rows = Shelf::new(rows);
         let table =
             Table::assemble(meta.settings, meta.stamp, highest, rows, sums).with_floor(meta.floor);
         let cluster = if info.cluster.is_none() {

@@ -32,6 +32,8 @@ use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, 
 
 /// The most different warnings that are remembered, to say each once.
 const MAX_WARNINGS: usize = 256;
+/// Room for so many actions is kept when there are none.
+const USUAL_ACTIONS: usize = 16;
 /// The change number of what a host registers at its start.
 const FIRST_CHANGE: u64 = 1;
 
@@ -165,24 +167,20 @@ impl Agent {
         &self.table
     }
 
-    /// Puts equal rows of `known` in the place of the rows that a commit is about to take, and adds
-    /// those that are not there: of many agents in one process equal rows are in memory once.
+    /// Puts equal rows of `known` in the place of the rows that have changed since the last call, and
+    /// adds those that are not there: of many agents in one process equal rows are in memory once.
     pub fn share_rows(&mut self, known: &mut BTreeMap<Guid, Arc<Row>>) {
-        let Some(commit) = self
-            .journal
-            .commit
-            .as_ref()
-            .filter(|_| !self.actions.is_empty())
-        else {
+        let Some(changed) = self.journal.take_unshared() else {
             return;
         };
-        for guid in &commit.rows {
-            let Some(row) = self.table.get_shared(*guid) else {
+        let all = || self.table.rows().map(|row| row.guid).collect();
+        for guid in changed.unwrap_or_else(all) {
+            let Some(row) = self.table.get_shared(guid) else {
                 continue;
             };
-            let other = known.entry(*guid).or_insert_with(|| Arc::clone(&row));
+            let other = known.entry(guid).or_insert_with(|| Arc::clone(&row));
             if *other == row {
-                self.table.share(*guid, other);
+                self.table.share(guid, other);
             } else if other.observed < row.observed || other.owned < row.owned {
                 *other = row;
             }
@@ -217,7 +215,8 @@ impl Agent {
             }
             _ if self.boot.is_stopped() => self.counted(|_| Err(DropReason::Unexpected)),
             // Counts by itself, malformed frames included.
-            _ => self.hub.handle(now, src, frame),
+            Ok((header, body)) => self.hub.handle_parsed(now, src, header, body),
+            Err(_) => self.hub.handle(now, src, frame),
         };
         self.pump(now);
         result
@@ -288,7 +287,11 @@ impl Agent {
 
     /// The next thing for the shell to do.
     pub fn poll_action(&mut self) -> Option<AgentAction> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if self.actions.is_empty() {
+            self.actions.shrink_to(USUAL_ACTIONS);
+        }
+        action
     }
 
     /// Polls and waits by other intervals from now on; a poll that is further away than the new

@@ -15,7 +15,7 @@ use crate::crt::Table;
 use crate::planted::{self, Bug};
 use crate::wire::{EntityType, Guid, ObservationStamp, OwnershipStamp, Row, Status, Time};
 
-/// The most rows whose changes are told one by one; more are summed up.
+/// The most rows whose changes by one commit are told one by one.
 const MAX_ROW_EVENTS: usize = 1024;
 /// How long a failed commit rests.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
@@ -35,7 +35,8 @@ impl Agent {
             .collect();
         let changed = change(&mut self.table);
         for (guid, row) in before {
-            if changed.binary_search(&guid).is_ok() {
+            let room = self.journal.before.len() < MAX_ROW_EVENTS;
+            if room && changed.binary_search(&guid).is_ok() {
                 self.journal.before.entry(guid).or_insert(row);
             }
         }
@@ -143,7 +144,7 @@ impl Agent {
             .into_iter()
             .partition(|(guid, _)| rows.contains(guid));
         self.journal.before = again;
-        for (guid, row) in told.into_iter().take(MAX_ROW_EVENTS) {
+        for (guid, row) in told {
             if let Some(event) = self.row_event(guid, row.as_deref()) {
                 self.tell(event);
             }

@@ -77,7 +77,7 @@ pub(super) struct Peer {
     pub(super) differs_since: Option<Time>,
     /// How often it was asked since because of that.
     pub(super) looks: u32,
-    pub(super) pull: Option<Pull>,
+    pub(super) pull: Option<Box<Pull>>,
     pub(super) boot_pull: Pulled,
     /// Requests that it has refused in a row.
     refusals: u32,

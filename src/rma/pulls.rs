@@ -57,13 +57,13 @@ impl Agent {
         } else {
             Stage::Digests(next_digests(Parts::whole(), ours.max(theirs)))
         };
-        peer.pull = Some(Pull {
+        peer.pull = Some(Box::new(Pull {
             stage,
             rows: Vec::new(),
             summary: None,
             restarts: 0,
             position,
-        });
+        }));
         self.continue_pull(now, guid, Guid::NIL);
     }
 

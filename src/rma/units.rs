@@ -222,10 +222,13 @@ impl Agent {
                 .chain(self.table.children(guid).map(|row| row.guid))
                 .chain(reply.controllers.iter().map(|c| c.guid))
                 .collect();
+            let macs = |agent: &Self| agent.table.get(guid).map(|row| row.macs.clone());
+            let before = macs(self);
             self.mutate(candidates, |table| table.observe_controllers(&reply));
             self.apply_registers(guid);
-            // Its addresses may have changed.
-            self.sync_stations(now);
+            if macs(self) != before {
+                self.sync_stations(now);
+            }
         }
         if first {
             self.extend_patience(now);
