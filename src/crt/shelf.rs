@@ -165,7 +165,8 @@ impl Shelf {
     /// The rows one level below, by ascending GUID.
     pub(super) fn children(&self, parent: Guid) -> impl Iterator<Item = &Arc<Row>> {
         let (first, last) = ((parent, Guid::NIL), (parent, Guid(u128::MAX)));
-        let range: (_, std::ops::Bound<&dyn Placed>) = (Included(&first as &dyn Placed), Included(&last));
+        let range: (_, std::ops::Bound<&dyn Placed>) =
+            (Included(&first as &dyn Placed), Included(&last));
         self.tree.range::<dyn Placed, _>(range).map(|row| &row.0)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::shelf::Shelf;
 use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
+use super::shelf::Shelf;
 use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
 use crate::wire::message::OwnershipRegister;

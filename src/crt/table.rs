@@ -11,6 +11,7 @@ use crate::wire::message::{Parts, TableSummary};
 use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, is_block_size};
 use crate::wire::{
     EntityType, Granularity, Guid, IocNumber, IodNumber, Mac, Row, Settings, TableStamp, Wire,
+    Writer,
 };
 
 /// The most rows of a table, tombstones included; further ones are ignored.
@@ -221,11 +222,12 @@ impl Table {
     /// left, and never more than [`MAX_PAGE_ROWS`](crate::wire::message::MAX_PAGE_ROWS).
     pub fn rows_after(&self, after: Guid, parts: &Parts, max_bytes: usize) -> (Vec<Row>, bool) {
         let mut page = Vec::new();
-        let mut bytes = 0;
+        let mut encoded = Writer::new();
         let rest = self.rows.after(after);
         for row in rest.filter(|row| parts.contain(row.guid)) {
-            bytes += row.to_body().len();
-            let full = bytes > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
+            encoded.put(row.as_ref());
+            let full =
+                encoded.len() > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
             if full && !page.is_empty() {
                 return (page, true);
             }

@@ -17,6 +17,8 @@ use crate::wire::{EntityType, Guid, ObservationStamp, OwnershipStamp, Row, Statu
 
 /// The most rows whose changes by one commit are told one by one.
 const MAX_ROW_EVENTS: usize = 1024;
+/// With more rows changed, all rows that the host owns are looked at anew.
+const FEW_ROWS: usize = 64;
 /// How long a failed commit rests.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -28,8 +30,10 @@ impl Agent {
         candidates: impl IntoIterator<Item = Guid>,
         change: impl FnOnce(&mut Table) -> Vec<Guid>,
     ) -> Vec<Guid> {
+        let room = MAX_ROW_EVENTS.saturating_sub(self.journal.before.len());
         let before: Vec<(Guid, Option<Arc<Row>>)> = candidates
             .into_iter()
+            .filter(|_| room > 0)
             .filter(|guid| !self.journal.before.contains_key(guid))
             .map(|guid| (guid, self.table.get_shared(guid)))
             .collect();
@@ -190,12 +194,14 @@ impl Agent {
         }
         let mut changed = !self.exported;
         let mut devices = BTreeSet::new();
-        let rows: Vec<Guid> = if self.exported {
-            rows.iter().copied().collect()
-        } else {
-            self.table.rows().map(|row| row.guid).collect()
-        };
-        for guid in rows {
+        let few = self.exported && rows.len() <= FEW_ROWS;
+        if !few {
+            // Quicker than to look at what is above and below of each of very many.
+            let own = self.config.guid;
+            let owned = self.table.rows().filter(|row| row.ownership.includes(own));
+            devices.extend(owned.map(|row| row.guid).chain(self.owned.keys().copied()));
+        }
+        for guid in rows.iter().copied().filter(|_| few) {
             // Of what is below, and of an extent's device: it may have become whole, or be no more.
             let extent = |row: &&Row| row.entity == EntityType::Extent;
             devices.extend(self.table.get(guid).filter(extent).map(|row| row.parent));

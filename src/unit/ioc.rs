@@ -74,7 +74,8 @@ impl Unit {
             Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
             Kind::Devices => match self.list_devices(ioc) {
                 Ok(list) => {
-                    self.service.reply(now, connection, command, Status::Ok, list);
+                    self.service
+                        .reply(now, connection, command, Status::Ok, list);
                     return;
                 }
                 Err(status) => Err(status),
