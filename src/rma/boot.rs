@@ -8,8 +8,8 @@ use super::timers::Timer;
 use crate::wire::message::TableSummary;
 use crate::wire::{EntityType, Guid, Row, Time};
 
-/// The most tables that are looked into in block 515, the most current first: when all hosts of a
-/// large cluster start at once, the rest comes together afterwards.
+/// The most tables that are looked into in block 515, the most current first: what differs besides
+/// is joined after block 530.
 const MAX_BOOT_PULLS: usize = 2;
 
 /// Where the agent is in Fig. 5.

@@ -105,7 +105,9 @@ impl Agent {
                 peer.differs_since = None;
                 peer.looks = 0;
             }
-            let Some((since, theirs)) = peer.differs_since.zip(peer.summary) else {
+            let told = peer.differs_since.zip(peer.summary);
+            // Who does not answer is asked when it answers again.
+            let Some((since, theirs)) = told.filter(|_| peer.station.is_up()) else {
                 continue;
             };
             any = true;
