@@ -170,9 +170,10 @@ impl Agent {
     /// Puts equal rows of `known` in the place of the rows that have changed since the last call, and
     /// adds those that are not there: of many agents in one process equal rows are in memory once.
     pub fn share_rows(&mut self, known: &mut BTreeMap<Guid, Arc<Row>>) {
-        let Some(changed) = self.journal.take_unshared() else {
+        let Some(from) = self.journal.take_unshared() else {
             return;
         };
+        let changed = self.journal.since(from);
         let all = || self.table.rows().map(|row| row.guid).collect();
         for guid in changed.unwrap_or_else(all) {
             let Some(row) = self.table.get_shared(guid) else {

@@ -126,10 +126,10 @@ impl Journal {
         )
     }
 
-    /// What has changed since the last call: `None` is nothing, `Some(None)` more than the log holds.
-    pub(super) fn take_unshared(&mut self) -> Option<Option<BTreeSet<Guid>>> {
+    /// The position at the last call, where rows have changed since.
+    pub(super) fn take_unshared(&mut self) -> Option<u64> {
         let from = std::mem::replace(&mut self.shared, self.count);
-        (from != self.count).then(|| self.since(from))
+        (from != self.count).then_some(from)
     }
 
     /// Begins a commit of what there is.

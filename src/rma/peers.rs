@@ -209,12 +209,15 @@ impl Agent {
     /// Block 530 for one peer: what it lacks, or only the summary where that is too much or unknown.
     fn offer(&mut self, now: Time, guid: Guid) {
         let position = self.journal.position();
-        let digest = self.journal.durable.digest;
+        let durable = self.journal.durable;
+        let digest = durable.digest;
         let Some(peer) = self.peers.get_mut(&guid) else {
             return;
         };
         peer.offer = false;
-        if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
+        let has_it =
+            |theirs: TableSummary| theirs.digest == digest && theirs.stamp >= durable.stamp;
+        if peer.summary.is_some_and(has_it) {
             return;
         }
         let beyond = peer.known.as_ref().and_then(|known| {
