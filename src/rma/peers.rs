@@ -268,8 +268,14 @@ impl Agent {
             self.ask_again_later(now, guid);
             return;
         }
+        let mut given_up = false;
         if let Some(peer) = self.peers.get_mut(&guid) {
             peer.refusals = 0;
+            given_up = peer.pull.is_none() && matches!(ask, Ask::Digests | Ask::Rows);
+        }
+        if given_up {
+            // The answer is from before the connection was lost. What is it like now?
+            return self.ask_stamp(now, guid);
         }
         match ask {
             Ask::Stamp => {
