@@ -21,6 +21,7 @@ mod observe;
 pub mod outlook;
 pub mod resolve;
 pub mod rules;
+mod shelf;
 pub mod stamp;
 mod stored;
 mod table;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
+use super::shelf::Shelf;
 use super::table::{MAX_ROWS, encoded_digest};
 use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
 use crate::wire::message::{OwnershipRegister, TableSummary};
@@ -143,7 +144,7 @@ impl<S: Storage> TableImage<S> {
             cluster,
         };
         // Allocated here, and moved into the table as they are: a large table is in memory once.
-        let mut rows: Vec<(Guid, Arc<Row>)> = Vec::new();
+        let mut rows: Vec<Arc<Row>> = Vec::new();
         let mut sums = Sums::finest();
         let mut image = Image::open(storage, &expected, |key, value| {
             let row = Row::from_body(value)?;
@@ -154,13 +155,13 @@ impl<S: Storage> TableImage<S> {
                 return Err(DecodeError::TooLarge("rows"));
             }
             sums.add(key, encoded_digest(value));
-            rows.push((key, Arc::new(row)));
+            rows.push(Arc::new(row));
             Ok(())
         })?;
         let info = image.info();
         let meta = TableMeta::from_body(&info.meta).map_err(ImageError::Meta)?;
         let highest = meta.highest.max(meta.stamp);
-        let rows = rows.into_iter().collect();
+        let rows = Shelf::new(rows);
         let table =
             Table::assemble(meta.settings, meta.stamp, highest, rows, sums).with_floor(meta.floor);
         let cluster = if info.cluster.is_none() {

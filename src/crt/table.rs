@@ -6,10 +6,12 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::digests::Sums;
+use super::shelf::Shelf;
 use crate::wire::message::{Parts, TableSummary};
 use crate::wire::row::{MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, is_block_size};
 use crate::wire::{
     EntityType, Granularity, Guid, IocNumber, IodNumber, Mac, Row, Settings, TableStamp, Wire,
+    Writer,
 };
 
 /// The most rows of a table, tombstones included; further ones are ignored.
@@ -22,9 +24,7 @@ pub(super) const MAX_DEPTH: usize = 4;
 #[derive(Debug, Clone)]
 pub struct Table {
     /// Shared, so that a copy of the table (what a commit under way writes) costs no copy of its rows.
-    rows: BTreeMap<Guid, Arc<Row>>,
-    /// (parent, child) of every row with a parent.
-    tree: BTreeSet<(Guid, Guid)>,
+    rows: Shelf,
     settings: Settings,
     /// Wrapping sums of the digests of rows.
     pub(super) sums: Sums,
@@ -43,8 +43,7 @@ impl Table {
     /// An empty table with default settings and the lowest stamp.
     pub fn new() -> Self {
         Self {
-            rows: BTreeMap::new(),
-            tree: BTreeSet::new(),
+            rows: Shelf::default(),
             settings: Settings::default(),
             sums: Sums::new(),
             stamp: TableStamp::default(),
@@ -61,7 +60,7 @@ impl Table {
         highest: TableStamp,
         rows: impl IntoIterator<Item = Arc<Row>>,
     ) -> Self {
-        let rows: BTreeMap<_, _> = rows
+        let rows = rows
             .into_iter()
             .take(MAX_ROWS)
             .filter(|row| !row.guid.is_nil())
@@ -69,11 +68,11 @@ impl Table {
                 if !fits(&row) {
                     fit(Arc::make_mut(&mut row));
                 }
-                (row.guid, row)
-            })
-            .collect();
+                row
+            });
+        let rows = Shelf::new(rows);
         let mut sums = Sums::new();
-        for row in rows.values() {
+        for row in rows.iter() {
             sums.add(row.guid, row_digest(row));
         }
         Self::assemble(settings, stamp, highest.max(stamp), rows, sums)
@@ -88,12 +87,12 @@ impl Table {
         self
     }
 
-    /// A table of `rows`, which fit, have their keys, and whose digests' sums are `sums`.
+    /// A table of `rows`, which fit, and whose digests' sums are `sums`.
     pub(super) fn assemble(
         settings: Settings,
         stamp: TableStamp,
         highest: TableStamp,
-        rows: BTreeMap<Guid, Arc<Row>>,
+        rows: Shelf,
         sums: Sums,
     ) -> Self {
         // One that could not be outranked is none: the content decides who has what.
@@ -101,11 +100,6 @@ impl Table {
         let stamp = possible(stamp).unwrap_or_default();
         let highest = possible(highest).unwrap_or_default().max(stamp);
         let mut table = Self {
-            tree: rows
-                .values()
-                .filter(|row| !row.parent.is_nil())
-                .map(|row| (row.parent, row.guid))
-                .collect(),
             rows,
             settings,
             sums,
@@ -116,7 +110,7 @@ impl Table {
         // Rows with one parent have the same addresses: those are looked up once.
         let mut below: BTreeMap<Guid, &[Mac]> = BTreeMap::new();
         let mut stale = Vec::new();
-        for row in table.rows.values().filter(|row| !has_own_macs(row.entity)) {
+        for row in table.rows.iter().filter(|row| !has_own_macs(row.entity)) {
             let macs = *below
                 .entry(row.parent)
                 .or_insert_with(|| table.macs_below(row.parent));
@@ -138,7 +132,7 @@ impl Table {
 
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.len() == 0
     }
 
     /// The table's stamp (Fig. 4, 420).
@@ -201,54 +195,50 @@ impl Table {
 
     /// The row of an entity.
     pub fn get(&self, guid: Guid) -> Option<&Row> {
-        self.rows.get(&guid).map(Arc::as_ref)
+        self.rows.get(guid).map(Arc::as_ref)
     }
 
     /// As [`Table::get`], to keep: whatever becomes of the table, the row stays as it is now.
     pub fn get_shared(&self, guid: Guid) -> Option<Arc<Row>> {
-        self.rows.get(&guid).map(Arc::clone)
+        self.rows.get(guid).map(Arc::clone)
     }
 
     /// Puts equal rows of `known` in the place of this table's, so that both are in memory once.
     /// Nothing else changes.
     pub fn share(&mut self, guid: Guid, known: &Arc<Row>) {
-        if let Some(row) = self.rows.get_mut(&guid)
-            && !Arc::ptr_eq(row, known)
-            && row == known
-        {
-            *row = Arc::clone(known);
+        let is_same = |row: &Arc<Row>| !Arc::ptr_eq(row, known) && row == known;
+        if self.rows.get(guid).is_some_and(is_same) {
+            self.rows.put(Arc::clone(known));
         }
     }
 
     /// Every row by ascending GUID, tombstones included.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values().map(Arc::as_ref)
+        self.rows.iter().map(Arc::as_ref)
     }
 
     /// A page of the rows in `parts` with GUIDs larger than `after`, and whether more follow. The
     /// encoded rows fill at most `max_bytes`, but there is at least one row where there are any
     /// left, and never more than [`MAX_PAGE_ROWS`](crate::wire::message::MAX_PAGE_ROWS).
     pub fn rows_after(&self, after: Guid, parts: &Parts, max_bytes: usize) -> (Vec<Row>, bool) {
-        use std::ops::Bound::{Excluded, Unbounded};
         let mut page = Vec::new();
-        let mut bytes = 0;
-        let rest = self.rows.range((Excluded(after), Unbounded));
-        for row in rest.filter(|(guid, _)| parts.contain(**guid)) {
-            bytes += row.1.to_body().len();
-            let full = bytes > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
+        let mut encoded = Writer::new();
+        let rest = self.rows.after(after);
+        for row in rest.filter(|row| parts.contain(row.guid)) {
+            encoded.put(row.as_ref());
+            let full =
+                encoded.len() > max_bytes || page.len() == crate::wire::message::MAX_PAGE_ROWS;
             if full && !page.is_empty() {
                 return (page, true);
             }
-            page.push(row.1.as_ref().clone());
+            page.push(row.as_ref().clone());
         }
         (page, false)
     }
 
     /// The rows one level below, by ascending GUID, tombstones included.
     pub fn children(&self, guid: Guid) -> impl Iterator<Item = &Row> {
-        self.tree
-            .range((guid, Guid::NIL)..=(guid, Guid(u128::MAX)))
-            .filter_map(|(_, child)| self.get(*child))
+        self.rows.children(guid).map(Arc::as_ref)
     }
 
     /// The row one level up.
@@ -321,9 +311,8 @@ impl Table {
     /// standing only: see [`Table::purge`].
     pub fn remove(&mut self, guid: Guid) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
-        if let Some(row) = self.rows.remove(&guid) {
+        if let Some(row) = self.rows.take(guid) {
             self.sums.subtract(guid, row_digest(&row));
-            self.tree.remove(&(row.parent, guid));
             self.refresh_below(guid, MAX_DEPTH, &mut changed);
             changed.insert(guid);
         }
@@ -366,7 +355,7 @@ impl Table {
     /// Stores a row, keeps tree, digest and derived addresses, notes what changed.
     pub(super) fn store(&mut self, mut row: Row, changed: &mut BTreeSet<Guid>) {
         let guid = row.guid;
-        let known = self.rows.get(&guid);
+        let known = self.rows.get(guid);
         if guid.is_nil() || (known.is_none() && self.rows.len() >= MAX_ROWS) {
             return;
         }
@@ -382,14 +371,9 @@ impl Table {
                 || old.entity != row.entity
                 || device_facts(old) != device_facts(&row);
             self.sums.subtract(guid, row_digest(old));
-            let link = (old.parent, guid);
-            self.tree.remove(&link);
         }
         self.sums.add(guid, row_digest(&row));
-        if !row.parent.is_nil() {
-            self.tree.insert((row.parent, guid));
-        }
-        self.rows.insert(guid, Arc::new(row));
+        self.rows.put(Arc::new(row));
         if self.sums.is_coarse(self.rows.len()) {
             self.refine_sums();
         }
@@ -405,11 +389,12 @@ impl Table {
         if depth == 0 {
             return;
         }
-        let below: Vec<_> = self.children(guid).map(|row| row.guid).collect();
+        let below: Vec<_> = self
+            .children(guid)
+            .filter(|row| !has_own_macs(row.entity))
+            .map(|row| row.guid)
+            .collect();
         for child in below {
-            if has_own_macs(self.rows[&child].entity) {
-                continue;
-            }
             if self.refresh(child) {
                 changed.insert(child);
             }
@@ -419,7 +404,7 @@ impl Table {
 
     /// Gives a row what it has from above; whether that is a change.
     fn refresh(&mut self, guid: Guid) -> bool {
-        let Some(old) = self.rows.get(&guid).map(Arc::clone) else {
+        let Some(old) = self.get_shared(guid) else {
             return false;
         };
         let mut row = Row::clone(&old);
@@ -429,7 +414,7 @@ impl Table {
         }
         self.sums.subtract(guid, row_digest(&old));
         self.sums.add(guid, row_digest(&row));
-        self.rows.insert(guid, Arc::new(row));
+        self.rows.put(Arc::new(row));
         true
     }
 

@@ -13,6 +13,7 @@ use super::config::{AgentConfig, CrtSource, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
+use super::news::News;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
@@ -32,6 +33,8 @@ use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, 
 
 /// The most different warnings that are remembered, to say each once.
 const MAX_WARNINGS: usize = 256;
+/// Room for so many actions is kept when there are none.
+const USUAL_ACTIONS: usize = 16;
 /// The change number of what a host registers at its start.
 const FIRST_CHANGE: u64 = 1;
 
@@ -80,6 +83,7 @@ pub struct Agent {
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
     pub(super) applies: Applies,
+    pub(super) news: News,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
     pub(super) lease: Lease,
@@ -140,6 +144,7 @@ impl Agent {
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
             applies: Applies::default(),
+            news: News::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
             lease: Lease::default(),
@@ -167,24 +172,21 @@ impl Agent {
         &self.table
     }
 
-    /// Puts equal rows of `known` in the place of the rows that a commit is about to take, and adds
-    /// those that are not there: of many agents in one process equal rows are in memory once.
+    /// Puts equal rows of `known` in the place of the rows that have changed since the last call, and
+    /// adds those that are not there: of many agents in one process equal rows are in memory once.
     pub fn share_rows(&mut self, known: &mut BTreeMap<Guid, Arc<Row>>) {
-        let Some(commit) = self
-            .journal
-            .commit
-            .as_ref()
-            .filter(|_| !self.actions.is_empty())
-        else {
+        let Some(from) = self.journal.take_unshared() else {
             return;
         };
-        for guid in &commit.rows {
-            let Some(row) = self.table.get_shared(*guid) else {
+        let changed = self.journal.since(from);
+        let all = || self.table.rows().map(|row| row.guid).collect();
+        for guid in changed.unwrap_or_else(all) {
+            let Some(row) = self.table.get_shared(guid) else {
                 continue;
             };
-            let other = known.entry(*guid).or_insert_with(|| Arc::clone(&row));
+            let other = known.entry(guid).or_insert_with(|| Arc::clone(&row));
             if *other == row {
-                self.table.share(*guid, other);
+                self.table.share(guid, other);
             } else if other.observed < row.observed || other.owned < row.owned {
                 *other = row;
             }
@@ -219,7 +221,8 @@ impl Agent {
             }
             _ if self.boot.is_stopped() => self.counted(|_| Err(DropReason::Unexpected)),
             // Counts by itself, malformed frames included.
-            _ => self.hub.handle(now, src, frame),
+            Ok((header, body)) => self.hub.handle_parsed(now, src, header, body),
+            Err(_) => self.hub.handle(now, src, frame),
         };
         self.pump(now);
         result
@@ -290,7 +293,11 @@ impl Agent {
 
     /// The next thing for the shell to do.
     pub fn poll_action(&mut self) -> Option<AgentAction> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if self.actions.is_empty() {
+            self.actions.shrink_to(USUAL_ACTIONS);
+        }
+        action
     }
 
     /// Polls and waits by other intervals from now on; a poll that is further away than the new
@@ -349,7 +356,8 @@ impl Agent {
             Timer::Block => self.patience_over(now),
             // Sealing looks at the clock no more: the rest is over.
             Timer::Commit => {}
-            Timer::Push => self.push(now),
+            Timer::Push => self.push_due(now),
+            Timer::Differences => self.look_at_differences(now),
             Timer::Peer(guid) => self.peer_due(now, guid),
             Timer::Address(guid) => self.try_next_address(now, guid),
             Timer::Unit(guid) => self.poll_unit(now, guid),

@@ -8,9 +8,9 @@ use super::timers::Timer;
 use crate::wire::message::TableSummary;
 use crate::wire::{EntityType, Guid, Row, Time};
 
-/// The most tables that are looked into in block 515, the most current first: when all hosts of a
-/// large cluster start at once, the rest comes together afterwards.
-const MAX_BOOT_PULLS: usize = 4;
+/// The most tables that are looked into in block 515, the most current first: what differs besides
+/// is joined after block 530.
+const MAX_BOOT_PULLS: usize = 2;
 
 /// Where the agent is in Fig. 5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -293,17 +293,15 @@ impl Agent {
             .filter_map(|(guid, p)| Some((*guid, p.summary?, p.fresh)))
             .filter(|(_, theirs, _)| theirs.digest != digest && theirs.row_count > 0)
             .collect();
-        if !self.boot.impatient && differing.iter().any(|(_, _, fresh)| !fresh) {
-            // Perhaps they have become what ours is now.
-            for (guid, ..) in differing.iter().filter(|(_, _, fresh)| !fresh) {
-                self.ask_stamp(now, *guid);
-            }
-            return;
-        }
         let best = differing
             .into_iter()
             .max_by_key(|(guid, theirs, _)| (theirs.stamp, *guid));
-        if let Some((guid, theirs, _)) = best {
+        if let Some((guid, theirs, fresh)) = best {
+            if !fresh && !self.boot.impatient {
+                // Perhaps it has become what ours is now.
+                self.ask_stamp(now, guid);
+                return;
+            }
             let name = self.name_list(&[guid]);
             let theirs = summary_text(&self.table, &theirs);
             self.block(515, format!("getting the table of {name}: {theirs}"));
@@ -384,12 +382,11 @@ impl Agent {
         self.expect_peers_to_have_the_central_table();
         let digest = self.journal.durable.digest;
         let (mut offered, mut equal) = (0, 0);
-        for peer in self.peers.values_mut().filter(|p| p.station.is_up()) {
-            peer.offer = peer.summary.is_none_or(|theirs| theirs.digest != digest);
-            if peer.offer {
-                offered += 1;
-            } else {
+        for peer in self.peers.values().filter(|p| p.station.is_up()) {
+            if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
                 equal += 1;
+            } else {
+                offered += 1;
             }
         }
         let summary = summary_text(&self.table, &self.journal.durable);
@@ -399,6 +396,10 @@ impl Agent {
         );
         self.enter(now, Block::Steady);
         self.refresh_exports(&std::collections::BTreeSet::new());
+        if offered > 0 {
+            // When a whole cluster starts, more of it shows up right now, to all of them.
+            self.push_soon(now);
+        }
         self.begin_exchanges(now);
         let devices = self.owned.len();
         self.block(0, format!("{devices} devices are available to this host"));

@@ -15,8 +15,10 @@ use crate::crt::Table;
 use crate::planted::{self, Bug};
 use crate::wire::{EntityType, Guid, ObservationStamp, OwnershipStamp, Row, Status, Time};
 
-/// The most rows whose changes are told one by one; more are summed up.
+/// The most rows whose changes by one commit are told one by one.
 const MAX_ROW_EVENTS: usize = 1024;
+/// With more rows changed, all rows that the host owns are looked at anew.
+const FEW_ROWS: usize = 64;
 /// How long a failed commit rests.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -28,14 +30,17 @@ impl Agent {
         candidates: impl IntoIterator<Item = Guid>,
         change: impl FnOnce(&mut Table) -> Vec<Guid>,
     ) -> Vec<Guid> {
+        let room = MAX_ROW_EVENTS.saturating_sub(self.journal.before.len());
         let before: Vec<(Guid, Option<Arc<Row>>)> = candidates
             .into_iter()
+            .filter(|_| room > 0)
             .filter(|guid| !self.journal.before.contains_key(guid))
             .map(|guid| (guid, self.table.get_shared(guid)))
             .collect();
         let changed = change(&mut self.table);
         for (guid, row) in before {
-            if changed.binary_search(&guid).is_ok() {
+            let room = self.journal.before.len() < MAX_ROW_EVENTS;
+            if room && changed.binary_search(&guid).is_ok() {
                 self.journal.before.entry(guid).or_insert(row);
             }
         }
@@ -95,22 +100,12 @@ impl Agent {
             if commit.urgent {
                 self.push(now);
             } else {
-                // Others have most likely seen the same at the same time: whoever is first tells
-                // all, and who is told what he knows keeps quiet (`on_offer`).
-                let spread = self.push_spread();
-                let at = now + Duration::from_nanos(self.rng.u64(0..=spread.as_nanos() as u64));
-                self.timers.set_sooner(Timer::Push, at);
+                self.push_soon(now);
             }
         }
         self.serve_deferred(now);
         self.offer_pending(now);
         self.pump(now);
-    }
-
-    /// Within which time the hosts of the cluster tell what they all have seen.
-    fn push_spread(&self) -> Duration {
-        let hosts = self.peers.len().min(180) as u64;
-        Duration::from_millis(20 + 2 * hosts)
     }
 
     /// Answers those who waited for a commit.
@@ -153,7 +148,7 @@ impl Agent {
             .into_iter()
             .partition(|(guid, _)| rows.contains(guid));
         self.journal.before = again;
-        for (guid, row) in told.into_iter().take(MAX_ROW_EVENTS) {
+        for (guid, row) in told {
             if let Some(event) = self.row_event(guid, row.as_deref()) {
                 self.tell(event);
             }
@@ -199,12 +194,14 @@ impl Agent {
         }
         let mut changed = !self.exported;
         let mut devices = BTreeSet::new();
-        let rows: Vec<Guid> = if self.exported {
-            rows.iter().copied().collect()
-        } else {
-            self.table.rows().map(|row| row.guid).collect()
-        };
-        for guid in rows {
+        let few = self.exported && rows.len() <= FEW_ROWS;
+        if !few {
+            // Quicker than to look at what is above and below of each of very many.
+            let own = self.config.guid;
+            let owned = self.table.rows().filter(|row| row.ownership.includes(own));
+            devices.extend(owned.map(|row| row.guid).chain(self.owned.keys().copied()));
+        }
+        for guid in rows.iter().copied().filter(|_| few) {
             // Of what is below, and of an extent's device: it may have become whole, or be no more.
             let extent = |row: &&Row| row.entity == EntityType::Extent;
             devices.extend(self.table.get(guid).filter(extent).map(|row| row.parent));

@@ -28,6 +28,13 @@ pub(super) struct Controller {
     pub(super) seen: Option<u64>,
 }
 
+impl Controller {
+    /// Whether its answer is awaited.
+    pub(super) const fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+}
+
 impl Agent {
     /// Keeps a service connection to each controller that the unit lists.
     pub(super) fn sync_controllers(&mut self, now: Time, guid: Guid, listed: &[(IocNumber, Guid)]) {

@@ -112,7 +112,7 @@ impl Agent {
         let differing = self.centre.deposits.differing.as_ref();
         if differing.is_some_and(|d| d.digest == theirs.digest) {
             self.begin_deposit(now, guid, theirs.digest);
-        } else if self.may_pull() && self.peers.get(&guid).is_some_and(|p| p.pull.is_none()) {
+        } else if self.pulls_left() > 0 && self.peers.get(&guid).is_some_and(|p| p.pull.is_none()) {
             self.start_pull(now, guid);
         }
     }

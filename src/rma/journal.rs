@@ -58,11 +58,14 @@ pub(super) struct Journal {
     pub(super) commit: Option<Commit>,
     /// The table as it is durable.
     pub(super) durable: TableSummary,
-    /// How rows that changed since the last commit ended looked before; `None`: they were not there.
+    /// How rows that changed since the last commit ended looked before, as far as it is told;
+    /// `None`: they were not there.
     pub(super) before: BTreeMap<Guid, Option<Arc<Row>>>,
     log: VecDeque<Guid>,
     /// How many changes there have been; the log holds the last ones.
     count: u64,
+    /// Up to which position equal rows of other agents have been shared.
+    shared: u64,
     next_token: u64,
 }
 
@@ -80,6 +83,7 @@ impl Journal {
             before: BTreeMap::new(),
             log: VecDeque::new(),
             count: 0,
+            shared: 0,
             next_token: 1,
         }
     }
@@ -120,6 +124,12 @@ impl Journal {
                 .filter(|guid| !guid.is_nil())
                 .collect(),
         )
+    }
+
+    /// The position at the last call, where rows have changed since.
+    pub(super) fn take_unshared(&mut self) -> Option<u64> {
+        let from = std::mem::replace(&mut self.shared, self.count);
+        (from != self.count).then_some(from)
     }
 
     /// Begins a commit of what there is.

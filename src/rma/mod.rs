@@ -24,6 +24,7 @@ mod lease;
 mod lock;
 mod lock_info;
 mod members;
+mod news;
 mod peers;
 mod plan;
 mod pulls;

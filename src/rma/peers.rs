@@ -17,10 +17,6 @@ use crate::session::Request;
 use crate::wire::message::{Offer, TableDigestsReply, TableRowsReply, TableSummary, page_len};
 use crate::wire::{CommandId, Epoch, Flags, Guid, IodNumber, Kind, Row, Status, Time, Wire};
 
-/// How long two tables may differ before what differs is looked for: usually what makes the
-/// difference is on its way.
-const DIFFERENCE_PATIENCE: Duration = Duration::from_millis(150);
-
 /// How soon a peer that refuses a request is asked again at first; it doubles.
 const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
@@ -80,7 +76,9 @@ pub(super) struct Peer {
     pub(super) offer: bool,
     /// Since when its table has been known to differ.
     pub(super) differs_since: Option<Time>,
-    pub(super) pull: Option<Pull>,
+    /// How often it was asked since because of that.
+    pub(super) looks: u32,
+    pub(super) pull: Option<Box<Pull>>,
     pub(super) boot_pull: Pulled,
     /// Requests that it has refused in a row.
     refusals: u32,
@@ -96,10 +94,16 @@ impl Peer {
             ask: None,
             offer: false,
             differs_since: None,
+            looks: 0,
             pull: None,
             boot_pull: Pulled::No,
             refusals: 0,
         }
+    }
+
+    /// Whether it answers and is not being asked anything.
+    pub(super) fn is_free(&self) -> bool {
+        self.ask.is_none() && self.pull.is_none() && self.station.is_up()
     }
 }
 
@@ -173,15 +177,6 @@ impl Agent {
         command.is_some()
     }
 
-    /// Offers our table to all peers that are not known to have it.
-    pub(super) fn push(&mut self, now: Time) {
-        self.timers.cancel(Timer::Push);
-        for peer in self.peers.values_mut() {
-            peer.offer = true;
-        }
-        self.offer_pending(now);
-    }
-
     /// Sends the offers that are due.
     pub(super) fn offer_pending(&mut self, now: Time) {
         if !self.journal.is_clean() || !self.boot.is_steady() {
@@ -210,12 +205,8 @@ impl Agent {
             self.offer(now, guid);
             return;
         }
-        let differs = peer
-            .summary
-            .is_some_and(|t| t.digest != self.table.digest());
-        if differs && !peer.offer {
-            self.timers
-                .set_sooner(Timer::Peer(guid), now + DIFFERENCE_PATIENCE);
+        if peer.differs_since.is_some() {
+            self.note_difference(now);
         }
     }
 
@@ -225,12 +216,15 @@ impl Agent {
             return self.offer_to_centre(now, guid);
         }
         let position = self.journal.position();
-        let digest = self.journal.durable.digest;
+        let durable = self.journal.durable;
+        let digest = durable.digest;
         let Some(peer) = self.peers.get_mut(&guid) else {
             return;
         };
         peer.offer = false;
-        if peer.summary.is_some_and(|theirs| theirs.digest == digest) {
+        let has_it =
+            |theirs: TableSummary| theirs.digest == digest && theirs.stamp >= durable.stamp;
+        if peer.summary.is_some_and(has_it) {
             return;
         }
         let rows = self.rows_beyond(guid).unwrap_or_default();
@@ -283,8 +277,14 @@ impl Agent {
             self.centre_refused(now, guid, status);
             return;
         }
+        let mut given_up = false;
         if let Some(peer) = self.peers.get_mut(&guid) {
             peer.refusals = 0;
+            given_up = peer.pull.is_none() && matches!(ask, Ask::Digests | Ask::Rows);
+        }
+        if given_up {
+            // The answer is from before the connection was lost. What is it like now?
+            return self.ask_stamp(now, guid);
         }
         match ask {
             Ask::Stamp => {
@@ -341,6 +341,7 @@ impl Agent {
         if equal {
             peer.known = Some(Known::all(position, digest));
             peer.differs_since = None;
+            peer.looks = 0;
             peer.offer = false;
             self.adopt_stamp(&theirs);
             self.tell_centre_the_stamp(guid, &theirs);
@@ -355,9 +356,9 @@ impl Agent {
         } else {
             let since = *peer.differs_since.get_or_insert(now);
             let purged = theirs.floor > self.table.floor();
-            let patient = !purged && now.since(since) < DIFFERENCE_PATIENCE;
-            let idle = peer.ask.is_none() && peer.pull.is_none() && peer.station.is_up();
-            if self.boot.is_steady() && !patient && !peer.offer && idle && self.may_pull() {
+            let free = peer.is_free() && !peer.offer;
+            let patient = !purged && self.is_patient(now, since, theirs.stamp);
+            if self.boot.is_steady() && free && !patient && self.pulls_left() > 0 {
                 self.start_pull(now, guid);
                 return;
             }

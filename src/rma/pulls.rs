@@ -21,7 +21,7 @@ const PARTS_AT_ONCE: usize = 1024;
 const DEEP_PARTS: usize = 4;
 /// The most tables that are looked into at a time, once Fig. 5 has been gone through: what one
 /// peer has, others mostly have as well.
-const MAX_PULLS: usize = 2;
+pub(super) const MAX_PULLS: usize = 2;
 
 /// A peer's table, or what is different in it, on its way.
 #[derive(Debug)]
@@ -43,11 +43,6 @@ enum Stage {
 }
 
 impl Agent {
-    /// Whether one more table may be looked into.
-    pub(super) fn may_pull(&self) -> bool {
-        self.peers.values().filter(|p| p.pull.is_some()).count() < MAX_PULLS
-    }
-
     /// Block 515 for one peer: fetches what differs in its table.
     pub(super) fn start_pull(&mut self, now: Time, guid: Guid) {
         let position = self.journal.position();
@@ -62,13 +57,13 @@ impl Agent {
         } else {
             Stage::Digests(next_digests(Parts::whole(), ours.max(theirs)))
         };
-        peer.pull = Some(Pull {
+        peer.pull = Some(Box::new(Pull {
             stage,
             rows: Vec::new(),
             summary: None,
             restarts: 0,
             position,
-        });
+        }));
         self.continue_pull(now, guid, Guid::NIL);
     }
 
@@ -131,7 +126,7 @@ impl Agent {
                 more: false,
                 rows: Vec::new(),
             };
-            return self.finish_pull(now, guid, &page, Extent::Parts(parts));
+            return self.finish_pull(now, guid, page, Extent::Parts(parts));
         }
         let rows = ours.max(reply.summary.row_count as usize);
         pull.stage = if parts.level < part_level(rows) {
@@ -184,11 +179,11 @@ impl Agent {
         } else {
             Extent::Parts(parts)
         };
-        self.finish_pull(now, guid, &page, extent);
+        self.finish_pull(now, guid, page, extent);
     }
 
     /// All that was to be fetched is here.
-    fn finish_pull(&mut self, now: Time, guid: Guid, page: &TableRowsReply, extent: Extent) {
+    fn finish_pull(&mut self, now: Time, guid: Guid, page: TableRowsReply, extent: Extent) {
         if self.is_impossible(guid, &page.summary) {
             return self.abandon_pull(guid);
         }
@@ -201,13 +196,12 @@ impl Agent {
         for peer in self.peers.values_mut() {
             peer.fresh = false;
         }
-        let rows = page.rows.clone();
         self.note_extent(guid, &extent, pull.position);
         self.take_in(
             guid,
             &page.summary,
             &page.settings,
-            rows,
+            page.rows,
             &extent,
             pull.position,
         );

@@ -4,7 +4,6 @@ use super::agent::Agent;
 use super::config::MAX_PAGE_BYTES;
 use super::joining::Extent;
 use super::journal::Waiter;
-use super::timers::Timer;
 use super::voters::VoteTag;
 use crate::session::ServerEvent;
 use crate::wire::message::{
@@ -135,7 +134,7 @@ impl Agent {
     ) {
         if self.same_content(&offer.summary) {
             // Somebody tells all of them what we were about to tell.
-            self.timers.cancel(Timer::Push);
+            self.keep_quiet();
         } else {
             let (summary, settings) = (&offer.summary, &offer.settings);
             self.take_in(from, summary, settings, offer.rows, &Extent::Offered, 0);

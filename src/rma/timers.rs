@@ -13,6 +13,8 @@ pub(super) enum Timer {
     Commit,
     /// What was published is pushed to the peers.
     Push,
+    /// Peers whose tables differ are looked at.
+    Differences,
     /// A peer is due for an exchange of stamps.
     Peer(Guid),
     /// A station does not answer at the address tried: try its next.

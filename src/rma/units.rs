@@ -65,6 +65,13 @@ impl Unit {
         }
     }
 
+    /// Whether an answer of the unit or of one of its controllers is awaited.
+    pub(super) fn is_asked(&self) -> bool {
+        self.controllers_ask.is_some()
+            || self.registers_ask.is_some()
+            || self.controllers.values().any(Controller::is_asked)
+    }
+
     /// Whether block 520 knows all that the unit has to tell.
     pub(super) fn is_explored(&self) -> bool {
         self.controllers_known
@@ -215,10 +222,13 @@ impl Agent {
                 .chain(self.table.children(guid).map(|row| row.guid))
                 .chain(reply.controllers.iter().map(|c| c.guid))
                 .collect();
+            let macs = |agent: &Self| agent.table.get(guid).map(|row| row.macs.clone());
+            let before = macs(self);
             self.mutate(candidates, |table| table.observe_controllers(&reply));
             self.apply_registers(guid);
-            // Its addresses may have changed.
-            self.sync_stations(now);
+            if macs(self) != before {
+                self.sync_stations(now);
+            }
         }
         if first {
             self.extend_patience(now);

@@ -181,18 +181,45 @@ impl<K: Ord + Clone> Hub<K> {
 
     /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
     pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        let result = self.route(now, src, frame);
+        let reason = match Header::parse(frame, self.service) {
+            _ if self.is_bad_source(src) => DropReason::Source,
+            Ok((header, payload)) => return self.handle_parsed(now, src, header, payload),
+            Err(reason) => reason,
+        };
+        self.drops.add(reason);
+        Err(reason)
+    }
+
+    /// As [`Self::handle`], of a frame that has been parsed already.
+    pub fn handle_parsed(
+        &mut self,
+        now: Time,
+        src: Mac,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let result = if self.is_bad_source(src) {
+            Err(DropReason::Source)
+        } else {
+            self.route(now, src, header, payload)
+        };
         if let Err(reason) = result {
             self.drops.add(reason);
         }
         result
     }
 
-    fn route(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
-        if src.is_multicast() || self.local_macs.contains(&src) {
-            return Err(DropReason::Source);
-        }
-        let (header, payload) = Header::parse(frame, self.service)?;
+    fn is_bad_source(&self, src: Mac) -> bool {
+        src.is_multicast() || self.local_macs.contains(&src)
+    }
+
+    fn route(
+        &mut self,
+        now: Time,
+        src: Mac,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
         if matches!(header.kind, Kind::Discover | Kind::Here) {
             if self.connectionless >= MAX_EVENTS {
                 return Err(DropReason::Full);

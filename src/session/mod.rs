@@ -15,7 +15,7 @@ mod server;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
-pub use server::{Peer, Server, ServerConfig, ServerEvent};
+pub use server::{Body, Peer, Server, ServerConfig, ServerEvent};
 
 use crate::wire::DropReason;
 

@@ -1,11 +1,13 @@
 //! The I/O controllers: lists of devices, identification, and I/O for hosts that own the device.
 
+use std::sync::Arc;
+
 use super::disk::{DiskError, DiskOp, MAX_IO_BYTES, Payload};
 use super::inventory::Device;
 use super::registers::Registers;
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
 use crate::planted::{self, Bug};
-use crate::session::ServerEvent;
+use crate::session::{Body, ServerEvent};
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
@@ -70,7 +72,14 @@ impl Unit {
         let answer = match kind {
             Kind::KeepAlive => Ok(Vec::new()),
             Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
-            Kind::Devices => self.list_devices(ioc),
+            Kind::Devices => match self.list_devices(ioc) {
+                Ok(list) => {
+                    self.service
+                        .reply(now, connection, command, Status::Ok, list);
+                    return;
+                }
+                Err(status) => Err(status),
+            },
             Kind::Identify => self.identify(ioc, iod),
             Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Vec::new()),
             _ => match self.admit_io(&asked, body) {
@@ -88,9 +97,18 @@ impl Unit {
         self.service.reply(now, connection, command, status, body);
     }
 
-    fn list_devices(&self, ioc: IocNumber) -> Result<Vec<u8>, Status> {
-        let list = self.inventory.devices(ioc).ok_or(Status::NoController)?;
-        Ok(list.to_body())
+    /// The list of a controller, in memory once for all hosts that have been told it.
+    fn list_devices(&mut self, ioc: IocNumber) -> Result<Body, Status> {
+        let Some(list) = self.inventory.devices(ioc) else {
+            self.told_lists.remove(&ioc);
+            return Err(Status::NoController);
+        };
+        let list = list.to_body();
+        let told = self.told_lists.entry(ioc).or_default();
+        if **told != *list {
+            *told = list.into();
+        }
+        Ok(Body::Shared(Arc::clone(told)))
     }
 
     fn identify(&self, ioc: IocNumber, iod: IodNumber) -> Result<Vec<u8>, Status> {

@@ -24,6 +24,7 @@ mod ums;
 mod vote;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use disk::{DiskError, DiskInfo, DiskOp, MAX_IO_BYTES, Payload};
@@ -131,6 +132,8 @@ pub struct Unit {
     link: FabricLink,
     in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: u64,
+    /// The lists of devices as they were told last.
+    told_lists: BTreeMap<IocNumber, Arc<[u8]>>,
     next_token: u64,
     transaction: Option<Transaction>,
     /// Registers on their way back.
@@ -187,6 +190,7 @@ impl Unit {
             cluster_wanted: config.cluster_wanted,
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
+            told_lists: BTreeMap::new(),
             next_token: 1,
             transaction: None,
             restoration: None,

@@ -3,6 +3,9 @@
 use super::id::{ClusterName, Epoch, Extent, Guid, Incarnation, IocNumber, IodNumber, Mac};
 use super::kind::{EntityType, Event, Progress, Role};
 
+/// Room that most bodies and rows fit in.
+const USUAL_BYTES: usize = 128;
+
 /// Why a message body cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -179,7 +182,9 @@ pub trait Wire: Sized {
 
     /// The value as a whole message body.
     fn to_body(&self) -> Vec<u8> {
-        let mut w = Writer::new();
+        let mut w = Writer {
+            bytes: Vec::with_capacity(USUAL_BYTES),
+        };
         self.put(&mut w);
         w.into_bytes()
     }

@@ -87,6 +87,18 @@ impl Commands {
         self.list.len()
     }
 
+    /// Gives memory back where there are no commands.
+    pub(super) fn rest(&mut self) {
+        if self.list.is_empty() && self.sending.is_empty() && self.probing.is_empty() {
+            self.list = VecDeque::new();
+            self.sending = VecDeque::new();
+            self.probing = VecDeque::new();
+            if self.fresh.is_empty() {
+                self.fresh = VecDeque::new();
+            }
+        }
+    }
+
     /// How many commands the responder takes.
     pub(super) const fn set_credits(&mut self, credits: u16) {
         self.credits = credits;

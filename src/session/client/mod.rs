@@ -504,7 +504,16 @@ impl Client {
         if matches!(event, Some(ClientEvent::Notified(_))) {
             self.notifications -= 1;
         }
+        if event.is_none() && (self.quiet || !self.config.service) {
+            self.rest();
+        }
         event
+    }
+
+    /// Gives memory back: of very many sessions most have nothing to do most of the time.
+    fn rest(&mut self) {
+        self.events = VecDeque::new();
+        self.commands.rest();
     }
 
     /// What is the same in all frames of a connection.

@@ -4,6 +4,8 @@ mod connect;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use super::limits::{
     CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
@@ -91,6 +93,32 @@ pub enum ServerEvent {
         /// The message body.
         body: Vec<u8>,
     },
+}
+
+/// The body of a reply.
+#[derive(Debug)]
+pub enum Body {
+    /// Of this reply alone.
+    Own(Vec<u8>),
+    /// Of several: many who ask the same are answered the same, and answers are kept for a while.
+    Shared(Arc<[u8]>),
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Own(bytes)
+    }
 }
 
 /// A command handed out and not answered.
@@ -322,14 +350,15 @@ impl Server {
         connection: ConnectionId,
         command: CommandId,
         status: Status,
-        body: Vec<u8>,
+        body: impl Into<Body>,
     ) {
+        let body = body.into();
         let Some(executing) = self.executing.remove(&(connection, command)) else {
             return;
         };
         let slot = executing.slot;
         let (status, body) = if body.len() > MAX_MESSAGE_BYTES {
-            (Status::Unsupported, Vec::new())
+            (Status::Unsupported, Vec::new().into())
         } else {
             (status, body)
         };

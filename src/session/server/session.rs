@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::Peer;
+use super::{Body, Peer};
 use crate::session::client::ranges_per_frame;
 use crate::session::flow::reply_charge;
 use crate::session::limits::{
@@ -57,7 +57,7 @@ enum State {
 #[derive(Debug)]
 struct Answer {
     status: Status,
-    body: Vec<u8>,
+    body: Body,
     unsent: Ranges,
     unsent_empty: bool,
     /// Whether the command is in the list of those with something to send.
@@ -345,7 +345,7 @@ impl Session {
     }
 
     /// Takes the answer of a command that was handed out.
-    pub(super) fn on_answer(&mut self, id: u64, status: Status, body: Vec<u8>) {
+    pub(super) fn on_answer(&mut self, id: u64, status: Status, body: Body) {
         self.executing = self.executing.saturating_sub(1);
         let Some(entry) = self.entry(id) else { return };
         if !matches!(entry.state, State::Executing) {

@@ -119,8 +119,16 @@ impl World {
         if self.realism.shared {
             self.share_rows(id);
         }
+        let shared = self.realism.shared;
         let pending = match &mut self.nodes[id].machine {
-            Machine::Host(host) => host.act(now),
+            Machine::Host(host) => {
+                let pending = host.act(now);
+                if shared {
+                    // Nobody watches so many hosts.
+                    host.events = Vec::new();
+                }
+                pending
+            }
             Machine::Unit(unit) => unit.act(),
             Machine::Fabric(_) => Vec::new(),
         };
