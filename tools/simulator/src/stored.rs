@@ -147,8 +147,6 @@ impl TableDisk {
         change: &TableChange,
         date_s: u64,
     ) -> bool {
-        let mut new = stored.clone();
-        new.apply(change);
         let rows = change.rows.iter().filter_map(|(_, row)| row.clone());
         let table = Table::restore(change.settings, change.stamp, change.highest, rows)
             .with_floor(change.floor);
@@ -156,9 +154,11 @@ impl TableDisk {
         let image = self.image.as_mut();
         let done = image.is_some_and(|image| image.commit(&table, &changed, date_s).is_ok());
         if done {
-            *stored = new;
+            stored.apply(change);
             self.perhaps.clear();
         } else {
+            let mut new = stored.clone();
+            new.apply(change);
             self.perhaps.push(new);
         }
         done

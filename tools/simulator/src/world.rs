@@ -5,7 +5,8 @@ mod io;
 mod life;
 mod run;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,8 @@ struct Node {
     /// Whether its cable is plugged in.
     linked: bool,
     wake: Option<Time>,
+    /// What its clock says then.
+    wake_local: Time,
     /// When its disk has done what it was told.
     disk_until: Time,
 }
@@ -63,16 +66,45 @@ enum Event {
         to: usize,
         service: bool,
         src: Mac,
-        bytes: Rc<Vec<u8>>,
+        bytes: Rc<[u8]>,
     },
     Wake {
         node: usize,
     },
+    /// A disk has finished what is in [`World::on_disk`] under this number.
     Disk {
         node: usize,
-        life: u64,
-        pending: Pending,
+        number: u64,
     },
+}
+
+/// Something that is going to happen: the earliest first, and of the same moment the oldest.
+#[derive(Debug)]
+struct Due {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // A heap gives its largest.
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
 }
 
 /// A frame as the wire saw it.
@@ -87,7 +119,7 @@ pub struct Seen {
     /// The receiver.
     pub dst: Mac,
     /// Header and payload, without the Ethernet header.
-    pub bytes: Rc<Vec<u8>>,
+    pub bytes: Rc<[u8]>,
 }
 
 /// How true to life a world is; what costs time and only matters to made-up stories is left out
@@ -109,7 +141,11 @@ pub struct World {
     realism: Realism,
     now: Time,
     nodes: Vec<Node>,
-    events: BTreeMap<(Time, u64), Event>,
+    events: BinaryHeap<Due>,
+    /// What disks have not finished, by machine, in the order in which they were told.
+    on_disk: BTreeMap<(usize, u64), Pending>,
+    /// Where a frame is made.
+    scratch: Vec<u8>,
     sequence: u64,
     rng: fastrand::Rng,
     /// The wire.
@@ -168,7 +204,9 @@ impl World {
             realism,
             now: Time::ZERO + Duration::from_secs(1),
             nodes: Vec::new(),
-            events: BTreeMap::new(),
+            events: BinaryHeap::new(),
+            on_disk: BTreeMap::new(),
+            scratch: Vec::new(),
             sequence: 0,
             network: Network::new(rng.u64(..)),
             disks: DiskFaults::NONE,
@@ -201,6 +239,7 @@ impl World {
             life: 0,
             linked: true,
             wake: None,
+            wake_local: Time::ZERO,
             disk_until: Time::ZERO,
         });
         NodeId(id)
@@ -415,7 +454,7 @@ impl World {
             to: to.0,
             service,
             src,
-            bytes: Rc::new(frame),
+            bytes: Rc::from(frame),
         };
         self.schedule(self.now, event);
     }

@@ -66,7 +66,7 @@ impl Story {
     }
 
     pub(super) fn allocate(&mut self) {
-        let (Some(host), Some(mut target)) = (self.running_host(), self.target()) else {
+        let (Some(host), Some(mut target)) = (self.administrator(), self.target()) else {
             return;
         };
         let mut hosts = self.some_hosts();
@@ -98,7 +98,7 @@ impl Story {
     fn contend(&mut self) {
         let Some(target) = self.target() else { return };
         for _ in 0..self.rng.usize(2..5) {
-            let Some(host) = self.running_host() else {
+            let Some(host) = self.administrator() else {
                 return;
             };
             let hosts = self.some_hosts().into_iter().take(1).collect();
@@ -130,7 +130,7 @@ impl Story {
     }
 
     fn release(&mut self) {
-        let (Some(host), Some(target)) = (self.running_host(), self.target()) else {
+        let (Some(host), Some(target)) = (self.administrator(), self.target()) else {
             return;
         };
         let recursive = self.rng.bool();
@@ -140,7 +140,7 @@ impl Story {
     }
 
     fn granularity(&mut self) {
-        if let Some(host) = self.running_host() {
+        if let Some(host) = self.administrator() {
             let names = ["unit", "controller", "device", "extent", "extent"];
             let granularity = names[self.rng.usize(0..names.len())].to_owned();
             self.note(format!("granularity {granularity}"));
@@ -289,7 +289,7 @@ impl Story {
 
     /// Somebody carves an extent out of a device, perhaps where there is one already.
     fn carve(&mut self) {
-        let (Some(host), Some(unit)) = (self.running_host(), self.any(&self.units.clone())) else {
+        let (Some(host), Some(unit)) = (self.administrator(), self.any(&self.units.clone())) else {
             return;
         };
         let contents = &self.world.unit(unit).contents;
@@ -316,7 +316,7 @@ impl Story {
 
     fn uncarve(&mut self) {
         let (Some(host), Some(extent)) =
-            (self.running_host(), self.rng.choice(&self.extents).cloned())
+            (self.administrator(), self.rng.choice(&self.extents).cloned())
         else {
             return;
         };

@@ -39,6 +39,8 @@ pub(super) struct Mix {
     pub(super) pause_ms: u64,
     /// Some hosts are away all the time.
     pub(super) away: bool,
+    /// At so many hosts there are administrators.
+    pub(super) administrators: usize,
     /// Extents are carved from the beginning.
     pub(super) extents: bool,
     weights: Vec<(Act, u32)>,
@@ -97,6 +99,7 @@ impl Mix {
             disks,
             pause_ms: [30, 100, 300][rng.usize(0..3)],
             away: rng.u8(0..3) == 0,
+            administrators: [1, 2, 2, 3, 3, 5, 8, usize::MAX][rng.usize(0..8)],
             extents: rng.bool(),
             weights,
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rma::fabric::Policy;
 use rma::rma::request::AdminRequest;
 use rma::unit::{ControllerSpec, DeviceSpec};
-use rma::wire::Time;
+use rma::wire::{TableStamp, Time};
 
 use crate::check::{unconverged, uneven_stamps};
 use crate::network::Faults;
@@ -80,6 +80,8 @@ struct Story {
     units: Vec<NodeId>,
     shelf: Vec<(NodeId, u16, DeviceSpec)>,
     pulled: Vec<(NodeId, ControllerSpec, Vec<DeviceSpec>)>,
+    /// Hosts at which administrators work.
+    administrators: Vec<NodeId>,
     /// Hosts that are away until the faults stop.
     away: Vec<NodeId>,
     /// Names of extents that somebody may have made.
@@ -116,7 +118,7 @@ impl Story {
         world.counts_kinds = false;
         world.capture = capture.then(Vec::new);
         let fabric = world.add_fabric(Policy::AutoJoin);
-        let hosts = (0..shape.hosts)
+        let hosts: Vec<NodeId> = (0..shape.hosts)
             .map(|n| world.add_host(&format!("h{n}"), "A"))
             .collect();
         let units = (0..shape.units)
@@ -126,6 +128,9 @@ impl Story {
             })
             .collect();
         let mix = Mix::draw(&mut rng);
+        let mut administrators = hosts.clone();
+        rng.shuffle(&mut administrators);
+        administrators.truncate(mix.administrators);
         Self {
             world,
             rng,
@@ -134,6 +139,7 @@ impl Story {
             units,
             shelf: Vec::new(),
             pulled: Vec::new(),
+            administrators,
             away: Vec::new(),
             extents: Vec::new(),
             log: Vec::new(),
@@ -190,7 +196,7 @@ impl Story {
             .map(|n| format!("h{n}"))
             .collect();
         for n in 0..self.units.len() {
-            let Some(host) = self.running_host() else {
+            let Some(host) = self.administrator() else {
                 return;
             };
             let controllers = [format!("u{n}c0"), format!("u{n}c1")];
@@ -236,13 +242,19 @@ impl Story {
     }
 
     fn running_host(&mut self) -> Option<NodeId> {
-        let running: Vec<NodeId> = self
-            .hosts
-            .iter()
-            .copied()
-            .filter(|id| self.world.is_running(*id))
-            .collect();
+        let running = self.running(&self.hosts);
         self.any(&running)
+    }
+
+    /// A host at which an administrator works; others take over where all of those are down.
+    fn administrator(&mut self) -> Option<NodeId> {
+        let running = self.running(&self.administrators);
+        self.any(&running).or_else(|| self.running_host())
+    }
+
+    fn running(&self, hosts: &[NodeId]) -> Vec<NodeId> {
+        let running = |id: &NodeId| self.world.is_running(*id);
+        hosts.iter().copied().filter(running).collect()
     }
 
     fn name(&self, id: NodeId) -> String {
@@ -270,15 +282,7 @@ impl Story {
         let mut healing = Duration::ZERO;
         let mut why = None;
         if self.world.model.violations.is_empty() {
-            let well = |world: &World| unconverged(world).is_none();
-            healing = self.wait_until(HEALING, well);
-            self.world.run_for(QUIET);
-            why = unconverged(&self.world)
-                .or_else(|| uneven_stamps(&self.world))
-                .or_else(|| self.world.unanswered());
-            if why.is_none() {
-                why = self.restless();
-            }
+            (healing, why) = self.come_to_rest();
             self.world.check_media();
         }
         let model = std::mem::take(&mut self.world.model);
@@ -298,16 +302,36 @@ impl Story {
         }
     }
 
-    /// Whether tables still change when nothing happens.
-    fn restless(&mut self) -> Option<String> {
-        let stamps = |world: &World| -> Vec<_> {
-            world.hosts().map(|(_, host)| host.stored.stamp).collect()
-        };
-        let before = stamps(&self.world);
-        self.world.run_for(QUIET);
-        (before != stamps(&self.world))
-            .then(|| "tables get new stamps though nothing happens".to_owned())
+    /// Waits until everything is well and stays as it is; how long it took to be well, and what never
+    /// became so.
+    fn come_to_rest(&mut self) -> (Duration, Option<String>) {
+        let begin = self.world.now();
+        loop {
+            let left = HEALING.saturating_sub(self.world.now().since(begin));
+            self.wait_until(left, |world| unwell(world).is_none());
+            let healing = self.world.now().since(begin);
+            let before = stamps(&self.world);
+            self.world.run_for(QUIET);
+            let mut why = unwell(&self.world);
+            if why.is_none() && before != stamps(&self.world) {
+                why = Some("tables get new stamps though nothing happens".to_owned());
+            }
+            if why.is_none() || self.world.now().since(begin) >= HEALING {
+                return (healing, why);
+            }
+        }
     }
+}
+
+/// Why not everything is well, where it is not: tables, stamps, who waits for an answer.
+fn unwell(world: &World) -> Option<String> {
+    unconverged(world)
+        .or_else(|| uneven_stamps(world))
+        .or_else(|| world.unanswered())
+}
+
+fn stamps(world: &World) -> Vec<TableStamp> {
+    world.hosts().map(|(_, host)| host.stored.stamp).collect()
 }
 
 /// A unit with two controllers and its devices on both in turn.

@@ -1,13 +1,14 @@
 //! How machines start, sleep and die.
 
 use super::{
-    Clock, Duration, Event, Machine, NodeId, Pending, SESSION_MEMORY, Time, World, devices_of,
+    Clock, Duration, Machine, NodeId, Pending, SESSION_MEMORY, Time, World, devices_of,
 };
 
 impl World {
     /// A machine was asleep for so long: its clock leaps, and nobody else notices.
     pub fn sleep(&mut self, id: NodeId, time: Duration) {
         self.nodes[id.0].clock.leap(time);
+        self.nodes[id.0].wake_local = Time::ZERO;
         if let Machine::Unit(unit) = &self.nodes[id.0].machine
             && time >= SESSION_MEMORY
         {
@@ -62,15 +63,8 @@ impl World {
     }
 
     fn stop(&mut self, id: NodeId, power: bool) {
-        let life = self.nodes[id.0].life;
-        let unfinished: Vec<(Time, u64)> = self
-            .events
-            .iter()
-            .filter(|(_, event)| {
-                matches!(event, Event::Disk { node, life: of, .. } if *node == id.0 && *of == life)
-            })
-            .map(|(key, _)| *key)
-            .collect();
+        let of_it = (id.0, 0)..=(id.0, u64::MAX);
+        let unfinished: Vec<(usize, u64)> = self.on_disk.range(of_it).map(|(key, _)| *key).collect();
         let dies_in = self.rng.u32(0..16);
         let file = match &self.nodes[id.0].machine {
             Machine::Host(host) => host.disk.as_ref().map(|disk| &disk.file),
@@ -83,7 +77,7 @@ impl World {
         }
         let mut torn = false;
         for key in unfinished {
-            let Some(Event::Disk { pending, .. }) = self.events.remove(&key) else {
+            let Some(pending) = self.on_disk.remove(&key) else {
                 continue;
             };
             if let Pending::Medium(_, device, op) = &pending {

@@ -1,7 +1,7 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, DiskError, DiskOp, Duration, Event, Fabric, Guid, Header, MAX_BURST,
+    AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, MAX_BURST,
     MAX_STANDSTILL, Mac, Machine, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit, World,
     place_of,
 };
@@ -9,14 +9,13 @@ use super::{
 impl World {
     /// Does the next thing, if it is due by `end`.
     pub(super) fn step(&mut self, end: Time) -> bool {
-        let due = self.events.first_key_value().map(|(key, _)| *key);
-        let Some(key) = due.filter(|(at, _)| *at <= end) else {
+        if self.events.peek().is_none_or(|due| due.at > end) {
+            return false;
+        }
+        let Some(Due { at, event, .. }) = self.events.pop() else {
             return false;
         };
-        let Some(event) = self.events.remove(&key) else {
-            return false;
-        };
-        if key.0 > self.now {
+        if at > self.now {
             self.standstill = 0;
         }
         self.standstill += 1;
@@ -25,7 +24,7 @@ impl World {
             "the clock stands still at {:?}: {event:?}",
             self.now
         );
-        self.now = self.now.max(key.0);
+        self.now = self.now.max(at);
         match event {
             Event::Frame {
                 to,
@@ -34,17 +33,14 @@ impl World {
                 bytes,
             } => self.deliver(to, service, src, &bytes),
             Event::Wake { node } => {
-                if self.nodes[node].wake == Some(key.0) {
+                if self.nodes[node].wake == Some(at) {
                     self.nodes[node].wake = None;
                     self.tick(node);
                 }
             }
-            Event::Disk {
-                node,
-                life,
-                pending,
-            } => {
-                if self.nodes[node].life == life {
+            Event::Disk { node, number } => {
+                // A machine that has died meanwhile has left nothing there.
+                if let Some(pending) = self.on_disk.remove(&(node, number)) {
                     self.disk_done(node, pending);
                 }
             }
@@ -54,7 +50,8 @@ impl World {
 
     pub(super) fn schedule(&mut self, at: Time, event: Event) {
         self.sequence += 1;
-        self.events.insert((at, self.sequence), event);
+        let number = self.sequence;
+        self.events.push(Due { at, number, event });
     }
 
     pub(super) fn deliver(&mut self, to: usize, service: bool, src: Mac, bytes: &[u8]) {
@@ -157,7 +154,6 @@ impl World {
     }
 
     fn give_to_disk(&mut self, id: usize, pending: Pending) {
-        let life = self.nodes[id].life;
         let sync = self.disks.sync.as_nanos() as u64;
         let mut at = self.now;
         if sync > 0 {
@@ -171,12 +167,9 @@ impl World {
             at = at.max(self.nodes[id].disk_until);
             self.nodes[id].disk_until = at;
         }
-        let event = Event::Disk {
-            node: id,
-            life,
-            pending,
-        };
-        self.schedule(at, event);
+        let number = self.sequence;
+        self.on_disk.insert((id, number), pending);
+        self.schedule(at, Event::Disk { node: id, number });
     }
 
     pub(super) fn promises(&self, id: usize) -> usize {
@@ -220,32 +213,34 @@ impl World {
     pub(super) fn transmit(&mut self, id: usize) {
         let now = self.local(id);
         for _ in 0..MAX_BURST {
-            let mut bytes = Vec::new();
+            let bytes = &mut self.scratch;
+            bytes.clear();
             let node = &mut self.nodes[id];
             let sent = match &mut node.machine {
                 Machine::Host(host) => match (&mut host.agent, &mut host.service) {
                     (Some(agent), Some(service)) => agent
-                        .poll_transmit(now, &mut bytes)
+                        .poll_transmit(now, bytes)
                         .map(|mac| (false, mac))
-                        .or_else(|| Some((true, service.poll_transmit(now, &mut bytes)?))),
+                        .or_else(|| Some((true, service.poll_transmit(now, bytes)?))),
                     _ => None,
                 },
                 Machine::Unit(storage) => storage
                     .unit
                     .as_mut()
-                    .and_then(|unit| unit.poll_transmit(now, &mut bytes)),
+                    .and_then(|unit| unit.poll_transmit(now, bytes)),
                 Machine::Fabric(services) => services
                     .fabric
                     .as_mut()
-                    .and_then(|f| Some((false, f.poll_transmit(now, &mut bytes)?))),
+                    .and_then(|f| Some((false, f.poll_transmit(now, bytes)?))),
             };
             let Some((service, dst)) = sent else { return };
+            let bytes = Rc::from(&self.scratch[..]);
             self.send(id, service, dst, bytes);
         }
         panic!("machine {id} sends for ever at {now:?}");
     }
 
-    pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Vec<u8>) {
+    pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Rc<[u8]>) {
         let src = self.nodes[from].mac;
         self.network.sent += 1;
         self.network.bytes += bytes.len() as u64;
@@ -254,7 +249,6 @@ impl World {
         {
             *self.kinds.entry(header.kind.name()).or_default() += 1;
         }
-        let bytes = Rc::new(bytes);
         if let Some(capture) = &mut self.capture {
             capture.push(Seen {
                 at: self.now,
@@ -277,10 +271,10 @@ impl World {
         }
     }
 
-    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<Vec<u8>>) {
+    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<[u8]>) {
         let receiver = self.nodes[to].mac;
         for arrival in self.network.carry(self.now, src, receiver, bytes) {
-            let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::new);
+            let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::from);
             let event = Event::Frame {
                 to,
                 service,
@@ -304,8 +298,12 @@ impl World {
             Machine::Fabric(services) => services.fabric.as_ref().and_then(Fabric::deadline),
         };
         let Some(at) = deadline else { return };
-        let at = self.nodes[id].clock.world(at).max(self.now);
         let node = &mut self.nodes[id];
+        if node.wake.is_some() && node.wake_local == at {
+            return;
+        }
+        node.wake_local = at;
+        let at = node.clock.world(at).max(self.now);
         if node.wake.is_none_or(|set| at < set || set < self.now) {
             node.wake = Some(at);
             self.schedule(at, Event::Wake { node: id });

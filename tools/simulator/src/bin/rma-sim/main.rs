@@ -13,6 +13,10 @@ use std::str::FromStr;
 
 use clap::Parser;
 
+/// Stories are made of many small things that live for a moment.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Plays whole clusters in virtual time with faults, one story for each seed, and checks at every
 /// step that no acknowledged allocation is lost and no invariant is broken, and at the end that every
 /// host's table is equal and right once the faults have stopped.
