@@ -14,8 +14,9 @@ use rma::unit::{
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 
+use crate::disk::File;
 use crate::service::{Heard, Service};
-use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, add_registers};
+use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, VoteDisk, add_registers};
 
 /// Bytes behind the Ethernet header that every simulated NIC takes.
 pub const MTU: u16 = 1500;
@@ -74,6 +75,8 @@ pub struct Host {
     pub stored: StoredTable,
     /// What it has promised as a voter of the lease; `None`: lost.
     pub vote: Option<StoredVote>,
+    /// The file that its vote lies in, where the world wants that.
+    pub(crate) vote_disk: Option<VoteDisk>,
     /// Its agent, while it runs.
     pub agent: Option<Agent>,
     pub(crate) service: Option<Service>,
@@ -96,6 +99,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// Which host it is.
+    pub const fn guid(&self) -> Guid {
+        self.guid
+    }
+
     pub(crate) fn boot(&mut self, seed: u64) {
         self.incarnation += 1;
         self.events.clear();
@@ -208,6 +216,8 @@ pub struct Storage {
     pub stored: Option<StoredRegisters>,
     /// What it has promised as a voter of the lease; `None`: lost.
     pub vote: Option<StoredVote>,
+    /// The file that its vote lies in, where the world wants that.
+    pub(crate) vote_disk: Option<VoteDisk>,
     /// Its state machine, while it runs.
     pub unit: Option<Unit>,
     /// The file that the registers lie in, where the world wants that.
@@ -336,6 +346,44 @@ pub enum Machine {
     Unit(Box<Storage>),
     /// A box with fabric services.
     Fabric(Box<Services>),
+}
+
+impl Machine {
+    /// Which machine it is.
+    pub(crate) fn guid(&self) -> Guid {
+        match self {
+            Self::Host(host) => host.guid,
+            Self::Unit(unit) => unit.facts.guid,
+            Self::Fabric(services) => services.guid,
+        }
+    }
+
+    /// Writes what its voter has promised to its disk; whether that went well.
+    pub(crate) fn store_vote(&mut self, vote: &StoredVote) -> bool {
+        let (stored, disk, date_s) = match self {
+            Self::Host(host) => (&mut host.vote, &mut host.vote_disk, host.date_s),
+            Self::Unit(unit) => (&mut unit.vote, &mut unit.vote_disk, unit.date_s),
+            Self::Fabric(_) => return true,
+        };
+        match disk {
+            Some(disk) => disk.store(stored, vote, date_s),
+            None => {
+                *stored = Some(vote.clone());
+                true
+            }
+        }
+    }
+
+    /// The files on its disk.
+    pub(crate) fn files(&self) -> Vec<File> {
+        let (first, vote) = match self {
+            Self::Host(host) => (host.disk.as_ref().map(|d| &d.file), &host.vote_disk),
+            Self::Unit(unit) => (unit.disk.as_ref().map(|d| &d.file), &unit.vote_disk),
+            Self::Fabric(_) => return Vec::new(),
+        };
+        let vote = vote.as_ref().map(|d| &d.file);
+        first.into_iter().chain(vote).cloned().collect()
+    }
 }
 
 /// A device's spec by number and name, one MiB in blocks of 512.

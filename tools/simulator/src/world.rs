@@ -25,7 +25,7 @@ use crate::network::Network;
 use crate::node::{
     DiskFaults, Host, Machine, Pending, STALL, Services, Storage, UnitContents, device_spec,
 };
-use crate::stored::{RegistersDisk, StoredTable, TableDisk};
+use crate::stored::{RegistersDisk, StoredTable, TableDisk, VoteDisk};
 
 /// The most frames that one machine sends at one moment before the world calls it a storm.
 const MAX_BURST: usize = 1_000_000;
@@ -40,6 +40,15 @@ const SESSION_MEMORY: Duration = Duration::from_secs(20 * 3600);
 /// Names a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) usize);
+
+/// An administrator's request without an answer.
+#[derive(Debug)]
+struct Asked {
+    /// In which life of the host.
+    life: u64,
+    /// Whether it changes settings.
+    settles: bool,
+}
 
 #[derive(Debug)]
 struct Node {
@@ -160,7 +169,7 @@ pub struct World {
     /// Things that have happened at this moment.
     standstill: u64,
     /// Requests of administrators without an answer: of which host, in which of its lives.
-    asked: BTreeMap<(usize, u64), u64>,
+    asked: BTreeMap<(usize, u64), Asked>,
     /// One of each row, where equal rows are to be in memory once.
     known_rows: BTreeMap<Guid, Arc<Row>>,
     /// Every frame sent, where it is wanted.
@@ -265,6 +274,7 @@ impl World {
         let guid = Guid(0x0105_0000_0000_0000_0000_0000_0000_0000 + id as u128);
         let seed = self.rng.u64(..);
         let disk = self.realism.files.then(|| TableDisk::new(guid, seed));
+        let vote_disk = self.realism.files.then(|| VoteDisk::new(guid, !seed));
         self.add(Machine::Host(Box::new(Host {
             guid,
             name: name.to_owned(),
@@ -275,6 +285,7 @@ impl World {
             auto_restore: false,
             stored: StoredTable::default(),
             vote: Some(StoredVote::default()),
+            vote_disk,
             agent: None,
             service: None,
             replies: BTreeMap::new(),
@@ -323,6 +334,7 @@ impl World {
             .realism
             .files
             .then(|| RegistersDisk::new(Guid(base), seed));
+        let vote_disk = self.realism.files.then(|| VoteDisk::new(Guid(base), !seed));
         self.add(Machine::Unit(Box::new(Storage {
             facts: UnitFacts {
                 guid: Guid(base),
@@ -338,6 +350,7 @@ impl World {
             contents,
             stored: Some(StoredRegisters::default()),
             vote: Some(StoredVote::default()),
+            vote_disk,
             unit: None,
             disk,
             date_s: 0,
@@ -499,17 +512,20 @@ impl World {
                 self.model.check_silence(host, change);
                 done
             }
-            (Machine::Host(host), Pending::Vote(_, vote)) => {
-                host.vote = Some((**vote).clone());
-                true
-            }
-            (Machine::Unit(unit), Pending::Vote(_, vote)) => {
-                unit.vote = Some((**vote).clone());
-                true
+            (machine, Pending::Vote(_, vote)) => {
+                let done = machine.store_vote(vote);
+                if done {
+                    self.model.check_vote(machine);
+                }
+                done
             }
             (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
                 self.model.check_terms(storage, registers, *term);
+                let was_lost = storage.stored.is_none();
                 let done = storage.write(registers, *term);
+                if was_lost {
+                    self.model.restored(storage, registers);
+                }
                 self.model.check_unit_disk(&self.nodes[id].machine);
                 done
             }

@@ -28,6 +28,14 @@ pub(super) enum Act {
     Trespass,
     Carve,
     Uncarve,
+    Apply,
+    Acquire,
+    HandBack,
+    Forget,
+    LoseVote,
+    LoseRegisters,
+    Restore,
+    Retire,
 }
 
 /// A story's mix.
@@ -41,6 +49,10 @@ pub(super) struct Mix {
     pub(super) away: bool,
     /// At so many hosts there are administrators.
     pub(super) administrators: usize,
+    /// Hosts restore lost registers by themselves.
+    pub(super) auto_restore: bool,
+    /// How long tombstones are kept, where that is short enough to see them go.
+    pub(super) purge_after: Option<Duration>,
     /// Extents are carved from the beginning.
     pub(super) extents: bool,
     weights: Vec<(Act, u32)>,
@@ -65,6 +77,16 @@ impl Mix {
             medium: up_to(rng, 0.02),
             spared: Vec::new(),
         };
+        // A host that is no member is not asked for what it alone may know: either, not both.
+        let (loses_registers, retires) = match rng.u8(0..8) {
+            0 | 1 => (true, false),
+            2 | 3 => (false, true),
+            _ => (false, false),
+        };
+        // What the lease promises is weaker where voters lose what they have promised.
+        let is_forgetful = rng.u8(0..6) == 0;
+        let auto_restore = rng.bool();
+        let purge_after = [None, None, Some(Duration::from_secs(rng.u64(1..6)))][rng.usize(0..3)];
         let mut some = |most: u32| {
             if rng.u8(0..3) == 0 {
                 0
@@ -93,6 +115,17 @@ impl Mix {
             (Act::Trespass, some(2)),
             (Act::Carve, some(10)),
             (Act::Uncarve, some(4)),
+            (Act::Apply, some(6)),
+            (Act::Acquire, some(4)),
+            (Act::HandBack, 5),
+            (Act::Forget, some(3)),
+            (Act::LoseVote, if is_forgetful { some(3) } else { 0 }),
+            (
+                Act::LoseRegisters,
+                if loses_registers { some(4) } else { 0 },
+            ),
+            (Act::Restore, if loses_registers { 6 } else { 0 }),
+            (Act::Retire, if retires { some(5) } else { 0 }),
         ];
         Self {
             network,
@@ -101,6 +134,8 @@ impl Mix {
             away: rng.u8(0..3) == 0,
             administrators: [1, 2, 2, 3, 3, 5, 8, usize::MAX][rng.usize(0..8)],
             extents: rng.bool(),
+            auto_restore,
+            purge_after,
             weights,
         }
     }

@@ -2,6 +2,7 @@
 //! then the faults stop, and everything must be well again within bounded virtual time.
 
 mod acts;
+mod admin;
 mod mix;
 
 use std::time::Duration;
@@ -22,6 +23,9 @@ pub const HEALING: Duration = Duration::from_secs(60);
 
 /// For how long everything must stay as it is when it is well.
 const QUIET: Duration = Duration::from_secs(6);
+
+/// The longest pause between two things that happen in a large cluster.
+const LONGEST_PAUSE_MS: u64 = 500;
 
 /// How large a world is.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +53,10 @@ pub struct Outcome {
     pub unconverged: Option<String>,
     /// Allocations acknowledged as changes.
     pub acknowledged: u64,
+    /// Sessions of the allocation lease.
+    pub sessions: u64,
+    /// Settings acknowledged.
+    pub settled: u64,
     /// Writes acknowledged to hosts.
     pub writes: u64,
     /// Reads and flushes acknowledged to hosts.
@@ -96,7 +104,7 @@ pub fn run(seed: u64, shape: Shape, capture: bool) -> Outcome {
     story.begin();
     let begin = story.world.now();
     while story.world.now().since(begin) < shape.chaos && story.world.model.violations.is_empty() {
-        let pause = story.rng.u64(1..=story.mix.pause_ms);
+        let pause = story.rng.u64(1..=story.pause_ms());
         story.world.run_for(Duration::from_millis(pause));
         story.act();
     }
@@ -128,6 +136,13 @@ impl Story {
             })
             .collect();
         let mix = Mix::draw(&mut rng);
+        for host in &hosts {
+            let host = world.host_mut(*host);
+            host.auto_restore = mix.auto_restore;
+            if let Some(purge_after) = mix.purge_after {
+                host.intervals.purge_after = purge_after;
+            }
+        }
         let mut administrators = hosts.clone();
         rng.shuffle(&mut administrators);
         administrators.truncate(mix.administrators);
@@ -225,6 +240,14 @@ impl Story {
         self.world.run_for(Duration::from_millis(500));
     }
 
+    /// The longest pause between two things that happen. A large cluster takes longer for each: at
+    /// the pace of a small one nothing in it would come to an end.
+    fn pause_ms(&self) -> u64 {
+        let slower = (self.hosts.len() / 8).max(1) as u64;
+        let pause = self.mix.pause_ms;
+        (pause * slower).min(LONGEST_PAUSE_MS.max(pause))
+    }
+
     fn everyone(&self) -> Vec<NodeId> {
         let mut all = vec![self.fabric];
         all.extend(&self.hosts);
@@ -292,6 +315,8 @@ impl Story {
             violations: model.violations,
             unconverged: why,
             acknowledged: model.acknowledged,
+            sessions: model.sessions.begun_count,
+            settled: model.sessions.settled_count,
             writes: self.world.data.acknowledged_count,
             other_io: self.world.data.other_count,
             frames: self.world.network.sent,
@@ -308,7 +333,7 @@ impl Story {
         let begin = self.world.now();
         loop {
             let left = HEALING.saturating_sub(self.world.now().since(begin));
-            self.wait_until(left, |world| unwell(world).is_none());
+            self.heal(left);
             let healing = self.world.now().since(begin);
             let before = stamps(&self.world);
             self.world.run_for(QUIET);
@@ -318,6 +343,24 @@ impl Story {
             }
             if why.is_none() || self.world.now().since(begin) >= HEALING {
                 return (healing, why);
+            }
+        }
+    }
+
+    /// Waits for everything to be well; an administrator restores what was lost meanwhile.
+    fn heal(&mut self, patience: Duration) {
+        let begin = self.world.now();
+        loop {
+            let left = patience.saturating_sub(self.world.now().since(begin));
+            let second = left.min(Duration::from_secs(1));
+            self.wait_until(second, |world| unwell(world).is_none());
+            if left <= second || unwell(&self.world).is_none() {
+                return;
+            }
+            for unit in self.lost_units() {
+                if let Some(host) = self.administrator().filter(|_| !self.mix.auto_restore) {
+                    self.ask_restore(host, unit, false);
+                }
             }
         }
     }

@@ -2,9 +2,11 @@
 
 use super::{
     AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, MAX_BURST,
-    MAX_STANDSTILL, Mac, Machine, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit, World,
-    place_of,
+    MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit,
+    World, place_of,
 };
+
+use crate::sessions::Beginning;
 
 impl World {
     /// Does the next thing, if it is due by `end`.
@@ -138,6 +140,7 @@ impl World {
             }
             self.give_to_disk(id, item);
         }
+        self.note_session(id);
         self.note_promises(id, before);
         self.note_io(id);
         self.transmit(id);
@@ -172,6 +175,40 @@ impl World {
         self.schedule(at, Event::Disk { node: id, number });
     }
 
+    /// Tells the model when a host begins a session of the lease, or holds none any more.
+    fn note_session(&mut self, id: usize) {
+        let now = self.local(id);
+        let Machine::Host(host) = &self.nodes[id].machine else {
+            return;
+        };
+        let session = host.agent.as_ref().and_then(|a| a.lease_session(now));
+        let known = self.model.sessions.of(host.guid);
+        if session.map(|s| s.term) == known {
+            return;
+        }
+        self.model.sessions.ends(host.guid);
+        let (Some(session), Some(agent)) = (session, &host.agent) else {
+            return;
+        };
+        let others = self.hosts().filter(|(other, _)| other.0 != id);
+        let others = others.filter_map(|(other, host)| {
+            let held = host.agent.as_ref()?.lease_session(self.local(other.0))?;
+            Some((host.name.clone(), held))
+        });
+        let is_voter = |node: &&Node| !matches!(node.machine, Machine::Fabric(_));
+        let beginning = Beginning {
+            now: self.now,
+            host: (host.guid, &host.name),
+            session,
+            voters: self.nodes.iter().filter(is_voter).count(),
+            others: others.collect(),
+            settings: agent.table().settings().stamp,
+        };
+        for what in self.model.sessions.begins(&beginning) {
+            self.model.violated(what);
+        }
+    }
+
     pub(super) fn promises(&self, id: usize) -> usize {
         match &self.nodes[id].machine {
             Machine::Host(host) => host.replies.len(),
@@ -194,12 +231,15 @@ impl World {
             .filter(|token| self.asked.contains_key(&(id, *token)))
             .collect();
         for token in answered {
-            self.asked.remove(&(id, token));
+            let asked = self.asked.remove(&(id, token));
             if let Machine::Host(host) = &self.nodes[id].machine {
                 match &host.replies[&token] {
                     AdminReply::Allocated(info) => self.model.acknowledged(info, host),
                     AdminReply::Carved(info) => self.model.carved(info, host),
                     AdminReply::Applied(info) => self.model.applied(info, host),
+                    AdminReply::Granularity(info) if asked.is_some_and(|a| a.settles) => {
+                        self.model.settled(info, host);
+                    }
                     _ => {}
                 }
             }
@@ -337,11 +377,9 @@ impl World {
         }
         let failing = self.disks.failure > 0.0 && self.rng.f64() < self.disks.failure && !spared;
         let after = self.rng.u32(0..8);
-        let file = match &self.nodes[id].machine {
-            Machine::Host(host) => host.disk.as_ref().map(|disk| disk.file.clone()),
-            Machine::Unit(unit) => unit.disk.as_ref().map(|disk| disk.file.clone()),
-            Machine::Fabric(_) => None,
-        };
+        let is_vote = matches!(pending, Pending::Vote(..));
+        let files = self.nodes[id].machine.files();
+        let file = files.into_iter().nth(usize::from(is_vote));
         let failed = match file {
             Some(file) => {
                 if failing {
