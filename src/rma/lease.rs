@@ -80,6 +80,9 @@ pub(super) struct Lease {
     phase: Phase,
     /// The highest plausible term that a voter has told of.
     highest: u64,
+    /// The highest term that this host has asked for. Each round asks for another one: the release that
+    /// follows a round that failed may come late, and must not end what a later round was granted.
+    asked: u64,
     next_round: u64,
     /// Since when the lease has been sought, and in how many rounds.
     seeking: Option<(Time, u32)>,
@@ -195,11 +198,13 @@ impl Agent {
         } else {
             Purpose::Work
         };
+        let term = self.known_term().max(self.lease.asked).saturating_add(1);
+        self.lease.asked = term;
         let request = LeaseRequest {
             verb: LeaseVerb::Ask,
             force,
             holder: Holder {
-                term: self.known_term().saturating_add(1),
+                term,
                 host: self.config.guid,
                 purpose,
                 process: caller.process,

@@ -31,6 +31,8 @@ pub struct Model {
     pub removed: BTreeSet<Guid>,
     /// Rows that administrators have said are not coming back.
     pub(crate) forgotten: BTreeSet<Guid>,
+    /// Rows that were purged somewhere as tombstones: no table tells any more who owned them.
+    purged_ever: BTreeSet<Guid>,
     /// How new what a host knew of a row was when it purged the row as a tombstone.
     purged: BTreeMap<(Guid, Guid), ObservationStamp>,
     /// Who has changed registers in which term.
@@ -121,7 +123,8 @@ impl Model {
         }
         // It is on the disk of the host that acknowledged it.
         let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-        if stored.is_none_or(|owned| owned.epoch < epoch) {
+        let is_known = stored.is_some() || !self.forgotten.contains(&guid);
+        if is_known && stored.is_none_or(|owned| owned.epoch < epoch) {
             self.lost(format!(
                 "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
                 host.name
@@ -282,6 +285,7 @@ impl Model {
             match (host.stored.rows.get(guid), row) {
                 (Some(old), None) if !old.is_valid() => {
                     self.purged.insert(key, old.observed);
+                    self.purged_ever.insert(*guid);
                 }
                 (None, Some(new)) => {
                     let Some(seen) = self.purged.remove(&key) else {
@@ -308,6 +312,13 @@ impl Model {
         if registers.iter().any(leapt) {
             for row in rows_of(storage) {
                 self.promised.remove(&row);
+            }
+        }
+        // What was purged is in no table any more.
+        let gone = self.forgotten.union(&self.purged_ever);
+        for row in gone.filter(|row| registers.iter().all(|r| r.row != **row)) {
+            if storage.owns(*row) {
+                self.promised.remove(row);
             }
         }
     }

@@ -226,6 +226,11 @@ pub struct Storage {
     pub(crate) date_s: u64,
 }
 
+/// The unit of a controller or device, also while that is taken out: their GUIDs begin alike.
+pub(crate) const fn unit_of(row: Guid) -> Guid {
+    Guid(row.0 >> 64 << 64)
+}
+
 impl Storage {
     /// The extents, as they are on its disk, of devices that it has.
     pub(crate) fn extents(&self) -> Vec<Guid> {
@@ -239,6 +244,11 @@ impl Storage {
             })
             .map(|r| r.row)
             .collect()
+    }
+
+    /// Whether a controller or device is this unit's, also while it is taken out.
+    pub(crate) const fn owns(&self, row: Guid) -> bool {
+        unit_of(row).0 == self.facts.guid.0
     }
 
     pub(crate) fn boot(&mut self, now: Time, seed: u64) {

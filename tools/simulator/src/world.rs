@@ -46,8 +46,8 @@ pub struct NodeId(pub(crate) usize);
 struct Asked {
     /// In which life of the host.
     life: u64,
-    /// Whether it changes settings.
-    settles: bool,
+    /// What for.
+    request: Box<AdminRequest>,
 }
 
 #[derive(Debug)]

@@ -162,8 +162,11 @@ impl World {
             {
                 self.model.forgotten.extend(agent.table().below(row));
             }
-            let settles = matches!(request, AdminRequest::GranularitySet { .. });
-            self.asked.insert((id.0, token), Asked { life, settles });
+            let asked = Asked {
+                life,
+                request: Box::new(request.clone()),
+            };
+            self.asked.insert((id.0, token), asked);
             if matches!(
                 request,
                 AdminRequest::LockAcquire { force: true }

@@ -85,9 +85,12 @@ impl World {
             .asked
             .iter()
             .find(|((id, _), asked)| alive(*id, asked.life));
-        if let Some(((id, token), _)) = asked {
+        if let Some(((id, token), asked)) = asked {
             let name = &self.host(NodeId(*id)).name;
-            return Some(format!("request {token} to host {name} is not answered"));
+            let what = &asked.request;
+            return Some(format!(
+                "request {token} to host {name} is not answered: {what:?}"
+            ));
         }
         self.hosts().find_map(|(id, host)| {
             let what = self.data.unended(host.guid, self.nodes[id.0].life)?;

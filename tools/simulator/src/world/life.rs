@@ -11,7 +11,7 @@ impl World {
         if let Machine::Unit(unit) = &self.nodes[id.0].machine
             && time >= SESSION_MEMORY
         {
-            self.data.sessions_forgotten(&devices_of(unit));
+            self.data.sessions_forgotten(unit.facts.guid);
         }
         self.rewake(id.0);
     }
