@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
+use rma::lease::majority;
+use rma::rma::HeldSession;
 use rma::rma::request::{
     AllocationInfo, ApplyInfo, ApplyState, CarveInfo, GranularityInfo, OwnershipInfo,
 };
@@ -80,7 +82,12 @@ impl Model {
     }
 
     /// An administrator was told that settings hold.
-    pub(crate) fn settled(&mut self, info: &GranularityInfo, host: &Host) {
+    pub(crate) fn settled(
+        &mut self,
+        info: &GranularityInfo,
+        host: &Host,
+        session: Option<HeldSession>,
+    ) {
         let stamp = TableStamp {
             term: info.stamp.term,
             counter: info.stamp.counter,
@@ -90,6 +97,13 @@ impl Model {
             self.lost(format!(
                 "I1: settings {stamp:?} were acknowledged before host {} had stored them",
                 host.name
+            ));
+        }
+        let kept = self.sessions.settings_kept(stamp);
+        let voters = session.map_or(0, |session| session.voters);
+        if voters > 0 && kept < majority(voters) {
+            self.lost(format!(
+                "I1: settings {stamp:?} were acknowledged when {kept} of {voters} voters had stored them"
             ));
         }
         let mut known = Granularity::ALL.iter().copied();

@@ -174,6 +174,14 @@ impl Sessions {
         broken
     }
 
+    /// How many voters have these settings or newer ones durably.
+    pub(crate) fn settings_kept(&self, stamp: TableStamp) -> usize {
+        self.kept
+            .values()
+            .filter(|kept| kept.settings >= stamp)
+            .count()
+    }
+
     /// Settings were acknowledged.
     pub(crate) fn settled(&mut self, settings: Settings) {
         self.settled_count += 1;

@@ -50,6 +50,13 @@ struct Asked {
     request: Box<AdminRequest>,
 }
 
+impl Asked {
+    /// Whether it changes settings.
+    fn settles(&self) -> bool {
+        matches!(*self.request, AdminRequest::GranularitySet { .. })
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     mac: Mac,

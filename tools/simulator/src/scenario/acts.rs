@@ -41,6 +41,7 @@ impl Story {
             Act::Apply => self.apply(),
             Act::Acquire => self.acquire(),
             Act::HandBack => self.hand_back(),
+            Act::CutHolder => self.cut_holder(),
             Act::Forget => self.forget(),
             Act::LoseVote => self.lose_vote(),
             Act::LoseRegisters => self.lose_registers(),
@@ -105,6 +106,20 @@ impl Story {
             let what = if linked { "plugged in" } else { "pulled" };
             self.note(format!("the cable of {} is {what}", self.name(node)));
             self.world.link(node, linked);
+        }
+    }
+
+    /// Whoever holds the lease can no longer be heard.
+    fn cut_holder(&mut self) {
+        let sessions = &self.world.model.sessions;
+        let holds = |id: &&NodeId| sessions.of(self.world.host(**id).guid()).is_some();
+        let holders: Vec<NodeId> = self.hosts.iter().filter(holds).copied().collect();
+        if let Some(host) = self.any(&holders) {
+            self.note(format!(
+                "the cable of {}, the holder, is pulled",
+                self.name(host)
+            ));
+            self.world.link(host, false);
         }
     }
 

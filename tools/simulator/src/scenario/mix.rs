@@ -31,6 +31,7 @@ pub(super) enum Act {
     Apply,
     Acquire,
     HandBack,
+    CutHolder,
     Forget,
     LoseVote,
     LoseRegisters,
@@ -118,6 +119,7 @@ impl Mix {
             (Act::Apply, some(6)),
             (Act::Acquire, some(4)),
             (Act::HandBack, 5),
+            (Act::CutHolder, some(3)),
             (Act::Forget, some(3)),
             (Act::LoseVote, if is_forgetful { some(3) } else { 0 }),
             (

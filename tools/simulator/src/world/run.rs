@@ -1,9 +1,9 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, AdminRequest, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header,
-    MAX_BURST, MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing,
-    Time, Unit, World, place_of,
+    AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, MAX_BURST,
+    MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit,
+    World, place_of,
 };
 
 use crate::sessions::Beginning;
@@ -237,12 +237,11 @@ impl World {
                     AdminReply::Allocated(info) => self.model.acknowledged(info, host),
                     AdminReply::Carved(info) => self.model.carved(info, host),
                     AdminReply::Applied(info) => self.model.applied(info, host),
-                    AdminReply::Granularity(info)
-                        if asked.is_some_and(|a| {
-                            matches!(*a.request, AdminRequest::GranularitySet { .. })
-                        }) =>
-                    {
-                        self.model.settled(info, host);
+                    AdminReply::Granularity(info) if asked.is_some_and(|a| a.settles()) => {
+                        let now = self.nodes[id].clock.local(self.now);
+                        let agent = host.agent.as_ref();
+                        let session = agent.and_then(|agent| agent.lease_session(now));
+                        self.model.settled(info, host, session);
                     }
                     _ => {}
                 }
