@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind, TableInfo};
+use rma::wire::{IocNumber, IodNumber};
 use rma_simulator::check::unconverged;
 use rma_simulator::{NodeId, World};
 
@@ -996,6 +997,11 @@ fn an_allocation_whose_row_is_forgotten_meanwhile_is_answered() {
         } = cluster_a(seed);
         world.start_all();
         converge(&mut world, s(10));
+        for above in ["112", "114B"] {
+            assert!(done(world.allocate(h108, above, &["110"])));
+        }
+        let place = (IocNumber(2), IodNumber(1));
+        let device = world.unit(u112).contents.devices[&place].guid;
         world.disks.sync = s(1);
         let allocate = AdminRequest::Allocate {
             target: "116B1".to_owned(),
@@ -1006,12 +1012,12 @@ fn an_allocation_whose_row_is_forgotten_meanwhile_is_answered() {
         let allocation = world.ask(h108, allocate);
         let made = |world: &World| {
             let stored = world.unit(u112).stored.as_ref();
-            stored.is_some_and(|stored| !stored.registers.is_empty())
+            stored.is_some_and(|stored| stored.registers.iter().any(|r| r.row == device))
         };
         assert!(world.run_until(s(20), made), "the unit makes no change");
-        let spec = world.remove_device(u112, 2, 1).expect("it is there");
+        world.remove_device(u112, 2, 1).expect("it is there");
         world.run_for(ms(300));
-        let target = spec.guid.to_string();
+        let target = device.to_string();
         let forget = world.ask(h108, AdminRequest::Forget { target });
         world.run_for(s(30));
         let replies = &world.host(h108).replies;

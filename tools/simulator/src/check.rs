@@ -31,6 +31,8 @@ pub struct Model {
     pub promised: BTreeMap<Guid, (Epoch, Ownership)>,
     /// Rows that were taken out of their units at least once.
     pub removed: BTreeSet<Guid>,
+    /// How often a host was made no member any more.
+    pub(crate) retired: usize,
     /// Rows that administrators have said are not coming back.
     pub(crate) forgotten: BTreeSet<Guid>,
     /// Rows that were purged somewhere as tombstones: no table tells any more who owned them.
@@ -100,7 +102,8 @@ impl Model {
             ));
         }
         let kept = self.sessions.settings_kept(stamp);
-        let voters = session.map_or(0, |session| session.voters);
+        // Of the voters by which the session was granted some may be members no more.
+        let voters = session.map_or(0, |s| s.voters.saturating_sub(self.retired));
         if voters > 0 && kept < majority(voters) {
             self.lost(format!(
                 "I1: settings {stamp:?} were acknowledged when {kept} of {voters} voters had stored them"

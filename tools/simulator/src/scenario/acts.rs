@@ -230,10 +230,9 @@ impl Story {
         if let Some(host) = self.any(&away) {
             self.note(format!("{} is no member any more", self.name(host)));
             let guid = self.world.host(host).guid();
-            self.world.with_fabric(fabric, |fabric, now| {
-                // It may never have come so far as to be one.
-                let _unknown = fabric.remove(now, guid);
-            });
+            // It may never have come so far as to be one.
+            let removed = self.world.with_fabric(fabric, |f, now| f.remove(now, guid));
+            self.world.model.retired += usize::from(removed.is_some_and(|r| r.is_ok()));
         }
     }
 
