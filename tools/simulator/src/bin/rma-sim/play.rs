@@ -67,6 +67,7 @@ impl Figures {
 
 /// How a planted bug was caught, or not.
 #[derive(Debug, serde::Serialize)]
+#[allow(clippy::struct_field_names)]
 pub(crate) struct Caught {
     pub(crate) name: &'static str,
     pub(crate) caught: bool,
