@@ -47,6 +47,20 @@ pub enum Bug {
     FailedCommitTaken,
     /// Fabric services put what a host offers in the place of what they keep.
     CentreTakesTheirs,
+    /// A voter of the lease answers that it grants before that is durable.
+    GrantedBeforeDurable,
+    /// A voter of the lease forgets at a restart what it had promised.
+    VoteForgotten,
+    /// A holder of the lease goes on when its time is over.
+    HolderGoesOn,
+    /// A unit makes a change of an older term.
+    OlderTermTaken,
+    /// Tombstones are purged that not every host has stored.
+    PurgedTooEarly,
+    /// A voter keeps settings in its memory only.
+    SettingsNotKept,
+    /// A unit's lost registers are restored from any table.
+    RestoredFromAnyTable,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -84,6 +98,13 @@ mod armed {
             (Self::NoReset, "no-reset"),
             (Self::FailedCommitTaken, "failed-commit-taken"),
             (Self::CentreTakesTheirs, "centre-takes-theirs"),
+            (Self::GrantedBeforeDurable, "granted-before-durable"),
+            (Self::VoteForgotten, "vote-forgotten"),
+            (Self::HolderGoesOn, "holder-goes-on"),
+            (Self::OlderTermTaken, "older-term-taken"),
+            (Self::PurgedTooEarly, "purged-too-early"),
+            (Self::SettingsNotKept, "settings-not-kept"),
+            (Self::RestoredFromAnyTable, "restored-from-any-table"),
         ];
 
         /// The bug of a name.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind, TableInfo};
+use rma::wire::{IocNumber, IodNumber};
 use rma_simulator::check::unconverged;
 use rma_simulator::{NodeId, World};
 
@@ -982,4 +983,50 @@ fn too_many_requests_at_a_time_are_told_to_come_again() {
     let answered = a.world.host(a.h108).replies.values();
     let done = answered.filter(|r| matches!(r, AdminReply::Allocated(_)));
     assert_eq!(done.count(), rma::rma::MAX_PENDING_REQUESTS);
+}
+
+#[test]
+fn an_allocation_whose_row_is_forgotten_meanwhile_is_answered() {
+    let mut taken_out = 0;
+    for seed in 0..12 {
+        let ClusterA {
+            mut world,
+            h108,
+            u112,
+            ..
+        } = cluster_a(seed);
+        world.start_all();
+        converge(&mut world, s(10));
+        for above in ["112", "114B"] {
+            assert!(done(world.allocate(h108, above, &["110"])));
+        }
+        let place = (IocNumber(2), IodNumber(1));
+        let device = world.unit(u112).contents.devices[&place].guid;
+        world.disks.sync = s(1);
+        let allocate = AdminRequest::Allocate {
+            target: "116B1".to_owned(),
+            hosts: vec!["110".to_owned()],
+            shared: false,
+            recursive: true,
+        };
+        let allocation = world.ask(h108, allocate);
+        let made = |world: &World| {
+            let stored = world.unit(u112).stored.as_ref();
+            stored.is_some_and(|stored| stored.registers.iter().any(|r| r.row == device))
+        };
+        assert!(world.run_until(s(20), made), "the unit makes no change");
+        world.remove_device(u112, 2, 1).expect("it is there");
+        world.run_for(ms(300));
+        let target = device.to_string();
+        let forget = world.ask(h108, AdminRequest::Forget { target });
+        world.run_for(s(30));
+        let replies = &world.host(h108).replies;
+        assert!(replies.contains_key(&forget), "seed {seed}");
+        match replies.get(&allocation) {
+            Some(AdminReply::Error(e)) if e.kind == ErrorKind::Invalid => taken_out += 1,
+            Some(AdminReply::Allocated(_)) => {}
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+    assert!(taken_out > 0, "the row was never forgotten in time");
 }

@@ -1,12 +1,13 @@
 //! Stories of the allocation lease in virtual time: who holds it, who is told so, and that a holder
 //! who is stalled, cut off or dead is in nobody's way for long and can change nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind, LockInfo};
 use rma::wire::message::{Holder, LeaseRequest, LeaseVerb, Purpose};
-use rma::wire::{Guid, Kind};
+use rma::wire::{CommandId, Flags, Guid, Header, Kind, Mac, Wire};
 use rma_simulator::check::unconverged;
 use rma_simulator::{NodeId, World};
 
@@ -186,6 +187,32 @@ fn hosts_that_ask_at_the_same_time_all_get_their_turn() {
         assert!(matches!(reply, AdminReply::Allocated(_)), "{reply:?}");
     }
     c.converge();
+}
+
+/// A late release of a round that failed must not end what a later round was granted.
+#[test]
+fn no_two_rounds_ask_for_the_same_term() {
+    let mut c = cluster(5, 3);
+    c.acquire(2, false);
+    c.world.capture = Some(Vec::new());
+    c.refused(0, release_request(), ErrorKind::Locked, &["h2"]);
+    c.refused(1, release_request(), ErrorKind::Locked, &["h2"]);
+    let mut asked: BTreeMap<(Mac, Mac, u64), BTreeSet<CommandId>> = BTreeMap::new();
+    for frame in c.world.capture.take().unwrap_or_default() {
+        let (header, payload) = Header::parse(&frame.bytes, frame.service).unwrap();
+        if header.kind != Kind::Lease || header.flags.contains(Flags::REPLY) {
+            continue;
+        }
+        let request = LeaseRequest::from_body(payload).unwrap();
+        if request.verb == LeaseVerb::Ask {
+            let round = (frame.src, frame.dst, request.holder.term);
+            asked.entry(round).or_default().insert(header.command);
+        }
+    }
+    assert!(asked.len() > 6, "there were not several rounds: {asked:?}");
+    for (round, commands) in asked {
+        assert_eq!(commands.len(), 1, "{round:?}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{StoredVote, TTL, is_far_stamp, is_far_term};
+use crate::planted::{self, Bug};
 use crate::wire::message::{Holder, LeaseReply, LeaseRequest, LeaseVerb};
 use crate::wire::{Guid, Settings, Status, Time, Wire};
 
@@ -95,6 +96,7 @@ impl<T> Voter<T> {
     /// A voter with what it has stored: `None` where that was lost.
     pub fn new(stored: Option<StoredVote>) -> Self {
         let is_lost = stored.is_none();
+        let stored = stored.filter(|_| !planted::is(Bug::VoteForgotten));
         let stored = stored.unwrap_or_default();
         Self {
             promised: stored.promised,
@@ -299,9 +301,9 @@ impl<T> Voter<T> {
             granted: granted.is_some_and(|asked| {
                 let same = |g: &&Grant| (g.holder.host, g.holder.term) == (asked.host, asked.term);
                 // One that was released and granted anew meanwhile has an answer of its own.
-                grant
-                    .filter(same)
-                    .is_some_and(|g| g.version <= self.durable)
+                grant.filter(same).is_some_and(|g| {
+                    g.version <= self.durable || planted::is(Bug::GrantedBeforeDurable)
+                })
             }),
             promised: self.promised,
             settings: self.settings,
@@ -315,7 +317,11 @@ impl<T> Voter<T> {
     fn answer_waiting(&mut self, now: Time) {
         let mut rest = VecDeque::new();
         while let Some(waiting) = self.waiting.pop_front() {
-            if waiting.version > self.durable {
+            let early = planted::is(match waiting.granted {
+                Some(_) => Bug::GrantedBeforeDurable,
+                None => Bug::SettingsNotKept,
+            });
+            if waiting.version > self.durable && !early {
                 rest.push_back(waiting);
                 continue;
             }
@@ -341,7 +347,11 @@ impl<T> Voter<T> {
         let vote = StoredVote {
             promised: self.promised,
             holder: self.grant.as_ref().map(|g| g.holder.clone()),
-            settings: self.settings,
+            settings: if planted::is(Bug::SettingsNotKept) {
+                Settings::default()
+            } else {
+                self.settings
+            },
         };
         Some((self.version, vote))
     }

@@ -452,7 +452,15 @@ impl Agent {
         self.lease_idle(now);
         let table = &self.table;
         let Some(row) = table.get(allocation.wish.target()) else {
-            return;
+            let name = label(table, allocation.unit);
+            let e = error(
+                ErrorKind::Invalid,
+                format!(
+                    "{name} has made the change, but the row has been taken out of the table \
+                     meanwhile; look again (`rma tree`) and repeat"
+                ),
+            );
+            return self.reply(allocation.token, AdminReply::Error(e));
         };
         if matches!(allocation.wish, Wish::Carve(_) | Wish::Uncarve(_)) {
             let reply = CarveInfo {

@@ -14,6 +14,7 @@ use super::round::{Refusal, Round};
 use super::timers::Timer;
 use super::voters::{Asked, VoteTag};
 use crate::lease::{GIVE_UP, RENEW, is_far_term, majority};
+use crate::planted::{self, Bug};
 use crate::wire::message::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 use crate::wire::{CommandId, Guid, Kind, Status, Time, Wire};
 
@@ -40,6 +41,27 @@ struct Session {
     renewal: Option<Round>,
     /// Another host has asked for the lease.
     is_wanted: bool,
+    /// How many voters there were, of which more than half have granted it.
+    voters: usize,
+    /// Whether it was taken by force.
+    forced: bool,
+}
+
+impl Session {
+    fn is_over(&self, now: Time) -> bool {
+        now >= self.until && !planted::is(Bug::HolderGoesOn)
+    }
+}
+
+/// A session that a host holds, as it believes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldSession {
+    /// Its term.
+    pub term: u64,
+    /// How many voters there were, of which more than half have granted it.
+    pub voters: usize,
+    /// Whether it was taken by force.
+    pub forced: bool,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +80,9 @@ pub(super) struct Lease {
     phase: Phase,
     /// The highest plausible term that a voter has told of.
     highest: u64,
+    /// The highest term that this host has asked for. Each round asks for another one: the release that
+    /// follows a round that failed may come late, and must not end what a later round was granted.
+    asked: u64,
     next_round: u64,
     /// Since when the lease has been sought, and in how many rounds.
     seeking: Option<(Time, u32)>,
@@ -101,7 +126,19 @@ impl Agent {
     /// The term under which changes may be made now; `None` where this host does not hold the lease.
     pub(super) fn lease_term(&self, now: Time) -> Option<u64> {
         match &self.lease.phase {
-            Phase::Held(session) if now < session.until => Some(session.holder.term),
+            Phase::Held(session) if !session.is_over(now) => Some(session.holder.term),
+            _ => None,
+        }
+    }
+
+    /// The session that this host holds.
+    pub fn lease_session(&self, now: Time) -> Option<HeldSession> {
+        match &self.lease.phase {
+            Phase::Held(session) if !session.is_over(now) => Some(HeldSession {
+                term: session.holder.term,
+                voters: session.voters,
+                forced: session.forced,
+            }),
             _ => None,
         }
     }
@@ -133,7 +170,7 @@ impl Agent {
     /// [`Agent::lease_failed`].
     pub(super) fn seek_lease(&mut self, now: Time, caller: &Caller) {
         match &self.lease.phase {
-            Phase::Held(session) if now < session.until && !session.is_wanted => {
+            Phase::Held(session) if !session.is_over(now) && !session.is_wanted => {
                 self.lease_ready(now);
             }
             Phase::Free => {
@@ -161,11 +198,13 @@ impl Agent {
         } else {
             Purpose::Work
         };
+        let term = self.known_term().max(self.lease.asked).saturating_add(1);
+        self.lease.asked = term;
         let request = LeaseRequest {
             verb: LeaseVerb::Ask,
             force,
             holder: Holder {
-                term: self.known_term().saturating_add(1),
+                term,
                 host: self.config.guid,
                 purpose,
                 process: caller.process,
@@ -270,8 +309,9 @@ impl Agent {
     fn judge_round(&mut self, now: Time) {
         match &mut self.lease.phase {
             Phase::Asking(round) if round.has_majority() => {
-                let (holder, sent) = (round.request.holder.clone(), round.sent);
-                self.won(now, holder, sent);
+                let (request, sent) = (round.request.clone(), round.sent);
+                let voters = round.voters;
+                self.won(now, request, sent, voters);
             }
             Phase::Asking(round) if round.is_hopeless() => {
                 // Too few are there: all that are shall be heard before that is said.
@@ -300,14 +340,16 @@ impl Agent {
         }
     }
 
-    fn won(&mut self, now: Time, holder: Holder, sent: Time) {
+    fn won(&mut self, now: Time, request: LeaseRequest, sent: Time, voters: usize) {
         let until = sent + GIVE_UP;
         self.lease.phase = Phase::Held(Session {
-            holder,
+            holder: request.holder,
             since: now,
             until,
             renewal: None,
             is_wanted: false,
+            voters,
+            forced: request.force,
         });
         self.lease.seeking = None;
         self.timers.cancel(Timer::LeaseRound);
@@ -395,7 +437,7 @@ impl Agent {
                 }
             }
             (Timer::LeaseRenew, Phase::Held(_)) => self.renew_lease(now),
-            (Timer::LeaseEnd, Phase::Held(session)) if now >= session.until => {
+            (Timer::LeaseEnd, Phase::Held(session)) if session.is_over(now) => {
                 self.lose_lease(now, "more than half of the voters have not answered");
             }
             _ => {}

@@ -12,6 +12,7 @@ use super::plan::error;
 use super::report::{self, label};
 use super::request::{AdminError, AdminReply, ErrorKind, ForgottenInfo, RowInfo};
 use super::timers::Timer;
+use crate::planted::{self, Bug};
 use crate::wire::{EntityType, Guid, Row, Time};
 
 /// The most owned rows that a refusal names.
@@ -67,6 +68,9 @@ impl Agent {
     /// Whether every member host has told that it has stored just what we have stored: tables only
     /// grow newer, so it has passed every tombstone of ours.
     fn have_all_passed(&self) -> bool {
+        if planted::is(Bug::PurgedTooEarly) {
+            return true;
+        }
         self.members.is_some() && self.journal.is_clean() && self.hosts_not_in_step().is_empty()
     }
 

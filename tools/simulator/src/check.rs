@@ -3,14 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
-use rma::rma::request::{AllocationInfo, ApplyInfo, ApplyState, CarveInfo, OwnershipInfo};
+use rma::lease::majority;
+use rma::rma::HeldSession;
+use rma::rma::request::{
+    AllocationInfo, ApplyInfo, ApplyState, CarveInfo, GranularityInfo, OwnershipInfo,
+};
 use rma::wire::message::OwnershipRegister;
-use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
+use rma::wire::{
+    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, Row, Settings, TableStamp,
+};
 
 use crate::central::tables_in_use;
 use crate::node::{Host, Machine, Storage};
+use crate::sessions::Sessions;
 use crate::stored::TableChange;
 use crate::world::World;
+
+/// By how much epochs leap at least when registers are restored by force.
+const EPOCH_LEAP: u64 = 1 << 32;
 
 /// The most broken promises that are written down.
 const MAX_VIOLATIONS: usize = 64;
@@ -22,8 +32,18 @@ pub struct Model {
     pub promised: BTreeMap<Guid, (Epoch, Ownership)>,
     /// Rows that were taken out of their units at least once.
     pub removed: BTreeSet<Guid>,
+    /// How often a host was made no member any more.
+    pub(crate) retired: usize,
+    /// Rows that administrators have said are not coming back.
+    pub(crate) forgotten: BTreeSet<Guid>,
+    /// Rows that were purged somewhere as tombstones: no table tells any more who owned them.
+    purged_ever: BTreeSet<Guid>,
+    /// How new what a host knew of a row was when it purged the row as a tombstone.
+    purged: BTreeMap<(Guid, Guid), ObservationStamp>,
     /// Who has changed registers in which term.
-    sessions: BTreeMap<u64, Guid>,
+    writers: BTreeMap<u64, Guid>,
+    /// The lease as it must be.
+    pub sessions: Sessions,
     /// Acknowledged allocations that were lost (I1).
     pub lost_acknowledged: u64,
     /// Broken invariants, in words.
@@ -64,6 +84,53 @@ impl Model {
         }
     }
 
+    /// An administrator was told that settings hold.
+    pub(crate) fn settled(
+        &mut self,
+        info: &GranularityInfo,
+        host: &Host,
+        session: Option<HeldSession>,
+    ) {
+        let stamp = TableStamp {
+            term: info.stamp.term,
+            counter: info.stamp.counter,
+            writer: info.stamp.writer.parse().unwrap_or(Guid::NIL),
+        };
+        if host.stored.settings.stamp < stamp {
+            self.lost(format!(
+                "I1: settings {stamp:?} were acknowledged before host {} had stored them",
+                host.name
+            ));
+        }
+        let kept = self.sessions.settings_kept(stamp);
+        // Of the voters by which the session was granted some may be members no more.
+        let voters = session.map_or(0, |s| s.voters.saturating_sub(self.retired));
+        if voters > 0 && kept < majority(voters) {
+            self.lost(format!(
+                "I1: settings {stamp:?} were acknowledged when {kept} of {voters} voters had stored them"
+            ));
+        }
+        let mut known = Granularity::ALL.iter().copied();
+        let named = known.find(|g| g.name() == info.granularity);
+        if let Some(granularity) = named {
+            self.sessions.settled(Settings { granularity, stamp });
+        }
+    }
+
+    /// What a voter has on its disk now is no less than what it has promised.
+    pub(crate) fn check_vote(&mut self, machine: &Machine) {
+        let (voter, name, vote) = match machine {
+            Machine::Host(host) => (host.guid, &host.name, &host.vote),
+            Machine::Unit(unit) => (unit.facts.guid, &unit.facts.name, &unit.vote),
+            Machine::Fabric(_) => return,
+        };
+        if let Some(vote) = vote {
+            for what in self.sessions.stored(voter, name, vote) {
+                self.violated(what);
+            }
+        }
+    }
+
     fn promise(&mut self, guid: &str, epoch: u64, after: &OwnershipInfo, host: &Host) {
         let guid: Guid = guid.parse().unwrap_or(Guid::NIL);
         let ownership = ownership_of(after);
@@ -74,7 +141,8 @@ impl Model {
         }
         // It is on the disk of the host that acknowledged it.
         let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-        if stored.is_none_or(|owned| owned.epoch < epoch) {
+        let is_known = stored.is_some() || !self.forgotten.contains(&guid);
+        if is_known && stored.is_none_or(|owned| owned.epoch < epoch) {
             self.lost(format!(
                 "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
                 host.name
@@ -206,6 +274,7 @@ impl Model {
     pub(crate) fn check_commit(&mut self, host: &Host, change: &TableChange) {
         let before = |guid: &Guid| host.stored.rows.get(guid);
         let mut broken = Vec::new();
+        broken.extend(self.check_purged(host, change));
         for (guid, row) in &change.rows {
             let (Some(old), Some(new)) = (before(guid), row) else {
                 continue;
@@ -223,6 +292,52 @@ impl Model {
         }
         for what in broken {
             self.lost(what);
+        }
+    }
+
+    /// What was purged as a tombstone does not come back as it was before it became one.
+    fn check_purged(&mut self, host: &Host, change: &TableChange) -> Vec<String> {
+        let mut broken = Vec::new();
+        for (guid, row) in &change.rows {
+            let key = (host.guid, *guid);
+            match (host.stored.rows.get(guid), row) {
+                (Some(old), None) if !old.is_valid() => {
+                    self.purged.insert(key, old.observed);
+                    self.purged_ever.insert(*guid);
+                }
+                (None, Some(new)) => {
+                    let Some(seen) = self.purged.remove(&key) else {
+                        continue;
+                    };
+                    // Where an administrator has not waited for every host, one may still tell of it.
+                    if new.is_valid() && new.observed <= seen && !self.forgotten.contains(guid) {
+                        broken.push(format!(
+                            "I1: an old table brings {} back at host {}, which had purged it",
+                            new.name, host.name
+                        ));
+                    }
+                }
+                _ => {}
+            }
+        }
+        broken
+    }
+
+    /// Lost registers were restored. Where an administrator did not wait for every host's table, what
+    /// only those hosts knew was given up.
+    pub(crate) fn restored(&mut self, storage: &Storage, registers: &[OwnershipRegister]) {
+        let leapt = |r: &OwnershipRegister| r.owned.epoch.0 >= EPOCH_LEAP;
+        if registers.iter().any(leapt) {
+            for row in rows_of(storage) {
+                self.promised.remove(&row);
+            }
+        }
+        // What was purged is in no table any more.
+        let gone = self.forgotten.union(&self.purged_ever);
+        for row in gone.filter(|row| registers.iter().all(|r| r.row != **row)) {
+            if storage.owns(*row) {
+                self.promised.remove(row);
+            }
         }
     }
 
@@ -245,10 +360,13 @@ impl Model {
                 ));
             }
         }
-        for register in registers.iter().filter(own) {
+        // What is restored was made in sessions of others.
+        let made = registers.iter().filter(|_| storage.stored.is_some());
+        for register in made.filter(own) {
             let (term, writer) = (register.owned.term, register.owned.writer);
-            // Before sessions were leased there was one for ever, of everybody.
-            if term > 0 && *self.sessions.entry(term).or_insert(writer) != writer {
+            // One that voters may have forgotten may be given twice.
+            let known = term > self.sessions.forgotten();
+            if known && *self.writers.entry(term).or_insert(writer) != writer {
                 broken.push(format!("I7: two hosts change registers in term {term}"));
             }
         }
@@ -339,6 +457,14 @@ pub fn unconverged(world: &World) -> Option<String> {
                 "fabric services keep another table than host {name}"
             ));
         }
+        let (settings, promised) = (table.settings(), &world.model.sessions.settings);
+        if settings.stamp < promised.stamp
+            || (settings.stamp == promised.stamp && settings != promised)
+        {
+            return Some(format!(
+                "host {name} has {settings:?}, but {promised:?} was acknowledged"
+            ));
+        }
         match first {
             None => first = Some((name, table.digest())),
             Some((other, digest)) if digest != table.digest() => {
@@ -362,7 +488,7 @@ pub fn unconverged(world: &World) -> Option<String> {
         }
         for (_, storage) in world.units() {
             let Some(stored) = &storage.stored else {
-                continue;
+                return Some(format!("unit {} has no registers", storage.facts.name));
             };
             for register in &stored.registers {
                 if !present.contains(&register.row) {

@@ -40,8 +40,14 @@ impl Clock {
     /// What it says.
     pub(crate) fn local(&self, world: Time) -> Time {
         let elapsed = world.since(self.since).as_nanos().cast_signed();
-        let own = elapsed + elapsed * i128::from(self.pace_ppm) / 1_000_000;
-        self.base + Duration::from_nanos(own as u64)
+        // Most times are short, and 128 bits are slow to divide.
+        let wrong = match (elapsed as i64).checked_mul(self.pace_ppm) {
+            Some(product) if i128::from(elapsed as i64) == elapsed => {
+                i128::from(product / 1_000_000)
+            }
+            _ => elapsed * i128::from(self.pace_ppm) / 1_000_000,
+        };
+        self.base + Duration::from_nanos((elapsed + wrong) as u64)
     }
 
     /// When (at the earliest) it says so.

@@ -8,6 +8,8 @@ use rma::unit::DiskOp;
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{Epoch, Guid, Ownership};
 
+use crate::node::unit_of;
+
 /// Bytes of a block.
 pub const BLOCK_BYTES: u64 = 512;
 /// Blocks of each device that are written to.
@@ -78,7 +80,7 @@ pub struct Data {
     flushed: BTreeMap<Place, u64>,
     /// Power losses of each device.
     losses: BTreeMap<Guid, u64>,
-    /// How often the unit of each device has forgotten its sessions.
+    /// How often each unit has forgotten its sessions.
     forgotten: BTreeMap<Guid, u64>,
     applications: u64,
     /// Writes acknowledged.
@@ -119,7 +121,7 @@ impl Data {
             applied: (0, 0),
             times: 0,
             losses: self.losses_of(place.0),
-            forgotten: self.forgotten.get(&place.0).copied().unwrap_or(0),
+            forgotten: self.forgotten.get(&unit_of(place.0)).copied().unwrap_or(0),
             floor,
         };
         self.ops.insert(token, op);
@@ -175,7 +177,11 @@ impl Data {
                 op.host
             ));
         }
-        let forgotten = self.forgotten.get(&op.place.0).copied().unwrap_or(0);
+        let forgotten = self
+            .forgotten
+            .get(&unit_of(op.place.0))
+            .copied()
+            .unwrap_or(0);
         if op.times > 1 && forgotten == op.forgotten {
             return Err(format!(
                 "I3: write {token} of host {} was applied {} times by one life of its unit",
@@ -359,12 +365,10 @@ impl Data {
         lost
     }
 
-    /// The unit of these devices has slept for so long that it knows its sessions no more: what was
-    /// under way may be executed again, as after a restart.
-    pub(crate) fn sessions_forgotten(&mut self, devices: &[Guid]) {
-        for device in devices {
-            *self.forgotten.entry(*device).or_default() += 1;
-        }
+    /// A unit has slept for so long that it knows its sessions no more: what was under way may be
+    /// executed again, as after a restart.
+    pub(crate) fn sessions_forgotten(&mut self, unit: Guid) {
+        *self.forgotten.entry(unit).or_default() += 1;
     }
 
     /// What lies on the media is the newest acknowledged write of each block, or a later one.

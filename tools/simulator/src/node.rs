@@ -15,8 +15,9 @@ use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 
 use crate::central::{Fate, Seen};
+use crate::disk::File;
 use crate::service::{Heard, Service};
-use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, add_registers};
+use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, VoteDisk, add_registers};
 
 /// Bytes behind the Ethernet header that every simulated NIC takes.
 pub const MTU: u16 = 1500;
@@ -77,6 +78,8 @@ pub struct Host {
     pub stored: StoredTable,
     /// What it has promised as a voter of the lease; `None`: lost.
     pub vote: Option<StoredVote>,
+    /// The file that its vote lies in, where the world wants that.
+    pub(crate) vote_disk: Option<VoteDisk>,
     /// Its agent, while it runs.
     pub agent: Option<Agent>,
     pub(crate) service: Option<Service>,
@@ -99,6 +102,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// Which host it is.
+    pub const fn guid(&self) -> Guid {
+        self.guid
+    }
+
     pub(crate) fn boot(&mut self, seed: u64) {
         self.incarnation += 1;
         self.events.clear();
@@ -212,12 +220,19 @@ pub struct Storage {
     pub stored: Option<StoredRegisters>,
     /// What it has promised as a voter of the lease; `None`: lost.
     pub vote: Option<StoredVote>,
+    /// The file that its vote lies in, where the world wants that.
+    pub(crate) vote_disk: Option<VoteDisk>,
     /// Its state machine, while it runs.
     pub unit: Option<Unit>,
     /// The file that the registers lie in, where the world wants that.
     pub(crate) disk: Option<RegistersDisk>,
     /// The date, for people.
     pub(crate) date_s: u64,
+}
+
+/// The unit of a controller or device, also while that is taken out: their GUIDs begin alike.
+pub(crate) const fn unit_of(row: Guid) -> Guid {
+    Guid(row.0 >> 64 << 64)
 }
 
 impl Storage {
@@ -233,6 +248,11 @@ impl Storage {
             })
             .map(|r| r.row)
             .collect()
+    }
+
+    /// Whether a controller or device is this unit's, also while it is taken out.
+    pub(crate) const fn owns(&self, row: Guid) -> bool {
+        unit_of(row).0 == self.facts.guid.0
     }
 
     pub(crate) fn boot(&mut self, now: Time, seed: u64) {
@@ -339,6 +359,44 @@ pub enum Machine {
     Unit(Box<Storage>),
     /// A box with fabric services.
     Fabric(Box<Services>),
+}
+
+impl Machine {
+    /// Which machine it is.
+    pub(crate) fn guid(&self) -> Guid {
+        match self {
+            Self::Host(host) => host.guid,
+            Self::Unit(unit) => unit.facts.guid,
+            Self::Fabric(services) => services.guid,
+        }
+    }
+
+    /// Writes what its voter has promised to its disk; whether that went well.
+    pub(crate) fn store_vote(&mut self, vote: &StoredVote) -> bool {
+        let (stored, disk, date_s) = match self {
+            Self::Host(host) => (&mut host.vote, &mut host.vote_disk, host.date_s),
+            Self::Unit(unit) => (&mut unit.vote, &mut unit.vote_disk, unit.date_s),
+            Self::Fabric(_) => return true,
+        };
+        match disk {
+            Some(disk) => disk.store(stored, vote, date_s),
+            None => {
+                *stored = Some(vote.clone());
+                true
+            }
+        }
+    }
+
+    /// The files on its disk.
+    pub(crate) fn files(&self) -> Vec<File> {
+        let (first, vote) = match self {
+            Self::Host(host) => (host.disk.as_ref().map(|d| &d.file), &host.vote_disk),
+            Self::Unit(unit) => (unit.disk.as_ref().map(|d| &d.file), &unit.vote_disk),
+            Self::Fabric(_) => return Vec::new(),
+        };
+        let vote = vote.as_ref().map(|d| &d.file);
+        first.into_iter().chain(vote).cloned().collect()
+    }
 }
 
 /// A device's spec by number and name, one MiB in blocks of 512.

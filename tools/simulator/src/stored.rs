@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rma::crt::{RegistersImage, Table, TableImage};
+use rma::lease::{StoredVote, VoteImage};
 use rma::unit::StoredRegisters;
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Row, Settings, TableStamp};
@@ -147,8 +148,6 @@ impl TableDisk {
         change: &TableChange,
         date_s: u64,
     ) -> bool {
-        let mut new = stored.clone();
-        new.apply(change);
         let rows = change.rows.iter().filter_map(|(_, row)| row.clone());
         let table = Table::restore(change.settings, change.stamp, change.highest, rows)
             .with_floor(change.floor);
@@ -156,9 +155,11 @@ impl TableDisk {
         let image = self.image.as_mut();
         let done = image.is_some_and(|image| image.commit(&table, &changed, date_s).is_ok());
         if done {
-            *stored = new;
+            stored.apply(change);
             self.perhaps.clear();
         } else {
+            let mut new = stored.clone();
+            new.apply(change);
             self.perhaps.push(new);
         }
         done
@@ -215,14 +216,23 @@ pub(crate) struct RegistersDisk {
 
 impl RegistersDisk {
     pub(crate) fn new(unit: Guid, seed: u64) -> Self {
+        Self::create(unit, seed, false)
+    }
+
+    fn create(unit: Guid, seed: u64, lost: bool) -> Self {
         let file = File::new(seed);
-        let image = RegistersImage::create(file.clone(), unit, false, 0);
+        let image = RegistersImage::create(file.clone(), unit, lost, 0);
         Self {
             unit,
             file,
             image: Some(image.expect("the disk does not fail")),
             perhaps: Vec::new(),
         }
+    }
+
+    /// The disk is replaced by an empty one.
+    pub(crate) fn lose(&mut self, seed: u64) {
+        *self = Self::create(self.unit, seed, true);
     }
 
     /// Stores; `stored` is what was on the disk before, and afterwards what is there for certain.
@@ -265,6 +275,76 @@ impl RegistersDisk {
             return Err(format!(
                 "I9: registers are neither the old nor the new ones after a crash: {found:?}, \
                  not {stored:?}"
+            ));
+        }
+        *stored = found;
+        Ok(())
+    }
+}
+
+/// The file in which a voter of the lease remembers what it has promised.
+#[derive(Debug)]
+pub(crate) struct VoteDisk {
+    owner: Guid,
+    pub(crate) file: File,
+    image: Option<VoteImage<File>>,
+    perhaps: Vec<StoredVote>,
+}
+
+impl VoteDisk {
+    pub(crate) fn new(owner: Guid, seed: u64) -> Self {
+        Self::create(owner, seed, false)
+    }
+
+    fn create(owner: Guid, seed: u64, lost: bool) -> Self {
+        let file = File::new(seed);
+        let image = VoteImage::create(file.clone(), owner, lost, 0);
+        Self {
+            owner,
+            file,
+            image: Some(image.expect("the disk does not fail")),
+            perhaps: Vec::new(),
+        }
+    }
+
+    /// The file is gone, and the voter finds one that says so.
+    pub(crate) fn lose(&mut self, seed: u64) {
+        *self = Self::create(self.owner, seed, true);
+    }
+
+    /// Stores; `stored` is what was on the disk before, and afterwards what is there for certain.
+    pub(crate) fn store(
+        &mut self,
+        stored: &mut Option<StoredVote>,
+        vote: &StoredVote,
+        date_s: u64,
+    ) -> bool {
+        let image = self.image.as_mut();
+        let done = image.is_some_and(|image| image.store(vote, date_s).is_ok());
+        if done {
+            *stored = Some(vote.clone());
+            self.perhaps.clear();
+        } else {
+            self.perhaps.push(vote.clone());
+        }
+        done
+    }
+
+    /// The machine is gone; what is found on its disk afterwards must be something whole.
+    pub(crate) fn crash(
+        &mut self,
+        power: bool,
+        stored: &mut Option<StoredVote>,
+    ) -> Result<(), String> {
+        self.image = None;
+        self.file.crash(power);
+        let opened = VoteImage::open(self.file.clone(), self.owner);
+        let (image, found) = opened.map_err(|e| format!("I9: a vote cannot be opened: {e}"))?;
+        self.image = Some(image);
+        let perhaps = std::mem::take(&mut self.perhaps);
+        if found != *stored && !perhaps.into_iter().any(|p| Some(p) == found) {
+            return Err(format!(
+                "I9: a vote is neither the old nor the new one after a crash: {found:?}, not {stored:?}"
             ));
         }
         *stored = found;

@@ -5,7 +5,8 @@ mod io;
 mod life;
 mod run;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::network::Network;
 use crate::node::{
     DiskFaults, Host, Machine, Pending, STALL, Services, Storage, UnitContents, device_spec,
 };
-use crate::stored::{RegistersDisk, StoredTable, TableDisk};
+use crate::stored::{RegistersDisk, StoredTable, TableDisk, VoteDisk};
 
 /// The most frames that one machine sends at one moment before the world calls it a storm.
 const MAX_BURST: usize = 1_000_000;
@@ -40,6 +41,22 @@ const SESSION_MEMORY: Duration = Duration::from_secs(20 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) usize);
 
+/// An administrator's request without an answer.
+#[derive(Debug)]
+struct Asked {
+    /// In which life of the host.
+    life: u64,
+    /// What for.
+    request: Box<AdminRequest>,
+}
+
+impl Asked {
+    /// Whether it changes settings.
+    fn settles(&self) -> bool {
+        matches!(*self.request, AdminRequest::GranularitySet { .. })
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     mac: Mac,
@@ -53,6 +70,8 @@ struct Node {
     /// Whether its cable is plugged in.
     linked: bool,
     wake: Option<Time>,
+    /// What its clock says then.
+    wake_local: Time,
     /// When its disk has done what it was told.
     disk_until: Time,
 }
@@ -63,16 +82,45 @@ enum Event {
         to: usize,
         service: bool,
         src: Mac,
-        bytes: Rc<Vec<u8>>,
+        bytes: Rc<[u8]>,
     },
     Wake {
         node: usize,
     },
+    /// A disk has finished what is in [`World::on_disk`] under this number.
     Disk {
         node: usize,
-        life: u64,
-        pending: Pending,
+        number: u64,
     },
+}
+
+/// Something that is going to happen: the earliest first, and of the same moment the oldest.
+#[derive(Debug)]
+struct Due {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // A heap gives its largest.
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
 }
 
 /// A frame as the wire saw it.
@@ -87,7 +135,7 @@ pub struct Seen {
     /// The receiver.
     pub dst: Mac,
     /// Header and payload, without the Ethernet header.
-    pub bytes: Rc<Vec<u8>>,
+    pub bytes: Rc<[u8]>,
 }
 
 /// How true to life a world is; what costs time and only matters to made-up stories is left out
@@ -109,7 +157,11 @@ pub struct World {
     realism: Realism,
     now: Time,
     nodes: Vec<Node>,
-    events: BTreeMap<(Time, u64), Event>,
+    events: BinaryHeap<Due>,
+    /// What disks have not finished, by machine, in the order in which they were told.
+    on_disk: BTreeMap<(usize, u64), Pending>,
+    /// Where a frame is made.
+    scratch: Vec<u8>,
     sequence: u64,
     rng: fastrand::Rng,
     /// The wire.
@@ -124,7 +176,7 @@ pub struct World {
     /// Things that have happened at this moment.
     standstill: u64,
     /// Requests of administrators without an answer: of which host, in which of its lives.
-    asked: BTreeMap<(usize, u64), u64>,
+    asked: BTreeMap<(usize, u64), Asked>,
     /// One of each row, where equal rows are to be in memory once.
     known_rows: BTreeMap<Guid, Arc<Row>>,
     /// Every frame sent, where it is wanted.
@@ -168,7 +220,9 @@ impl World {
             realism,
             now: Time::ZERO + Duration::from_secs(1),
             nodes: Vec::new(),
-            events: BTreeMap::new(),
+            events: BinaryHeap::new(),
+            on_disk: BTreeMap::new(),
+            scratch: Vec::new(),
             sequence: 0,
             network: Network::new(rng.u64(..)),
             disks: DiskFaults::NONE,
@@ -201,6 +255,7 @@ impl World {
             life: 0,
             linked: true,
             wake: None,
+            wake_local: Time::ZERO,
             disk_until: Time::ZERO,
         });
         NodeId(id)
@@ -229,6 +284,7 @@ impl World {
         let guid = Guid(0x0105_0000_0000_0000_0000_0000_0000_0000 + id as u128);
         let seed = self.rng.u64(..);
         let disk = self.realism.files.then(|| TableDisk::new(guid, seed));
+        let vote_disk = self.realism.files.then(|| VoteDisk::new(guid, !seed));
         self.add(Machine::Host(Box::new(Host {
             guid,
             name: name.to_owned(),
@@ -240,6 +296,7 @@ impl World {
             auto_restore: false,
             stored: StoredTable::default(),
             vote: Some(StoredVote::default()),
+            vote_disk,
             agent: None,
             service: None,
             replies: BTreeMap::new(),
@@ -288,6 +345,7 @@ impl World {
             .realism
             .files
             .then(|| RegistersDisk::new(Guid(base), seed));
+        let vote_disk = self.realism.files.then(|| VoteDisk::new(Guid(base), !seed));
         self.add(Machine::Unit(Box::new(Storage {
             facts: UnitFacts {
                 guid: Guid(base),
@@ -303,6 +361,7 @@ impl World {
             contents,
             stored: Some(StoredRegisters::default()),
             vote: Some(StoredVote::default()),
+            vote_disk,
             unit: None,
             disk,
             date_s: 0,
@@ -432,7 +491,7 @@ impl World {
             to: to.0,
             service,
             src,
-            bytes: Rc::new(frame),
+            bytes: Rc::from(frame),
         };
         self.schedule(self.now, event);
     }
@@ -477,17 +536,20 @@ impl World {
                 self.model.check_silence(host, change);
                 done
             }
-            (Machine::Host(host), Pending::Vote(_, vote)) => {
-                host.vote = Some((**vote).clone());
-                true
-            }
-            (Machine::Unit(unit), Pending::Vote(_, vote)) => {
-                unit.vote = Some((**vote).clone());
-                true
+            (machine, Pending::Vote(_, vote)) => {
+                let done = machine.store_vote(vote);
+                if done {
+                    self.model.check_vote(machine);
+                }
+                done
             }
             (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
                 self.model.check_terms(storage, registers, *term);
+                let was_lost = storage.stored.is_none();
                 let done = storage.write(registers, *term);
+                if was_lost {
+                    self.model.restored(storage, registers);
+                }
                 self.model.check_unit_disk(&self.nodes[id].machine);
                 done
             }

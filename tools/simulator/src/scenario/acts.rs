@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rma::rma::request::AdminRequest;
 use rma::wire::{IocNumber, IodNumber};
 
 use super::Story;
@@ -39,113 +38,15 @@ impl Story {
             Act::Trespass => self.trespass(),
             Act::Carve => self.carve(),
             Act::Uncarve => self.uncarve(),
-        }
-    }
-
-    fn target(&mut self) -> Option<String> {
-        let unit = self.any(&self.units.clone())?;
-        let contents = &self.world.unit(unit).contents;
-        let mut names: Vec<String> = contents.devices.values().map(|d| d.name.clone()).collect();
-        names.extend(contents.controllers.values().map(|c| c.name.clone()));
-        names.extend(self.extents.iter().cloned());
-        // The unit itself as often as any of its controllers.
-        names.push(format!("u{}", self.units.iter().position(|u| *u == unit)?));
-        self.rng.choice(names)
-    }
-
-    /// Some hosts, mostly those to which units were opened up.
-    fn some_hosts(&mut self) -> Vec<String> {
-        let among = if self.rng.u8(0..4) == 0 {
-            self.hosts.len()
-        } else {
-            self.hosts.len().min(8)
-        };
-        let mut hosts: Vec<String> = (0..among).map(|n| format!("h{n}")).collect();
-        self.rng.shuffle(&mut hosts);
-        hosts
-    }
-
-    pub(super) fn allocate(&mut self) {
-        let (Some(host), Some(mut target)) = (self.running_host(), self.target()) else {
-            return;
-        };
-        let mut hosts = self.some_hosts();
-        let mut count = self.rng.usize(1..=hosts.len().min(3));
-        if self.rng.u8(0..3) == 0 {
-            // Opens a unit or controller to many, so that what is below can be allocated.
-            target = self.opener().unwrap_or(target);
-            count = hosts.len().min(16);
-        }
-        hosts.truncate(count);
-        let shared = self.rng.bool();
-        let recursive = self.rng.bool();
-        self.note(format!(
-            "{} allocates {target} to {hosts:?}",
-            self.name(host)
-        ));
-        self.world.ask(
-            host,
-            AdminRequest::Allocate {
-                target,
-                hosts,
-                shared,
-                recursive,
-            },
-        );
-    }
-
-    /// Several administrators want the same at the same time.
-    fn contend(&mut self) {
-        let Some(target) = self.target() else { return };
-        for _ in 0..self.rng.usize(2..5) {
-            let Some(host) = self.running_host() else {
-                return;
-            };
-            let hosts = self.some_hosts().into_iter().take(1).collect();
-            self.note(format!("{} wants {target} for {hosts:?}", self.name(host)));
-            let target = target.clone();
-            let request = if self.rng.u8(0..4) == 0 {
-                AdminRequest::Release {
-                    target,
-                    recursive: true,
-                }
-            } else {
-                AdminRequest::Allocate {
-                    target,
-                    hosts,
-                    shared: false,
-                    recursive: true,
-                }
-            };
-            self.world.ask(host, request);
-        }
-    }
-
-    fn opener(&mut self) -> Option<String> {
-        let n = self.rng.usize(0..self.units.len().max(1));
-        let contents = &self.world.unit(*self.units.get(n)?).contents;
-        let mut names = vec![format!("u{n}"), format!("u{n}")];
-        names.extend(contents.controllers.values().map(|c| c.name.clone()));
-        self.rng.choice(names)
-    }
-
-    fn release(&mut self) {
-        let (Some(host), Some(target)) = (self.running_host(), self.target()) else {
-            return;
-        };
-        let recursive = self.rng.bool();
-        self.note(format!("{} releases {target}", self.name(host)));
-        self.world
-            .ask(host, AdminRequest::Release { target, recursive });
-    }
-
-    fn granularity(&mut self) {
-        if let Some(host) = self.running_host() {
-            let names = ["unit", "controller", "device", "extent", "extent"];
-            let granularity = names[self.rng.usize(0..names.len())].to_owned();
-            self.note(format!("granularity {granularity}"));
-            self.world
-                .ask(host, AdminRequest::GranularitySet { granularity });
+            Act::Apply => self.apply(),
+            Act::Acquire => self.acquire(),
+            Act::HandBack => self.hand_back(),
+            Act::CutHolder => self.cut_holder(),
+            Act::Forget => self.forget(),
+            Act::LoseVote => self.lose_vote(),
+            Act::LoseRegisters => self.lose_registers(),
+            Act::Restore => self.restore(),
+            Act::Retire => self.retire(),
         }
     }
 
@@ -205,6 +106,20 @@ impl Story {
             let what = if linked { "plugged in" } else { "pulled" };
             self.note(format!("the cable of {} is {what}", self.name(node)));
             self.world.link(node, linked);
+        }
+    }
+
+    /// Whoever holds the lease can no longer be heard.
+    fn cut_holder(&mut self) {
+        let sessions = &self.world.model.sessions;
+        let holds = |id: &&NodeId| sessions.of(self.world.host(**id).guid()).is_some();
+        let holders: Vec<NodeId> = self.hosts.iter().filter(holds).copied().collect();
+        if let Some(host) = self.any(&holders) {
+            self.note(format!(
+                "the cable of {}, the holder, is pulled",
+                self.name(host)
+            ));
+            self.world.link(host, false);
         }
     }
 
@@ -287,41 +202,38 @@ impl Story {
         }
     }
 
-    /// Somebody carves an extent out of a device, perhaps where there is one already.
-    fn carve(&mut self) {
-        let (Some(host), Some(unit)) = (self.running_host(), self.any(&self.units.clone())) else {
-            return;
-        };
-        let contents = &self.world.unit(unit).contents;
-        let names: Vec<String> = contents.devices.values().map(|d| d.name.clone()).collect();
-        let Some(device) = self.rng.choice(names) else {
-            return;
-        };
-        let name = format!("{device}x{}", self.rng.u8(0..3));
-        self.note(format!("{} carves {name}", self.name(host)));
-        let (offset, size) = (512 * self.rng.u64(0..16), 512 * self.rng.u64(4..16));
-        if !self.extents.contains(&name) {
-            self.extents.push(name.clone());
-        }
-        self.world.ask(
-            host,
-            AdminRequest::Carve {
-                device,
-                offset,
-                size,
-                name,
-            },
-        );
+    fn down(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        let down = |id: &NodeId| !self.world.is_running(*id);
+        nodes.iter().copied().filter(down).collect()
     }
 
-    fn uncarve(&mut self) {
-        let (Some(host), Some(extent)) =
-            (self.running_host(), self.rng.choice(&self.extents).cloned())
-        else {
-            return;
-        };
-        self.note(format!("{} removes {extent}", self.name(host)));
-        self.world.ask(host, AdminRequest::Uncarve { extent });
+    /// A machine loses what it has promised as a voter.
+    fn lose_vote(&mut self) {
+        let voters = [&self.hosts[..], &self.units[..]].concat();
+        if let Some(node) = self.any(&self.down(&voters)) {
+            self.note(format!("{} loses its vote", self.name(node)));
+            self.world.forget_vote(node);
+        }
+    }
+
+    /// A unit gets a new disk for its registers.
+    fn lose_registers(&mut self) {
+        if let Some(unit) = self.any(&self.down(&self.units)) {
+            self.note(format!("{} loses its registers", self.name(unit)));
+            self.world.forget_registers(unit);
+        }
+    }
+
+    /// A host that is away is no member any more, until it comes back with its old table.
+    fn retire(&mut self) {
+        let (away, fabric) = (self.down(&self.hosts), self.fabric);
+        if let Some(host) = self.any(&away) {
+            self.note(format!("{} is no member any more", self.name(host)));
+            let guid = self.world.host(host).guid();
+            // It may never have come so far as to be one.
+            let removed = self.world.with_fabric(fabric, |f, now| f.remove(now, guid));
+            self.world.model.retired += usize::from(removed.is_some_and(|r| r.is_ok()));
+        }
     }
 
     /// A host writes to what is another's.

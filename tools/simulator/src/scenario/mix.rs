@@ -28,6 +28,15 @@ pub(super) enum Act {
     Trespass,
     Carve,
     Uncarve,
+    Apply,
+    Acquire,
+    HandBack,
+    CutHolder,
+    Forget,
+    LoseVote,
+    LoseRegisters,
+    Restore,
+    Retire,
 }
 
 /// A story's mix.
@@ -39,6 +48,12 @@ pub(super) struct Mix {
     pub(super) pause_ms: u64,
     /// Some hosts are away all the time.
     pub(super) away: bool,
+    /// At so many hosts there are administrators.
+    pub(super) administrators: usize,
+    /// Hosts restore lost registers by themselves.
+    pub(super) auto_restore: bool,
+    /// How long tombstones are kept, where that is short enough to see them go.
+    pub(super) purge_after: Option<Duration>,
     /// Extents are carved from the beginning.
     pub(super) extents: bool,
     weights: Vec<(Act, u32)>,
@@ -63,6 +78,16 @@ impl Mix {
             medium: up_to(rng, 0.02),
             spared: Vec::new(),
         };
+        // A host that is no member is not asked for what it alone may know: either, not both.
+        let (loses_registers, retires) = match rng.u8(0..8) {
+            0 | 1 => (true, false),
+            2 | 3 => (false, true),
+            _ => (false, false),
+        };
+        // What the lease promises is weaker where voters lose what they have promised.
+        let is_forgetful = rng.u8(0..6) == 0;
+        let auto_restore = rng.bool();
+        let purge_after = [None, None, Some(Duration::from_secs(rng.u64(1..6)))][rng.usize(0..3)];
         let mut some = |most: u32| {
             if rng.u8(0..3) == 0 {
                 0
@@ -91,13 +116,28 @@ impl Mix {
             (Act::Trespass, some(2)),
             (Act::Carve, some(10)),
             (Act::Uncarve, some(4)),
+            (Act::Apply, some(6)),
+            (Act::Acquire, some(4)),
+            (Act::HandBack, 5),
+            (Act::CutHolder, some(3)),
+            (Act::Forget, some(3)),
+            (Act::LoseVote, if is_forgetful { some(3) } else { 0 }),
+            (
+                Act::LoseRegisters,
+                if loses_registers { some(4) } else { 0 },
+            ),
+            (Act::Restore, if loses_registers { 6 } else { 0 }),
+            (Act::Retire, if retires { some(5) } else { 0 }),
         ];
         Self {
             network,
             disks,
             pause_ms: [30, 100, 300][rng.usize(0..3)],
             away: rng.u8(0..3) == 0,
+            administrators: [1, 2, 2, 3, 3, 5, 8, usize::MAX][rng.usize(0..8)],
             extents: rng.bool(),
+            auto_restore,
+            purge_after,
             weights,
         }
     }

@@ -2,6 +2,7 @@
 //! then the faults stop, and everything must be well again within bounded virtual time.
 
 mod acts;
+mod admin;
 mod mix;
 
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rma::fabric::Policy;
 use rma::rma::request::AdminRequest;
 use rma::unit::{ControllerSpec, DeviceSpec};
-use rma::wire::Time;
+use rma::wire::{TableStamp, Time};
 
 use crate::central::Use;
 use crate::check::{unconverged, uneven_stamps};
@@ -23,6 +24,9 @@ pub const HEALING: Duration = Duration::from_secs(60);
 
 /// For how long everything must stay as it is when it is well.
 const QUIET: Duration = Duration::from_secs(6);
+
+/// The longest pause between two things that happen in a large cluster.
+const LONGEST_PAUSE_MS: u64 = 500;
 
 /// How large a world is.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +54,10 @@ pub struct Outcome {
     pub unconverged: Option<String>,
     /// Allocations acknowledged as changes.
     pub acknowledged: u64,
+    /// Sessions of the allocation lease.
+    pub sessions: u64,
+    /// Settings acknowledged.
+    pub settled: u64,
     /// Writes acknowledged to hosts.
     pub writes: u64,
     /// Reads and flushes acknowledged to hosts.
@@ -81,6 +89,8 @@ struct Story {
     units: Vec<NodeId>,
     shelf: Vec<(NodeId, u16, DeviceSpec)>,
     pulled: Vec<(NodeId, ControllerSpec, Vec<DeviceSpec>)>,
+    /// Hosts at which administrators work.
+    administrators: Vec<NodeId>,
     /// Hosts that are away until the faults stop.
     away: Vec<NodeId>,
     /// Names of extents that somebody may have made.
@@ -95,7 +105,7 @@ pub fn run(seed: u64, shape: Shape, capture: bool) -> Outcome {
     story.begin();
     let begin = story.world.now();
     while story.world.now().since(begin) < shape.chaos && story.world.model.violations.is_empty() {
-        let pause = story.rng.u64(1..=story.mix.pause_ms);
+        let pause = story.rng.u64(1..=story.pause_ms());
         story.world.run_for(Duration::from_millis(pause));
         story.act();
     }
@@ -130,8 +140,16 @@ impl Story {
         let mut central = Use::draw(seed);
         world.fabric_mut(fabric).fate = central.fate;
         for host in &hosts {
-            world.host_mut(*host).crt_source = central.next();
+            let host = world.host_mut(*host);
+            host.crt_source = central.next();
+            host.auto_restore = mix.auto_restore;
+            if let Some(purge_after) = mix.purge_after {
+                host.intervals.purge_after = purge_after;
+            }
         }
+        let mut administrators = hosts.clone();
+        rng.shuffle(&mut administrators);
+        administrators.truncate(mix.administrators);
         Self {
             world,
             rng,
@@ -140,6 +158,7 @@ impl Story {
             units,
             shelf: Vec::new(),
             pulled: Vec::new(),
+            administrators,
             away: Vec::new(),
             extents: Vec::new(),
             log: Vec::new(),
@@ -196,7 +215,7 @@ impl Story {
             .map(|n| format!("h{n}"))
             .collect();
         for n in 0..self.units.len() {
-            let Some(host) = self.running_host() else {
+            let Some(host) = self.administrator() else {
                 return;
             };
             let controllers = [format!("u{n}c0"), format!("u{n}c1")];
@@ -225,6 +244,14 @@ impl Story {
         self.world.run_for(Duration::from_millis(500));
     }
 
+    /// The longest pause between two things that happen. A large cluster takes longer for each: at
+    /// the pace of a small one nothing in it would come to an end.
+    fn pause_ms(&self) -> u64 {
+        let slower = (self.hosts.len() / 8).max(1) as u64;
+        let pause = self.mix.pause_ms;
+        (pause * slower).min(LONGEST_PAUSE_MS.max(pause))
+    }
+
     fn everyone(&self) -> Vec<NodeId> {
         let mut all = vec![self.fabric];
         all.extend(&self.hosts);
@@ -242,13 +269,19 @@ impl Story {
     }
 
     fn running_host(&mut self) -> Option<NodeId> {
-        let running: Vec<NodeId> = self
-            .hosts
-            .iter()
-            .copied()
-            .filter(|id| self.world.is_running(*id))
-            .collect();
+        let running = self.running(&self.hosts);
         self.any(&running)
+    }
+
+    /// A host at which an administrator works; others take over where all of those are down.
+    fn administrator(&mut self) -> Option<NodeId> {
+        let running = self.running(&self.administrators);
+        self.any(&running).or_else(|| self.running_host())
+    }
+
+    fn running(&self, hosts: &[NodeId]) -> Vec<NodeId> {
+        let running = |id: &NodeId| self.world.is_running(*id);
+        hosts.iter().copied().filter(running).collect()
     }
 
     fn name(&self, id: NodeId) -> String {
@@ -276,15 +309,7 @@ impl Story {
         let mut healing = Duration::ZERO;
         let mut why = None;
         if self.world.model.violations.is_empty() {
-            let well = |world: &World| unconverged(world).is_none();
-            healing = self.wait_until(HEALING, well);
-            self.world.run_for(QUIET);
-            why = unconverged(&self.world)
-                .or_else(|| uneven_stamps(&self.world))
-                .or_else(|| self.world.unanswered());
-            if why.is_none() {
-                why = self.restless();
-            }
+            (healing, why) = self.come_to_rest();
             self.world.check_media();
         }
         let model = std::mem::take(&mut self.world.model);
@@ -294,6 +319,8 @@ impl Story {
             violations: model.violations,
             unconverged: why,
             acknowledged: model.acknowledged,
+            sessions: model.sessions.begun_count,
+            settled: model.sessions.settled_count,
             writes: self.world.data.acknowledged_count,
             other_io: self.world.data.other_count,
             frames: self.world.network.sent,
@@ -304,16 +331,54 @@ impl Story {
         }
     }
 
-    /// Whether tables still change when nothing happens.
-    fn restless(&mut self) -> Option<String> {
-        let stamps = |world: &World| -> Vec<_> {
-            world.hosts().map(|(_, host)| host.stored.stamp).collect()
-        };
-        let before = stamps(&self.world);
-        self.world.run_for(QUIET);
-        (before != stamps(&self.world))
-            .then(|| "tables get new stamps though nothing happens".to_owned())
+    /// Waits until everything is well and stays as it is; how long it took to be well, and what never
+    /// became so.
+    fn come_to_rest(&mut self) -> (Duration, Option<String>) {
+        let begin = self.world.now();
+        loop {
+            let left = HEALING.saturating_sub(self.world.now().since(begin));
+            self.heal(left);
+            let healing = self.world.now().since(begin);
+            let before = stamps(&self.world);
+            self.world.run_for(QUIET);
+            let mut why = unwell(&self.world);
+            if why.is_none() && before != stamps(&self.world) {
+                why = Some("tables get new stamps though nothing happens".to_owned());
+            }
+            if why.is_none() || self.world.now().since(begin) >= HEALING {
+                return (healing, why);
+            }
+        }
     }
+
+    /// Waits for everything to be well; an administrator restores what was lost meanwhile.
+    fn heal(&mut self, patience: Duration) {
+        let begin = self.world.now();
+        loop {
+            let left = patience.saturating_sub(self.world.now().since(begin));
+            let second = left.min(Duration::from_secs(1));
+            self.wait_until(second, |world| unwell(world).is_none());
+            if left <= second || unwell(&self.world).is_none() {
+                return;
+            }
+            for unit in self.lost_units() {
+                if let Some(host) = self.administrator().filter(|_| !self.mix.auto_restore) {
+                    self.ask_restore(host, unit, false);
+                }
+            }
+        }
+    }
+}
+
+/// Why not everything is well, where it is not: tables, stamps, who waits for an answer.
+fn unwell(world: &World) -> Option<String> {
+    unconverged(world)
+        .or_else(|| uneven_stamps(world))
+        .or_else(|| world.unanswered())
+}
+
+fn stamps(world: &World) -> Vec<TableStamp> {
+    world.hosts().map(|(_, host)| host.stored.stamp).collect()
 }
 
 /// A unit with two controllers and its devices on both in turn.

@@ -3,8 +3,8 @@
 use rma::rma::request::Caller;
 
 use super::{
-    AdminReply, AdminRequest, ControllerSpec, DeviceSpec, Duration, IocNumber, IodNumber, Machine,
-    NodeId, Time, Unit, UnitContents, World,
+    AdminReply, AdminRequest, Asked, ControllerSpec, DeviceSpec, Duration, IocNumber, IodNumber,
+    Machine, NodeId, Time, Unit, UnitContents, World,
 };
 
 impl World {
@@ -124,9 +124,29 @@ impl World {
         );
     }
 
-    /// Takes what a unit that does not run has promised off its disk.
+    /// Takes what a machine that does not run has promised as a voter off its disk.
     pub fn forget_vote(&mut self, id: NodeId) {
-        self.unit_mut(id).vote = None;
+        let seed = self.rng.u64(..);
+        let (voter, vote, disk) = match &mut self.nodes[id.0].machine {
+            Machine::Host(host) => (host.guid, &mut host.vote, &mut host.vote_disk),
+            Machine::Unit(unit) => (unit.facts.guid, &mut unit.vote, &mut unit.vote_disk),
+            Machine::Fabric(_) => return,
+        };
+        *vote = None;
+        if let Some(disk) = disk {
+            disk.lose(seed);
+        }
+        self.model.sessions.lost(self.now, voter);
+    }
+
+    /// Takes the ownership registers of a unit that does not run off its disk.
+    pub fn forget_registers(&mut self, id: NodeId) {
+        let seed = self.rng.u64(..);
+        let unit = self.unit_mut(id);
+        unit.stored = None;
+        if let Some(disk) = &mut unit.disk {
+            disk.lose(seed);
+        }
     }
 
     /// Asks a host's agent; the answer comes into [`Host::replies`] under the token.
@@ -137,7 +157,23 @@ impl World {
         if let Machine::Host(host) = &mut self.nodes[id.0].machine
             && let Some(agent) = &mut host.agent
         {
-            self.asked.insert((id.0, token), life);
+            if let AdminRequest::Forget { target } = &request
+                && let Ok(row) = target.parse()
+            {
+                self.model.forgotten.extend(agent.table().below(row));
+            }
+            let asked = Asked {
+                life,
+                request: Box::new(request.clone()),
+            };
+            self.asked.insert((id.0, token), asked);
+            if matches!(
+                request,
+                AdminRequest::LockAcquire { force: true }
+                    | AdminRequest::LockRelease { force: true }
+            ) {
+                self.model.sessions.uncertain(self.now);
+            }
             let caller = Caller {
                 process: 100 + id.0 as u32,
                 user: "root".to_owned(),

@@ -81,10 +81,16 @@ impl World {
     pub fn unanswered(&self) -> Option<String> {
         let alive =
             |id: usize, life: u64| self.nodes[id].life == life && self.is_running(NodeId(id));
-        let asked = self.asked.iter().find(|((id, _), life)| alive(*id, **life));
-        if let Some(((id, token), _)) = asked {
+        let asked = self
+            .asked
+            .iter()
+            .find(|((id, _), asked)| alive(*id, asked.life));
+        if let Some(((id, token), asked)) = asked {
             let name = &self.host(NodeId(*id)).name;
-            return Some(format!("request {token} to host {name} is not answered"));
+            let what = &asked.request;
+            return Some(format!(
+                "request {token} to host {name} is not answered: {what:?}"
+            ));
         }
         self.hosts().find_map(|(id, host)| {
             let what = self.data.unended(host.guid, self.nodes[id.0].life)?;

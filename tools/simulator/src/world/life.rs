@@ -1,17 +1,17 @@
 //! How machines start, sleep and die.
 
-use super::{
-    Clock, Duration, Event, Machine, NodeId, Pending, SESSION_MEMORY, Time, World, devices_of,
-};
+use super::{Clock, Duration, Machine, NodeId, Pending, SESSION_MEMORY, Time, World, devices_of};
 
 impl World {
     /// A machine was asleep for so long: its clock leaps, and nobody else notices.
     pub fn sleep(&mut self, id: NodeId, time: Duration) {
         self.nodes[id.0].clock.leap(time);
+        self.nodes[id.0].wake_local = Time::ZERO;
+        self.model.sessions.uncertain(self.now);
         if let Machine::Unit(unit) = &self.nodes[id.0].machine
             && time >= SESSION_MEMORY
         {
-            self.data.sessions_forgotten(&devices_of(unit));
+            self.data.sessions_forgotten(unit.facts.guid);
         }
         self.rewake(id.0);
     }
@@ -62,28 +62,17 @@ impl World {
     }
 
     fn stop(&mut self, id: NodeId, power: bool) {
-        let life = self.nodes[id.0].life;
-        let unfinished: Vec<(Time, u64)> = self
-            .events
-            .iter()
-            .filter(|(_, event)| {
-                matches!(event, Event::Disk { node, life: of, .. } if *node == id.0 && *of == life)
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        let dies_in = self.rng.u32(0..16);
-        let file = match &self.nodes[id.0].machine {
-            Machine::Host(host) => host.disk.as_ref().map(|disk| &disk.file),
-            Machine::Unit(unit) => unit.disk.as_ref().map(|disk| &disk.file),
-            Machine::Fabric(_) => None,
-        };
-        let real = file.is_some();
-        if let Some(file) = file {
-            file.die_in(dies_in);
+        let of_it = (id.0, 0)..=(id.0, u64::MAX);
+        let unfinished: Vec<(usize, u64)> =
+            self.on_disk.range(of_it).map(|(key, _)| *key).collect();
+        let files = self.nodes[id.0].machine.files();
+        let real = !files.is_empty();
+        for file in files {
+            file.die_in(self.rng.u32(0..16));
         }
         let mut torn = false;
         for key in unfinished {
-            let Some(Event::Disk { pending, .. }) = self.events.remove(&key) else {
+            let Some(pending) = self.on_disk.remove(&key) else {
                 continue;
             };
             if let Pending::Medium(_, device, op) = &pending {
@@ -95,8 +84,7 @@ impl World {
             }
             // In order: what comes after a write that is lost is lost as well.
             torn |= self.rng.bool();
-            let lands = real && !matches!(pending, Pending::Vote(..));
-            if lands || !torn {
+            if real || !torn {
                 self.write(id.0, &pending);
             }
         }
@@ -115,6 +103,9 @@ impl World {
                 if let Some(disk) = &mut host.disk {
                     broken.extend(disk.crash(power, &mut host.stored).err());
                 }
+                if let Some(disk) = &mut host.vote_disk {
+                    broken.extend(disk.crash(power, &mut host.vote).err());
+                }
             }
             Machine::Unit(unit) => {
                 unit.unit = None;
@@ -124,12 +115,17 @@ impl World {
                 if let Some(disk) = &mut unit.disk {
                     broken.extend(disk.crash(power, &mut unit.stored).err());
                 }
+                if let Some(disk) = &mut unit.vote_disk {
+                    broken.extend(disk.crash(power, &mut unit.vote).err());
+                }
             }
             Machine::Fabric(services) => services.crash(),
         }
         for what in broken {
             self.model.violated(what);
         }
+        self.model.sessions.ends(self.nodes[id.0].machine.guid());
+        self.model.check_vote(&self.nodes[id.0].machine);
         self.model.check_unit_disk(&self.nodes[id.0].machine);
     }
 }

@@ -1,22 +1,23 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, DiskError, DiskOp, Duration, Event, Fabric, Guid, Header, MAX_BURST,
-    MAX_STANDSTILL, Mac, Machine, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit, World,
-    place_of,
+    AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, MAX_BURST,
+    MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit,
+    World, place_of,
 };
+
+use crate::sessions::Beginning;
 
 impl World {
     /// Does the next thing, if it is due by `end`.
     pub(super) fn step(&mut self, end: Time) -> bool {
-        let due = self.events.first_key_value().map(|(key, _)| *key);
-        let Some(key) = due.filter(|(at, _)| *at <= end) else {
+        if self.events.peek().is_none_or(|due| due.at > end) {
+            return false;
+        }
+        let Some(Due { at, event, .. }) = self.events.pop() else {
             return false;
         };
-        let Some(event) = self.events.remove(&key) else {
-            return false;
-        };
-        if key.0 > self.now {
+        if at > self.now {
             self.standstill = 0;
         }
         self.standstill += 1;
@@ -25,7 +26,7 @@ impl World {
             "the clock stands still at {:?}: {event:?}",
             self.now
         );
-        self.now = self.now.max(key.0);
+        self.now = self.now.max(at);
         match event {
             Event::Frame {
                 to,
@@ -34,17 +35,14 @@ impl World {
                 bytes,
             } => self.deliver(to, service, src, &bytes),
             Event::Wake { node } => {
-                if self.nodes[node].wake == Some(key.0) {
+                if self.nodes[node].wake == Some(at) {
                     self.nodes[node].wake = None;
                     self.tick(node);
                 }
             }
-            Event::Disk {
-                node,
-                life,
-                pending,
-            } => {
-                if self.nodes[node].life == life {
+            Event::Disk { node, number } => {
+                // A machine that has died meanwhile has left nothing there.
+                if let Some(pending) = self.on_disk.remove(&(node, number)) {
                     self.disk_done(node, pending);
                 }
             }
@@ -54,7 +52,8 @@ impl World {
 
     pub(super) fn schedule(&mut self, at: Time, event: Event) {
         self.sequence += 1;
-        self.events.insert((at, self.sequence), event);
+        let number = self.sequence;
+        self.events.push(Due { at, number, event });
     }
 
     pub(super) fn deliver(&mut self, to: usize, service: bool, src: Mac, bytes: &[u8]) {
@@ -154,6 +153,7 @@ impl World {
                 self.model.violated(what);
             }
         }
+        self.note_session(id);
         self.note_promises(id, before);
         self.note_io(id);
         self.transmit(id);
@@ -170,7 +170,6 @@ impl World {
     }
 
     fn give_to_disk(&mut self, id: usize, pending: Pending) {
-        let life = self.nodes[id].life;
         let sync = self.disks.sync.as_nanos() as u64;
         let mut at = self.now;
         if sync > 0 {
@@ -184,12 +183,43 @@ impl World {
             at = at.max(self.nodes[id].disk_until);
             self.nodes[id].disk_until = at;
         }
-        let event = Event::Disk {
-            node: id,
-            life,
-            pending,
+        let number = self.sequence;
+        self.on_disk.insert((id, number), pending);
+        self.schedule(at, Event::Disk { node: id, number });
+    }
+
+    /// Tells the model when a host begins a session of the lease, or holds none any more.
+    fn note_session(&mut self, id: usize) {
+        let now = self.local(id);
+        let Machine::Host(host) = &self.nodes[id].machine else {
+            return;
         };
-        self.schedule(at, event);
+        let session = host.agent.as_ref().and_then(|a| a.lease_session(now));
+        let known = self.model.sessions.of(host.guid);
+        if session.map(|s| s.term) == known {
+            return;
+        }
+        self.model.sessions.ends(host.guid);
+        let (Some(session), Some(agent)) = (session, &host.agent) else {
+            return;
+        };
+        let others = self.hosts().filter(|(other, _)| other.0 != id);
+        let others = others.filter_map(|(other, host)| {
+            let held = host.agent.as_ref()?.lease_session(self.local(other.0))?;
+            Some((host.name.clone(), held))
+        });
+        let is_voter = |node: &&Node| !matches!(node.machine, Machine::Fabric(_));
+        let beginning = Beginning {
+            now: self.now,
+            host: (host.guid, &host.name),
+            session,
+            voters: self.nodes.iter().filter(is_voter).count(),
+            others: others.collect(),
+            settings: agent.table().settings().stamp,
+        };
+        for what in self.model.sessions.begins(&beginning) {
+            self.model.violated(what);
+        }
     }
 
     pub(super) fn promises(&self, id: usize) -> usize {
@@ -214,12 +244,18 @@ impl World {
             .filter(|token| self.asked.contains_key(&(id, *token)))
             .collect();
         for token in answered {
-            self.asked.remove(&(id, token));
+            let asked = self.asked.remove(&(id, token));
             if let Machine::Host(host) = &self.nodes[id].machine {
                 match &host.replies[&token] {
                     AdminReply::Allocated(info) => self.model.acknowledged(info, host),
                     AdminReply::Carved(info) => self.model.carved(info, host),
                     AdminReply::Applied(info) => self.model.applied(info, host),
+                    AdminReply::Granularity(info) if asked.is_some_and(|a| a.settles()) => {
+                        let now = self.nodes[id].clock.local(self.now);
+                        let agent = host.agent.as_ref();
+                        let session = agent.and_then(|agent| agent.lease_session(now));
+                        self.model.settled(info, host, session);
+                    }
                     _ => {}
                 }
             }
@@ -233,32 +269,34 @@ impl World {
     pub(super) fn transmit(&mut self, id: usize) {
         let now = self.local(id);
         for _ in 0..MAX_BURST {
-            let mut bytes = Vec::new();
+            let bytes = &mut self.scratch;
+            bytes.clear();
             let node = &mut self.nodes[id];
             let sent = match &mut node.machine {
                 Machine::Host(host) => match (&mut host.agent, &mut host.service) {
                     (Some(agent), Some(service)) => agent
-                        .poll_transmit(now, &mut bytes)
+                        .poll_transmit(now, bytes)
                         .map(|mac| (false, mac))
-                        .or_else(|| Some((true, service.poll_transmit(now, &mut bytes)?))),
+                        .or_else(|| Some((true, service.poll_transmit(now, bytes)?))),
                     _ => None,
                 },
                 Machine::Unit(storage) => storage
                     .unit
                     .as_mut()
-                    .and_then(|unit| unit.poll_transmit(now, &mut bytes)),
+                    .and_then(|unit| unit.poll_transmit(now, bytes)),
                 Machine::Fabric(services) => services
                     .fabric
                     .as_mut()
-                    .and_then(|f| Some((false, f.poll_transmit(now, &mut bytes)?))),
+                    .and_then(|f| Some((false, f.poll_transmit(now, bytes)?))),
             };
             let Some((service, dst)) = sent else { return };
+            let bytes = Rc::from(&self.scratch[..]);
             self.send(id, service, dst, bytes);
         }
         panic!("machine {id} sends for ever at {now:?}");
     }
 
-    pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Vec<u8>) {
+    pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Rc<[u8]>) {
         let src = self.nodes[from].mac;
         self.network.sent += 1;
         self.network.bytes += bytes.len() as u64;
@@ -267,7 +305,6 @@ impl World {
         {
             *self.kinds.entry(header.kind.name()).or_default() += 1;
         }
-        let bytes = Rc::new(bytes);
         if let Some(capture) = &mut self.capture {
             capture.push(Seen {
                 at: self.now,
@@ -290,10 +327,10 @@ impl World {
         }
     }
 
-    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<Vec<u8>>) {
+    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<[u8]>) {
         let receiver = self.nodes[to].mac;
         for arrival in self.network.carry(self.now, src, receiver, bytes) {
-            let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::new);
+            let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::from);
             let event = Event::Frame {
                 to,
                 service,
@@ -317,8 +354,12 @@ impl World {
             Machine::Fabric(services) => services.fabric.as_ref().and_then(Fabric::deadline),
         };
         let Some(at) = deadline else { return };
-        let at = self.nodes[id].clock.world(at).max(self.now);
         let node = &mut self.nodes[id];
+        if node.wake.is_some() && node.wake_local == at {
+            return;
+        }
+        node.wake_local = at;
+        let at = node.clock.world(at).max(self.now);
         if node.wake.is_none_or(|set| at < set || set < self.now) {
             node.wake = Some(at);
             self.schedule(at, Event::Wake { node: id });
@@ -352,11 +393,9 @@ impl World {
         }
         let failing = self.disks.failure > 0.0 && self.rng.f64() < self.disks.failure && !spared;
         let after = self.rng.u32(0..8);
-        let file = match &self.nodes[id].machine {
-            Machine::Host(host) => host.disk.as_ref().map(|disk| disk.file.clone()),
-            Machine::Unit(unit) => unit.disk.as_ref().map(|disk| disk.file.clone()),
-            Machine::Fabric(_) => None,
-        };
+        let is_vote = matches!(pending, Pending::Vote(..));
+        let files = self.nodes[id].machine.files();
+        let file = files.into_iter().nth(usize::from(is_vote));
         let failed = match file {
             Some(file) => {
                 if failing {

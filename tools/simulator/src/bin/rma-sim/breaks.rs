@@ -31,36 +31,8 @@ mod planted {
     use rma::planted::{Bug, plant};
 
     use super::Args;
-    use crate::play::{Played, play_all};
+    use crate::play::{Caught, Figures, Played, leave_frames, play_all, play_clean};
     use crate::write_json;
-
-    /// The most seeds that a bug may hide in.
-    const MAX_SEEDS: u64 = 1000;
-
-    /// The figures of all bugs.
-    #[derive(Debug, Default, serde::Serialize)]
-    struct Figures {
-        schema: u32,
-        seeds: u64,
-        lost_acknowledged: u64,
-        violations: u64,
-        unconverged: u64,
-        planted_total: u64,
-        planted_caught: u64,
-        bugs: Vec<Caught>,
-        seconds: f64,
-    }
-
-    /// How a bug was caught, or not.
-    #[derive(Debug, serde::Serialize)]
-    #[allow(clippy::struct_field_names)]
-    struct Caught {
-        name: &'static str,
-        caught: bool,
-        seeds: u64,
-        seed: Option<u64>,
-        by: Option<String>,
-    }
 
     /// Lists the bugs.
     pub(crate) fn list() -> io::Result<bool> {
@@ -84,38 +56,35 @@ mod planted {
                 )));
             }
         };
-        let mut figures = Figures {
-            schema: 1,
-            planted_total: bugs.len() as u64,
-            ..Figures::default()
-        };
+        let mut figures = Figures::new(args);
+        figures.planted_total = bugs.len() as u64;
+        let is_well = args.seeds.is_none() || play_clean(args, &mut figures)?;
         let begin = Instant::now();
         let mut out = io::stdout().lock();
         for (bug, name) in bugs {
-            let caught = catch(args, bug, name)?;
-            figures.seeds += caught.seeds;
+            let caught = catch(args, bug, name, &mut out)?;
+            figures.planted_seeds += caught.seeds;
             figures.planted_caught += u64::from(caught.caught);
             match (&caught.by, caught.seed) {
-                (Some(by), Some(seed)) => {
-                    writeln!(
-                        out,
-                        "{name}: caught by seed {seed}, after {} seeds: {by}",
-                        caught.seeds
-                    )?;
-                }
+                (Some(by), Some(seed)) => writeln!(
+                    out,
+                    "{name}: caught by seed {seed}, after {} seeds: {by}",
+                    caught.seeds
+                )?,
                 _ => writeln!(out, "{name}: NOT CAUGHT in {} seeds", caught.seeds)?,
             }
             out.flush()?;
-            figures.bugs.push(caught);
+            figures.planted_bugs.push(caught);
         }
-        figures.seconds = begin.elapsed().as_secs_f64();
         write_json(args, &figures)?;
         writeln!(
             out,
             "{} of {} planted bugs caught in {:.1} s",
-            figures.planted_caught, figures.planted_total, figures.seconds
+            figures.planted_caught,
+            figures.planted_total,
+            begin.elapsed().as_secs_f64()
         )?;
-        Ok(figures.planted_caught == figures.planted_total)
+        Ok(is_well && figures.planted_caught == figures.planted_total)
     }
 
     fn known_name(bug: Bug) -> &'static str {
@@ -123,7 +92,12 @@ mod planted {
         found.map_or("", |(_, name)| name)
     }
 
-    fn catch(args: &Args, bug: Bug, name: &'static str) -> io::Result<Caught> {
+    fn catch(
+        args: &Args,
+        bug: Bug,
+        name: &'static str,
+        out: &mut impl io::Write,
+    ) -> io::Result<Caught> {
         let mut caught = Caught {
             name,
             caught: false,
@@ -134,7 +108,7 @@ mod planted {
         plant(Some(bug));
         let (first, seeds) = match args.seed {
             Some(seed) => (seed, 1),
-            None => (args.first, MAX_SEEDS),
+            None => (args.first, args.break_seeds),
         };
         let outcome = play_all(args, first, seeds, |played| {
             caught.seeds += 1;
@@ -146,6 +120,9 @@ mod planted {
             caught.by = Some(symptom(&played));
             Ok(false)
         });
+        if let (Some(seed), true) = (caught.seed, args.pcap.is_some()) {
+            leave_frames(args, seed, out)?;
+        }
         plant(None);
         outcome.map(|()| caught)
     }

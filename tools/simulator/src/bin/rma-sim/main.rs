@@ -2,7 +2,6 @@
 //! of a large cluster boot at the same time.
 
 mod breaks;
-mod pcap;
 mod play;
 mod storm;
 
@@ -13,15 +12,19 @@ use std::str::FromStr;
 
 use clap::Parser;
 
+/// Stories are made of many small things that live for a moment.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Plays whole clusters in virtual time with faults, one story for each seed, and checks at every
 /// step that no acknowledged allocation is lost and no invariant is broken, and at the end that every
 /// host's table is equal and right once the faults have stopped.
 #[derive(Debug, Parser)]
 #[command(name = "sim", version)]
 pub(crate) struct Args {
-    /// How many seeds to play (with --break: at most, for each bug).
-    #[arg(long, default_value_t = 200)]
-    seeds: u64,
+    /// How many seeds to play without a planted bug. [default: 200, with --break 0]
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     first: u64,
@@ -47,12 +50,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Writes every frame of the seed (without --seed: of the first that fails) to this file, for
-    /// Wireshark and tools/wireshark.
+    /// Wireshark and tools/wireshark. [default: target/sim/seed-N.pcap, of one that fails]
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
-    /// Plants a known bug and plays seeds until one shows it; `all` plants one after the other.
+    /// Plants a known bug and plays seeds until one shows it; `all` plants one after the other. The
+    /// seeds of --seeds are played before that, without a bug, and counted apart.
     #[arg(long = "break", value_name = "NAME|all", conflicts_with = "storm")]
     plant: Option<String>,
+    /// The most seeds that a planted bug may hide in.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    break_seeds: u64,
     /// Lists the known bugs.
     #[arg(long)]
     list_breaks: bool,

@@ -1,24 +1,32 @@
 //! Plays seeds on several threads, and tells what became of them.
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rma_simulator::Seen;
 use rma_simulator::scenario::{Outcome, Shape, run as play};
+use rma_simulator::{Seen, pcap};
 
-use crate::{Args, pcap, write_json};
+use crate::{Args, write_json};
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(5);
 
+/// How many seeds are played where nobody says how many.
+const DEFAULT_SEEDS: u64 = 200;
+
+/// Where frames of failing seeds are left.
+const FRAMES_DIR: &str = "target/sim";
+
 /// The figures of a run.
 #[derive(Debug, Default, serde::Serialize)]
-struct Figures {
+pub(crate) struct Figures {
     schema: u32,
+    /// Seeds played without a planted bug; so are all figures but those that begin with `planted_`.
     seeds: u64,
     hosts: String,
     units: String,
@@ -26,17 +34,47 @@ struct Figures {
     lost_acknowledged: u64,
     violations: u64,
     unconverged: u64,
-    planted_total: u64,
-    planted_caught: u64,
+    pub(crate) planted_total: u64,
+    pub(crate) planted_caught: u64,
+    /// Seeds played with a planted bug.
+    pub(crate) planted_seeds: u64,
+    /// How each planted bug was caught.
+    pub(crate) planted_bugs: Vec<Caught>,
     acknowledged: u64,
     writes: u64,
     other_io: u64,
     frames: u64,
     healing_max_ms: u64,
     virtual_s: u64,
+    sessions: u64,
+    settled: u64,
     failing_seeds: Vec<u64>,
     seconds: f64,
     seeds_per_second: f64,
+}
+
+impl Figures {
+    pub(crate) fn new(args: &Args) -> Self {
+        Self {
+            schema: 2,
+            hosts: args.hosts.to_string(),
+            units: args.units.to_string(),
+            devices: args.devices.to_string(),
+            ..Self::default()
+        }
+    }
+}
+
+/// How a planted bug was caught, or not.
+#[derive(Debug, serde::Serialize)]
+#[allow(clippy::struct_field_names)]
+pub(crate) struct Caught {
+    pub(crate) name: &'static str,
+    pub(crate) caught: bool,
+    /// Seeds played until then.
+    pub(crate) seeds: u64,
+    pub(crate) seed: Option<u64>,
+    pub(crate) by: Option<String>,
 }
 
 /// An outcome without its frames, which cannot leave their thread.
@@ -47,6 +85,8 @@ pub(crate) struct Played {
     pub(crate) violations: Vec<String>,
     pub(crate) unconverged: Option<String>,
     acknowledged: u64,
+    sessions: u64,
+    settled: u64,
     writes: u64,
     other_io: u64,
     frames: u64,
@@ -64,6 +104,8 @@ impl Played {
             violations: o.violations,
             unconverged: o.unconverged,
             acknowledged: o.acknowledged,
+            sessions: o.sessions,
+            settled: o.settled,
             writes: o.writes,
             other_io: o.other_io,
             frames: o.frames,
@@ -81,6 +123,8 @@ impl Played {
             violations: vec![format!("I8: a panic: {what}")],
             unconverged: None,
             acknowledged: 0,
+            sessions: 0,
+            settled: 0,
             writes: 0,
             other_io: 0,
             frames: 0,
@@ -179,23 +223,24 @@ pub(crate) fn play_all(
 
 /// Plays the seeds; whether all was well.
 pub(crate) fn run(args: &Args) -> io::Result<bool> {
-    let mut figures = Figures {
-        schema: 1,
-        hosts: args.hosts.to_string(),
-        units: args.units.to_string(),
-        devices: args.devices.to_string(),
-        ..Figures::default()
-    };
+    let mut figures = Figures::new(args);
+    let is_well = play_clean(args, &mut figures)?;
+    write_json(args, &figures)?;
+    Ok(is_well)
+}
+
+/// Plays the seeds without a planted bug, and says what became of them; whether all was well.
+pub(crate) fn play_clean(args: &Args, figures: &mut Figures) -> io::Result<bool> {
     let begin = Instant::now();
     let mut told = begin;
     let (first, seeds) = match args.seed {
         Some(seed) => (seed, 1),
-        None => (args.first, args.seeds),
+        None => (args.first, args.seeds.unwrap_or(DEFAULT_SEEDS)),
     };
     let mut out = io::stdout().lock();
     let shows_progress = io::stderr().is_terminal() || seeds > 1000;
     play_all(args, first, seeds, |played| {
-        report(&mut out, args, &played, &mut figures)?;
+        report(&mut out, args, &played, figures)?;
         if shows_progress && told.elapsed() >= PROGRESS {
             told = Instant::now();
             eprintln!(
@@ -210,33 +255,49 @@ pub(crate) fn run(args: &Args) -> io::Result<bool> {
     figures.failing_seeds.sort_unstable();
     figures.seconds = begin.elapsed().as_secs_f64();
     figures.seeds_per_second = figures.seeds as f64 / figures.seconds.max(0.001);
-    if let Some(path) = &args.pcap
-        && let Some(seed) = args.seed.or(figures.failing_seeds.first().copied())
-    {
-        pcap::write(path, &play_one(args, seed, true).1)?;
-        writeln!(out, "the frames of seed {seed} are in {}", path.display())?;
+    let failing = figures.failing_seeds.first().copied();
+    if let Some(seed) = failing.or(args.seed.filter(|_| args.pcap.is_some())) {
+        leave_frames(args, seed, &mut out)?;
     }
-    write_json(args, &figures)?;
+    say_figures(&mut out, figures)?;
+    Ok(figures.failing_seeds.is_empty())
+}
+
+/// Plays a seed once more and writes its frames to a file.
+pub(crate) fn leave_frames(args: &Args, seed: u64, out: &mut impl io::Write) -> io::Result<()> {
+    let path = match &args.pcap {
+        Some(path) => path.clone(),
+        None => {
+            std::fs::create_dir_all(FRAMES_DIR)?;
+            Path::new(FRAMES_DIR).join(format!("seed-{seed}.pcap"))
+        }
+    };
+    pcap::write(&path, &play_one(args, seed, true).1)?;
+    writeln!(out, "the frames of seed {seed} are in {}", path.display())
+}
+
+fn say_figures(out: &mut impl io::Write, figures: &Figures) -> io::Result<()> {
     writeln!(
         out,
-        "{} seeds of {} hosts, {} units, {} devices in {:.1} s: {} allocations, {} writes and {} \
-         other I/O acknowledged, {} frames; {} allocations lost, {} violations, {} unconverged; \
-         healing took at most {:.1} s",
+        "{} seeds of {} hosts, {} units, {} devices in {:.1} s: {} allocations, {} settings, {} \
+         writes and {} other I/O acknowledged in {} sessions, {} frames; {} allocations lost, {} \
+         violations, {} unconverged; healing took at most {:.1} s",
         figures.seeds,
         figures.hosts,
         figures.units,
         figures.devices,
         figures.seconds,
         figures.acknowledged,
+        figures.settled,
         figures.writes,
         figures.other_io,
+        figures.sessions,
         figures.frames,
         figures.lost_acknowledged,
         figures.violations,
         figures.unconverged,
         figures.healing_max_ms as f64 / 1000.0,
-    )?;
-    Ok(figures.failing_seeds.is_empty())
+    )
 }
 
 fn report(
@@ -250,6 +311,8 @@ fn report(
     figures.violations += played.violations.len() as u64;
     figures.unconverged += u64::from(played.unconverged.is_some());
     figures.acknowledged += played.acknowledged;
+    figures.sessions += played.sessions;
+    figures.settled += played.settled;
     figures.writes += played.writes;
     figures.other_io += played.other_io;
     figures.frames += played.frames;

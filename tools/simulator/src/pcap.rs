@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use crate::Seen;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, Endianness, TsResolution};
 use rma::wire::{ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Time};
-use rma_simulator::Seen;
 
 /// Writes the frames as they were sent, with nanoseconds since the world began.
-pub(crate) fn write(path: &Path, frames: &[Seen]) -> io::Result<()> {
+pub fn write(path: &Path, frames: &[Seen]) -> io::Result<()> {
     let header = PcapHeader {
         version_major: 2,
         version_minor: 4,
