@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::wire::kind::Role;
-use crate::wire::message::Member;
+use crate::wire::message::{Member, Placement};
 use crate::wire::{ClusterName, EntityType, Guid, Incarnation, Mac, Status};
 
 /// What a link needs to know.
@@ -28,7 +28,7 @@ pub struct LinkConfig {
 }
 
 /// What an entity registers about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Its NICs, the one that the link speaks through among them: 1 to
     /// [`crate::wire::row::MAX_MACS`], none twice.
@@ -39,6 +39,8 @@ pub struct Facts {
     pub cluster: ClusterName,
     /// Its change number within the incarnation.
     pub change: u64,
+    /// Of a unit, which clusters it serves.
+    pub placement: Placement,
 }
 
 /// The hosts and units of our cluster (Fig. 5, block 505).

@@ -39,7 +39,7 @@ pub const CREDITS: u16 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Unknown,
-    Assigned(ClusterName),
+    Assigned(ClusterName, u64),
     Pending,
     Refused(Status),
 }
@@ -250,6 +250,14 @@ impl FabricLink {
         self.cluster
     }
 
+    /// Which assignment made that our cluster, 0 where none did.
+    pub const fn assignment(&self) -> u64 {
+        match self.standing {
+            Standing::Assigned(_, assignment) => assignment,
+            _ => 0,
+        }
+    }
+
     /// The last whole membership list.
     pub fn members(&self) -> Option<&MembershipList> {
         self.follower.list()
@@ -440,6 +448,7 @@ impl FabricLink {
                 change: facts.change,
             },
             cluster: facts.cluster,
+            placement: facts.placement.clone(),
         };
         self.registered_at = Some(now);
         self.register_due = None;
@@ -459,13 +468,17 @@ impl FabricLink {
             other => Err(other),
         };
         let next = match answer {
-            Ok(Registered { cluster, .. }) if !cluster.is_none() => {
+            Ok(Registered {
+                cluster,
+                assignment,
+                ..
+            }) if !cluster.is_none() => {
                 if self.cluster != cluster {
                     self.cluster = cluster;
                     self.follower.forget_list();
                 }
                 self.registered = true;
-                self.stand(Standing::Assigned(cluster));
+                self.stand(Standing::Assigned(cluster, assignment));
                 self.read_soon(now);
                 RENEW_INTERVAL
             }
@@ -491,7 +504,7 @@ impl FabricLink {
         self.standing = standing;
         self.events.extend(match standing {
             Standing::Unknown => None,
-            Standing::Assigned(cluster) => Some(LinkEvent::Assigned(cluster)),
+            Standing::Assigned(cluster, _) => Some(LinkEvent::Assigned(cluster)),
             Standing::Pending => Some(LinkEvent::Pending),
             Standing::Refused(status) => Some(LinkEvent::Refused(status)),
         });

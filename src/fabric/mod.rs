@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod directory;
 mod facts;
 mod follow;
+mod guests;
 pub mod link;
 pub mod memory;
 mod presence;
@@ -15,6 +16,7 @@ pub mod service;
 mod telling;
 
 pub use catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
+pub use guests::GuestRow;
 pub use link::{FabricLink, Facts, LinkConfig, LinkEvent, MembershipList};
 pub use memory::MemoryCatalog;
 pub use report::{EntityView, FabricCounters, FabricEvent};

@@ -114,6 +114,7 @@ impl Agent {
                     name: config.name.clone(),
                     cluster: config.cluster,
                     change: FIRST_CHANGE,
+                    ..Facts::default()
                 },
                 fabric_mac: config.fabric_mac,
                 poll: config.intervals.fabric_poll,
@@ -314,6 +315,7 @@ impl Agent {
             name: self.config.name.clone(),
             cluster: self.config.cluster,
             change: self.change,
+            ..Facts::default()
         };
         self.link.update(now, facts);
     }

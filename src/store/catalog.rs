@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, params};
 
+use crate::fabric::GuestRow;
 use crate::fabric::catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
 use crate::wire::{
     ClusterName, EntityType, Epoch, Guid, Incarnation, Mac, ObservationStamp, Ownership,
@@ -19,7 +20,7 @@ use crate::wire::{
 /// The file's name within the state directory.
 pub const FILE_NAME: &str = "fabric.db";
 /// Version of the tables in the file (`PRAGMA user_version`).
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
 /// What marks a file as ours (`PRAGMA application_id`): "rmaF".
 pub const APPLICATION_ID: i32 = 0x726d_6146;
 
@@ -49,6 +50,20 @@ const SCHEMA: &str = "
         label TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     INSERT INTO catalog VALUES (1, 0, '');
+";
+
+/// What version 2 has more than version 1, whose every assignment counts as the first.
+const GUESTS: &str = "
+    ALTER TABLE entity ADD COLUMN assignment INTEGER NOT NULL DEFAULT 0;
+    UPDATE entity SET assignment = 1 WHERE cluster != '';
+    CREATE TABLE guest (
+        unit TEXT NOT NULL,
+        cluster TEXT NOT NULL CHECK (cluster != ''),
+        ownership TEXT NOT NULL CHECK (ownership IN ('unallocated', 'dedicated', 'shared')),
+        owners TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        PRIMARY KEY (unit, cluster)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 /// The database cannot be opened.
@@ -167,13 +182,18 @@ impl SqliteCatalog {
     }
 }
 
-/// Takes the lock, and makes the tables in an empty file.
+/// Takes the lock, makes the tables in an empty file, and brings older ones to this version.
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if tables == 0 && pragma(&tx, "application_id")? == 0 && pragma(&tx, "user_version")? == 0 {
         tx.execute_batch(SCHEMA)?;
+        tx.execute_batch(GUESTS)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    } else if pragma(&tx, "application_id")? == APPLICATION_ID && pragma(&tx, "user_version")? == 1 {
+        // In one transaction: after a crash it is of the one version or the other.
+        tx.execute_batch(GUESTS)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
     tx.commit()
@@ -227,7 +247,7 @@ fn entities(tx: &Transaction<'_>) -> Result<BTreeMap<Guid, Entity>, CatalogError
     let mut statement = tx
         .prepare(
             "SELECT guid, type, address, name, cluster, requested, ownership, owners, epoch,
-                incarnation, change, version, label FROM entity",
+                incarnation, change, version, label, assignment FROM entity",
         )
         .map_err(storage)?;
     let mut rows = statement.query([]).map_err(storage)?;
@@ -235,7 +255,33 @@ fn entities(tx: &Transaction<'_>) -> Result<BTreeMap<Guid, Entity>, CatalogError
         let entity = entity(row)?;
         out.insert(entity.guid, entity);
     }
+    guests(tx, &mut out)?;
     Ok(out)
+}
+
+/// Adds what is known of units where they are guests.
+fn guests(
+    tx: &Transaction<'_>,
+    entities: &mut BTreeMap<Guid, Entity>,
+) -> Result<(), CatalogError> {
+    let mut statement = tx
+        .prepare("SELECT unit, cluster, ownership, owners, epoch FROM guest")
+        .map_err(storage)?;
+    let mut rows = statement.query([]).map_err(storage)?;
+    while let Some(row) = rows.next().map_err(storage)? {
+        let text = |index: usize| row.get::<_, String>(index).map_err(storage);
+        let id = text(0)?;
+        let cluster: ClusterName = value("cluster", &id, &text(1)?)?;
+        let epoch: i64 = row.get(4).map_err(storage)?;
+        let guest = GuestRow {
+            ownership: ownership(&id, &text(2)?, &text(3)?)?,
+            epoch: Epoch(epoch.cast_unsigned()),
+        };
+        if let Some(unit) = entities.get_mut(&value("unit", &id, &id)?) {
+            unit.guests.insert(cluster, guest);
+        }
+    }
+    Ok(())
 }
 
 fn clusters(tx: &Transaction<'_>) -> Result<BTreeMap<ClusterName, u64>, CatalogError> {
@@ -287,11 +333,15 @@ fn commit(
             "DELETE FROM entity WHERE guid = ?1",
             params![guid.to_string()],
         )?;
+        run(
+            "DELETE FROM guest WHERE unit = ?1",
+            params![guid.to_string()],
+        )?;
     }
     for e in &change.put {
         run(
             "INSERT OR REPLACE INTO entity VALUES
-                (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             params![
                 e.guid.to_string(),
                 type_word(e.entity),
@@ -306,8 +356,25 @@ fn commit(
                 e.observed.change.cast_signed(),
                 e.version.cast_signed(),
                 e.label,
+                e.assignment.cast_signed(),
             ],
         )?;
+        if e.entity == EntityType::Unit {
+            let unit = e.guid.to_string();
+            run("DELETE FROM guest WHERE unit = ?1", params![unit])?;
+            for (cluster, guest) in &e.guests {
+                run(
+                    "INSERT INTO guest VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![
+                        unit,
+                        cluster.as_str(),
+                        guest.ownership.word(),
+                        join(guest.ownership.owners()),
+                        guest.epoch.0.cast_signed(),
+                    ],
+                )?;
+            }
+        }
     }
     for cluster in &change.emptied {
         run(
@@ -356,6 +423,23 @@ fn values<T: FromStr>(column: &'static str, row: &str, text: &str) -> Result<Vec
         .collect()
 }
 
+fn ownership(id: &str, word: &str, owners: &str) -> Result<Ownership, CatalogError> {
+    let owners: Vec<Guid> = values("owners", id, owners)?;
+    let ownership = match (word, &owners[..]) {
+        ("unallocated", []) => Some(Ownership::Unallocated),
+        ("dedicated", [one]) => Some(Ownership::Dedicated(*one)),
+        ("shared", _) => Ownership::shared(owners.clone()),
+        _ => None,
+    };
+    ownership.ok_or_else(|| {
+        storage(BadValue {
+            column: "ownership",
+            row: id.to_owned(),
+            value: word.escape_default().to_string(),
+        })
+    })
+}
+
 fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
     let text = |index: usize| row.get::<_, String>(index).map_err(storage);
     let number = |index: usize| {
@@ -367,14 +451,6 @@ fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
         "" => Ok(ClusterName::NONE),
         name => value(column, &id, name),
     };
-    let owners: Vec<Guid> = values("owners", &id, &text(7)?)?;
-    let word = text(6)?;
-    let ownership = match (word.as_str(), &owners[..]) {
-        ("unallocated", []) => Some(Ownership::Unallocated),
-        ("dedicated", [one]) => Some(Ownership::Dedicated(*one)),
-        ("shared", _) => Ownership::shared(owners.clone()),
-        _ => None,
-    };
     Ok(Entity {
         guid: value("guid", &id, &id)?,
         entity: match text(1)?.as_str() {
@@ -385,13 +461,9 @@ fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
         name: text(3)?,
         assigned: cluster("cluster", 4)?,
         requested: cluster("requested", 5)?,
-        ownership: ownership.ok_or_else(|| {
-            storage(BadValue {
-                column: "ownership",
-                row: id.clone(),
-                value: word.escape_default().to_string(),
-            })
-        })?,
+        ownership: ownership(&id, &text(6)?, &text(7)?)?,
+        assignment: number(13)?,
+        guests: BTreeMap::new(),
         epoch: Epoch(number(8)?),
         observed: ObservationStamp {
             incarnation: Incarnation(number(9)?),

@@ -9,7 +9,8 @@ use super::mmap::MmapStorage;
 use super::{beside, sync_directory_of};
 use crate::crt::image::{FORMAT_VERSION, Health, MemoryStorage, RootState};
 use crate::crt::{
-    ImageError, ImageInfo, ImageKind, RegistersImage, Table, TableChange, TableImage, Violation,
+    ImageError, ImageInfo, ImageKind, RegistersChange, RegistersImage, StoredRegisters, Table,
+    TableChange, TableImage, Violation,
     rules,
 };
 use crate::wire::message::OwnershipRegister;
@@ -273,7 +274,7 @@ impl RegistersFile {
         path: &Path,
         unit: Guid,
         first_start: bool,
-    ) -> Result<(Self, Option<Vec<OwnershipRegister>>), StoreError> {
+    ) -> Result<(Self, Option<StoredRegisters>), StoreError> {
         let bad = bad(path, ImageKind::Registers);
         let (image, registers) = if let Some(storage) = open_storage(path)? {
             RegistersImage::open(storage, unit).map_err(bad)?
@@ -281,22 +282,17 @@ impl RegistersFile {
             let image = create(path, |storage| {
                 RegistersImage::create(storage, unit, !first_start, now_s()).map_err(bad)
             })?;
-            (image, first_start.then(Vec::new))
+            (image, first_start.then(StoredRegisters::default))
         };
         let path = path.to_owned();
         Ok((Self { path, image }, registers))
     }
 
-    /// The highest term that was stored.
-    pub const fn term(&self) -> u64 {
-        self.image.term()
-    }
-
-    /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
-    /// it lost registers count as restored. After an error as [`CrtFile::commit`].
-    pub fn store(&mut self, registers: &[OwnershipRegister], term: u64) -> Result<(), StoreError> {
+    /// Makes a change durable, all or nothing. With it lost registers count as restored. After an
+    /// error as [`CrtFile::commit`].
+    pub fn store(&mut self, change: &RegistersChange) -> Result<(), StoreError> {
         self.image
-            .store(registers, term, now_s())
+            .store(change, now_s())
             .map_err(bad(&self.path, ImageKind::Registers))
     }
 }

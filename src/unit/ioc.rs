@@ -9,7 +9,7 @@ use crate::session::ServerEvent;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
-    CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind, Reader,
+    ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind, Reader,
     Status, Time, Wire,
 };
 
@@ -20,6 +20,8 @@ pub(super) struct InFlight {
     command: CommandId,
     /// The device, or the extent, under whose register it was begun.
     pub(super) row: Guid,
+    /// The cluster in which that is its register.
+    pub(super) cluster: ClusterName,
     pub(super) peer: Guid,
     pub(super) is_change: bool,
     bytes: u64,
@@ -29,6 +31,7 @@ pub(super) struct InFlight {
 struct Admitted {
     /// The device, or the extent, that the host owns.
     row: Guid,
+    cluster: ClusterName,
     device: Guid,
     op: DiskOp,
 }
@@ -41,6 +44,8 @@ struct Command {
     iod: IodNumber,
     epoch: Epoch,
     peer: Guid,
+    /// The cluster of the connection.
+    cluster: ClusterName,
 }
 
 impl Unit {
@@ -59,6 +64,13 @@ impl Unit {
         else {
             return;
         };
+        let Some(cluster) = self.service.peer(connection).map(|p| p.cluster) else {
+            // Its session is gone: nobody waits for an answer.
+            let status = Status::UnknownConnection;
+            return self
+                .service
+                .reply(now, connection, command, status, Vec::new());
+        };
         let asked = Command {
             kind,
             flags,
@@ -66,12 +78,13 @@ impl Unit {
             iod,
             epoch,
             peer,
+            cluster,
         };
         let answer = match kind {
             Kind::KeepAlive => Ok(Vec::new()),
             Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
-            Kind::Devices => self.list_devices(ioc),
-            Kind::Identify => self.identify(ioc, iod),
+            Kind::Devices => self.list_devices(cluster, ioc),
+            Kind::Identify => self.identify(cluster, ioc, iod),
             Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Vec::new()),
             _ => match self.admit_io(&asked, body) {
                 Ok(admitted) => {
@@ -88,14 +101,22 @@ impl Unit {
         self.service.reply(now, connection, command, status, body);
     }
 
-    fn list_devices(&self, ioc: IocNumber) -> Result<Vec<u8>, Status> {
-        let list = self.inventory.devices(ioc).ok_or(Status::NoController)?;
-        Ok(list.to_body())
+    fn list_devices(&self, cluster: ClusterName, ioc: IocNumber) -> Result<Vec<u8>, Status> {
+        let list = match self.listing(cluster) {
+            Some(listing) => listing.devices(ioc),
+            None => self.inventory.devices(ioc),
+        };
+        Ok(list.ok_or(Status::NoController)?.to_body())
     }
 
-    fn identify(&self, ioc: IocNumber, iod: IodNumber) -> Result<Vec<u8>, Status> {
-        let device = self.find(ioc, iod)?;
-        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+    fn identify(
+        &self,
+        cluster: ClusterName,
+        ioc: IocNumber,
+        iod: IodNumber,
+    ) -> Result<Vec<u8>, Status> {
+        let device = self.find(cluster, ioc, iod)?;
+        let registers = self.registers_of(cluster)?;
         let reply = IdentifyReply {
             device: device.record(),
             register: registers.get(device.spec.guid),
@@ -103,18 +124,27 @@ impl Unit {
         Ok(reply.to_body())
     }
 
-    fn find(&self, ioc: IocNumber, iod: IodNumber) -> Result<&Device, Status> {
+    /// A device of a cluster; those of others are not there.
+    fn find(
+        &self,
+        cluster: ClusterName,
+        ioc: IocNumber,
+        iod: IodNumber,
+    ) -> Result<&Device, Status> {
         if !self.inventory.has_controller(ioc) {
             return Err(Status::NoController);
         }
-        self.inventory.device(ioc, iod).ok_or(Status::NoDevice)
+        let device = self.inventory.device(ioc, iod);
+        device
+            .filter(|device| self.cluster_of(device.spec.guid) == cluster)
+            .ok_or(Status::NoDevice)
     }
 
     /// Whether a command may be begun, and the operation that it is. What the sender may do comes
     /// before what it asks for.
     fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<Admitted, Status> {
-        let device = self.find(asked.ioc, asked.iod)?;
-        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        let device = self.find(asked.cluster, asked.ioc, asked.iod)?;
+        let registers = self.registers_of(asked.cluster)?;
         let named = IoRange::get(&mut Reader::new(&body)).map_err(|_| Status::BadRequest)?;
         let (row, extent) = place(registers, device.spec.guid, named.extent)?;
         let (ownership, epoch) = registers.owners(row);
@@ -125,7 +155,7 @@ impl Unit {
             return Err(Status::StaleEpoch);
         }
         if let Some(transaction) = &self.transaction
-            && !transaction.keeps(row, asked.peer)
+            && !transaction.keeps(asked.cluster, row, asked.peer)
         {
             // It loses the device unless the disk fails: it shall ask again when that is decided.
             return Err(Status::Busy);
@@ -140,6 +170,7 @@ impl Unit {
         }
         Ok(Admitted {
             row,
+            cluster: asked.cluster,
             device: device.spec.guid,
             op,
         })
@@ -150,14 +181,21 @@ impl Unit {
         connection: ConnectionId,
         command: CommandId,
         peer: Guid,
-        Admitted { row, device, op }: Admitted,
+        admitted: Admitted,
     ) {
+        let Admitted {
+            row,
+            cluster,
+            device,
+            op,
+        } = admitted;
         let token = self.token();
         let bytes = data_bytes(&op);
         let io = InFlight {
             connection,
             command,
             row,
+            cluster,
             peer,
             is_change: op.is_change(),
             bytes,
