@@ -51,6 +51,7 @@ fn tables() -> String {
         ("max_part_level", MAX_PART_LEVEL.into()),
         ("max_changes", MAX_CHANGES as u64),
         ("max_device_extents", MAX_DEVICE_EXTENTS as u64),
+        ("max_guests", MAX_GUESTS as u64),
         ("max_macs", row::MAX_MACS as u64),
         ("max_owners", row::MAX_OWNERS as u64),
         ("max_name_bytes", row::MAX_NAME_BYTES as u64),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rma::fabric::catalog::{MAX_CLUSTER_MEMBERS, MAX_ENTITIES, MAX_PENDING};
 use rma::fabric::directory::{AssignError, Directory, RegisterNote, ResolveError};
 use rma::fabric::{Catalog, MemoryCatalog, Policy};
-use rma::wire::message::{Member, Register, UnitOwnership};
+use rma::wire::message::{Member, Placement, Register, UnitOwnership};
 use rma::wire::{
     ClusterName, EntityType, Epoch, Guid, Incarnation, Mac, ObservationStamp, Ownership, Status,
 };
@@ -33,6 +33,7 @@ fn register(guid: u128, wanted: u8) -> Register {
             change: 0,
         },
         cluster: cluster(wanted),
+        placement: Placement::default(),
     }
 }
 

@@ -56,6 +56,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             name: "x".repeat(63),
             observed: ObservationStamp::default(),
             cluster: ClusterName::NONE,
+            placement: Placement::default(),
         }
         .to_body()),
         guid().prop_map(|asker| Discover {
@@ -296,6 +297,8 @@ impl Insider {
             observed: ObservationStamp::default(),
             requested: ClusterName::NONE,
             assigned: cluster,
+            assignment: 1,
+            guests: std::collections::BTreeMap::new(),
             ownership: Ownership::Unallocated,
             epoch: Epoch(7),
             version: 1,
@@ -388,6 +391,15 @@ fn anything() -> impl Strategy<Value = (Kind, Vec<u8>)> {
                     change,
                 },
                 cluster,
+                placement: if unit {
+                    Placement {
+                        home: cluster,
+                        assignment: change,
+                        guests: Vec::new(),
+                    }
+                } else {
+                    Placement::default()
+                },
             };
             (Kind::Register, body.to_body())
         },

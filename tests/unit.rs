@@ -1113,7 +1113,7 @@ fn the_assigned_cluster_is_served_and_remembered() {
             let _ = unit.handle(now, false, FABRIC_MAC, &std::mem::take(&mut bytes));
         }
         while let Some(action) = unit.poll_action() {
-            if let rma::unit::UnitAction::Joined(cluster) = action {
+            if let rma::unit::UnitAction::Joined(cluster, _) = action {
                 joined.push(cluster);
             }
         }

@@ -131,6 +131,7 @@ fn limits_are_those_of_the_code() {
         MAX_PARTS,
         MAX_CHANGES,
         MAX_DEVICE_EXTENTS,
+        MAX_GUESTS,
         row::MAX_MACS,
         row::MAX_OWNERS,
         row::MAX_NAME_BYTES,

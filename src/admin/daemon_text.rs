@@ -51,6 +51,20 @@ fn owners(entity: &EntityInfo) -> String {
         .to_owned()
 }
 
+/// The cluster, and those that it is a guest of.
+fn cluster(entity: &EntityInfo) -> String {
+    let mut text = match (&entity.cluster, &entity.requested) {
+        (Some(cluster), _) => cluster.clone(),
+        (None, Some(wanted)) => format!("pending ({wanted})"),
+        (None, None) => "pending".into(),
+    };
+    let guests: Vec<&str> = entity.guests.iter().map(|g| g.cluster.as_str()).collect();
+    if !guests.is_empty() {
+        let _ = write!(text, ", guest of {}", guests.join(", "));
+    }
+    text
+}
+
 /// The fabric services database as Fig. 3 shows it.
 fn catalog(info: &CatalogInfo, style: Style) -> String {
     let rows = info
@@ -64,10 +78,7 @@ fn catalog(info: &CatalogInfo, style: Style) -> String {
                 e.name.clone(),
                 e.entity.clone(),
                 e.macs.join(" "),
-                e.cluster.clone().unwrap_or_else(|| match &e.requested {
-                    Some(wanted) => format!("pending ({wanted})"),
-                    None => "pending".into(),
-                }),
+                cluster(e),
                 owners(e),
                 format!("{} {}", e.version, e.label),
                 if e.connected { "yes" } else { "no" }.into(),

@@ -325,11 +325,12 @@ fn units(units: &[UnitInfo], style: Style) -> String {
             } else {
                 ""
             };
+            let guest = if u.guest { ", a guest" } else { "" };
             vec![
                 name_of(&u.row),
                 u.row.macs.join(" "),
                 format!(
-                    "{} for {}{lost}",
+                    "{} for {}{lost}{guest}",
                     u.liveness.liveness,
                     span(u.liveness.liveness_ms)
                 ),
@@ -579,6 +580,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Forgotten(info) => forgotten(info),
         AdminReply::Allocated(info) => change_text::allocated(info),
         AdminReply::Carved(info) => change_text::carved(info),
+        AdminReply::Moved(info) => change_text::moved(info),
         AdminReply::Restored(info) => restored(info),
         AdminReply::Applied(info) => change_text::applied(info),
         AdminReply::Granularity(info) if info.changed => {

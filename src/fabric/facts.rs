@@ -71,6 +71,9 @@ pub enum LinkEvent {
     Pending,
     /// Fabric services refuse us; the link asks again. Said when it changes.
     Refused(Status),
+    /// The answer to [`FabricLink::find_host`](super::FabricLink::find_host) with this number: the
+    /// host, or why there is none ([`Status::NotReady`]: fabric services do not answer).
+    HostFound(u64, Result<Guid, Status>),
     /// The whole membership list; hosts only, said when it has changed.
     Members(MembershipList),
 }

@@ -15,7 +15,7 @@ use super::telling::Tells;
 use crate::session::{Client, ClientConfig, ClientEvent, Request};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{
-    Discover, Here, MembershipRequest, Register, Registered, UnitOwnership,
+    Discover, FindHost, FoundHost, Here, MembershipRequest, Register, Registered, UnitOwnership,
 };
 use crate::wire::{
     ClusterName, CommandId, DropReason, Epoch, FABRIC_MULTICAST, Flags, Guid, Header, Incarnation,
@@ -50,6 +50,7 @@ enum Purpose {
     Register,
     Membership,
     Tell(Guid, Epoch),
+    Find(u64),
 }
 
 /// The link to fabric services.
@@ -230,6 +231,19 @@ impl FabricLink {
         self.proceed(now);
     }
 
+    /// Asks which host of a cluster has a name; answered with [`LinkEvent::HostFound`] and this
+    /// number. `false`: fabric services do not answer.
+    pub fn find_host(&mut self, now: Time, number: u64, request: &FindHost) -> bool {
+        if !self.registered {
+            return false;
+        }
+        let command = self.submit(now, Kind::FindHost, request.to_body(), 64);
+        if let Some(command) = command {
+            self.waiting.insert(command, Purpose::Find(number));
+        }
+        command.is_some()
+    }
+
     /// Unit ownerships that fabric services have not taken yet.
     pub fn untold_count(&self) -> usize {
         self.tells.len()
@@ -345,6 +359,7 @@ impl FabricLink {
             } => self.connected(now, (responder, incarnation), resumed),
             ClientEvent::Lost => {
                 self.registered = false;
+                self.fail_finds();
                 if self.up.take().is_some() {
                     self.events.push_back(LinkEvent::Down);
                 }
@@ -366,6 +381,14 @@ impl FabricLink {
                 Some(Purpose::Membership) => self.page(now, status, &body),
                 Some(Purpose::Tell(unit, epoch)) => {
                     self.tells.answered(now, unit, epoch, status);
+                }
+                Some(Purpose::Find(number)) => {
+                    let found = match status {
+                        Status::Ok => FoundHost::from_body(&body).map_err(|_| Status::BadRequest),
+                        other => Err(other),
+                    };
+                    let found = found.map(|found| found.host);
+                    self.events.push_back(LinkEvent::HostFound(number, found));
                 }
                 None => {}
             },
@@ -402,8 +425,23 @@ impl FabricLink {
         self.register_soon(now);
     }
 
+    /// Whoever waits for a host's name hears that fabric services are gone.
+    fn fail_finds(&mut self) {
+        let finds = self.waiting.extract_if(.., |_, p| matches!(p, Purpose::Find(_)));
+        for (command, purpose) in finds.collect::<Vec<_>>() {
+            if let Some(client) = &mut self.client {
+                client.cancel(command);
+            }
+            if let Purpose::Find(number) = purpose {
+                let silent = Err(Status::NotReady);
+                self.events.push_back(LinkEvent::HostFound(number, silent));
+            }
+        }
+    }
+
     /// Gives up every outstanding command; registration, reading and telling start afresh.
     fn drop_commands(&mut self) {
+        self.fail_finds();
         for (command, _) in std::mem::take(&mut self.waiting) {
             if let Some(client) = &mut self.client {
                 client.cancel(command);

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Entity};
 use super::report::FabricEvent;
 use super::service::{Fabric, PAGE_BYTES};
 use crate::wire::message::{FindHost, MembershipRequest, Register, Registered, UnitOwnership};
-use crate::wire::{ClusterName, CommandId, ConnectionId, Guid, Kind, Mac, Status, Time, Wire};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, EntityType, Guid, Kind, Mac, Status, Time, Wire,
+};
 
 /// A request that waits for the next transaction.
 #[derive(Debug)]
@@ -188,6 +190,11 @@ impl<C: Catalog> Fabric<C> {
         }
         if seat.told != cluster {
             return Err(Status::WrongCluster);
+        }
+        // A unit says itself where it belongs: it is told of nobody there.
+        let is_unit = |e: &Entity| e.entity == EntityType::Unit;
+        if self.directory.get(asked.peer).is_some_and(is_unit) {
+            return Err(Status::Unsupported);
         }
         let request = MembershipRequest::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
         let reply = self

@@ -12,6 +12,7 @@ use super::config::{AgentConfig, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
+use super::moving::Moves;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
@@ -77,6 +78,7 @@ pub struct Agent {
     pub(super) deferred: VecDeque<Deferred>,
     pub(super) allocations: Allocations,
     pub(super) applies: Applies,
+    pub(super) moves: Moves,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
     pub(super) lease: Lease,
@@ -136,6 +138,7 @@ impl Agent {
             deferred: VecDeque::new(),
             allocations: Allocations::default(),
             applies: Applies::default(),
+            moves: Moves::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
             lease: Lease::default(),

@@ -8,10 +8,11 @@ use super::agent::Agent;
 use super::carve::{self, Carving};
 use super::config::MAX_PENDING_REQUESTS;
 use super::journal::Waiter;
+use super::moving::Moving;
 use super::plan::{changes, error, ownership, target};
 use super::report::{self, label};
 use super::request::{
-    AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind,
+    AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind, MoveInfo,
 };
 use super::timers::Timer;
 use crate::crt::Table;
@@ -56,12 +57,15 @@ pub(super) enum Wish {
     /// Just these changes, planned with those of other units; who changes one of the rows
     /// meanwhile is not overruled.
     Batch { unit: Guid, changes: Vec<Change> },
+    /// That a row is another cluster's.
+    Move(Moving),
 }
 
 impl Wish {
     /// The row that it is about.
     const fn target(&self) -> Guid {
         match self {
+            Self::Move(moving) => moving.target,
             Self::Own { target, .. } => *target,
             Self::Carve(carving) => carving.guid,
             Self::Uncarve(extent) => *extent,
@@ -80,6 +84,7 @@ impl Wish {
             Self::Carve(carving) => carving.changes(table),
             Self::Uncarve(extent) => carve::removal(table, *extent),
             Self::Batch { changes, .. } => Ok(changes.clone()),
+            Self::Move(moving) => moving.changes(table),
         }
     }
 }
@@ -265,17 +270,27 @@ impl Agent {
         }
         allocation.stage = Stage::Setting;
         let unit = allocation.unit;
-        let request = CompareAndSet {
-            term,
-            writer: self.config.guid,
-            changes,
+        let writer = self.config.guid;
+        let (kind, body) = match &allocation.wish {
+            Wish::Move(moving) => {
+                let request = moving.request(term, writer, &changes[0]);
+                (Kind::Move, request.to_body())
+            }
+            _ => {
+                let request = CompareAndSet {
+                    term,
+                    writer,
+                    changes,
+                };
+                (Kind::CompareAndSet, request.to_body())
+            }
         };
         let request = Request {
-            kind: Kind::CompareAndSet,
+            kind,
             flags: Flags::NONE,
             iod: IodNumber(0),
             epoch: Epoch(0),
-            body: request.to_body(),
+            body,
             expect: 16_384,
         };
         let sent = self
@@ -297,15 +312,28 @@ impl Agent {
         status: Status,
         body: &[u8],
     ) {
-        if !self.allocations.active.contains_key(&id) {
+        let Some(allocation) = self.allocations.active.get(&id) else {
             return;
-        }
+        };
+        let moved = match &allocation.wish {
+            Wish::Move(moving) => {
+                if let Some(e) = self.move_refused(unit, moving, status) {
+                    return self.fail_allocation(now, id, e);
+                }
+                Some(moving.target)
+            }
+            _ => None,
+        };
         let name = label(&self.table, unit);
         match status {
             Status::Ok => {
                 let fits = RegistersReply::from_body(body)
                     .is_ok_and(|reply| self.take_registers(unit, &reply.registers));
-                if fits {
+                if let Some(row) = moved {
+                    // What it leaves behind is nobody's, which fits whatever is above or below.
+                    self.has_moved(row);
+                    self.store_allocation(now, id);
+                } else if fits {
                     self.store_allocation(now, id);
                 } else {
                     self.set_stage(id, Stage::Confirming);
@@ -454,6 +482,17 @@ impl Agent {
         let Some(row) = table.get(allocation.wish.target()) else {
             return;
         };
+        if let Wish::Move(moving) = &allocation.wish {
+            let before = allocation.changes.first().map(|change| change.expected);
+            let reply = MoveInfo {
+                target: report::row_info(table, row),
+                unit: report::name_info(table, allocation.unit),
+                cluster: moving.to.to_string(),
+                host: moving.owner.to_string(),
+                changed: before.is_some_and(|before| row.owned.epoch > before),
+            };
+            return self.reply(allocation.token, AdminReply::Moved(Box::new(reply)));
+        }
         if matches!(allocation.wish, Wish::Carve(_) | Wish::Uncarve(_)) {
             let reply = CarveInfo {
                 extent: report::row_info(table, row),

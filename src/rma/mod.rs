@@ -22,6 +22,7 @@ mod lease;
 mod lock;
 mod lock_info;
 mod members;
+mod moving;
 mod peers;
 mod plan;
 mod pulls;

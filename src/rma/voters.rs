@@ -40,9 +40,11 @@ pub(super) enum VoteTag {
 }
 
 impl Agent {
-    /// All voters of the cluster: member hosts, this one included, and units.
+    /// All voters of the cluster: member hosts, this one included, and units; guests are voters of
+    /// the cluster that they belong to.
     pub(super) fn voters(&self) -> BTreeSet<Guid> {
-        let others = self.peers.keys().chain(self.units.keys()).copied();
+        let units = self.units.keys().filter(|unit| !self.is_guest(**unit));
+        let others = self.peers.keys().chain(units).copied();
         others.chain([self.config.guid]).collect()
     }
 

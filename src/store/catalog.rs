@@ -490,10 +490,19 @@ mod tests {
             },
             requested: ClusterName::NONE,
             assigned: "A".parse().unwrap(),
+            assignment: u64::MAX - 2,
+            guests: BTreeMap::from([("B".parse().unwrap(), guest())]),
             ownership: Ownership::shared(vec![Guid(108), Guid(110)]).unwrap(),
             epoch: Epoch(u64::MAX - 1),
             version,
             label: "2024-01-02 03:04:05".into(),
+        }
+    }
+
+    fn guest() -> GuestRow {
+        GuestRow {
+            ownership: Ownership::Dedicated(Guid(7)),
+            epoch: Epoch(u64::MAX),
         }
     }
 

@@ -13,7 +13,6 @@ use crate::crt::{
     TableChange, TableImage, Violation,
     rules,
 };
-use crate::wire::message::OwnershipRegister;
 use crate::wire::{ClusterName, Guid, Settings, TableStamp};
 
 /// Name of the table file in a host's state directory.
@@ -510,28 +509,51 @@ mod tests {
         }
     }
 
+    fn change(registers: &[OwnershipRegister], term: u64) -> RegistersChange {
+        RegistersChange {
+            registers: registers.to_vec(),
+            term,
+            home: cluster("A"),
+            assignment: 2,
+            ..RegistersChange::default()
+        }
+    }
+
     #[test]
     fn registers_that_are_lost_stay_lost_until_restored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registers");
         let (mut file, found) = RegistersFile::open(&path, UNIT, true).unwrap();
-        assert_eq!(found, Some(Vec::new()));
-        file.store(&[register(5, 1), register(6, 1)], 4).unwrap();
-        file.store(&[register(5, 2)], 3).unwrap();
+        let mut stored = StoredRegisters::default();
+        assert_eq!(found, Some(stored.clone()));
+        let changes = [
+            change(&[register(5, 1), register(6, 1)], 4),
+            change(&[register(5, 2)], 3),
+        ];
+        for change in &changes {
+            file.store(change).unwrap();
+            stored.apply(change);
+        }
+        assert_eq!((stored.registers.len(), stored.term), (2, 4));
         drop(file);
         let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
-        assert_eq!(found, Some(vec![register(5, 2), register(6, 1)]));
-        assert_eq!(file.term(), 4);
+        assert_eq!(found, Some(stored));
         drop(file);
 
         fs::remove_file(&path).unwrap();
         assert_eq!(RegistersFile::open(&path, UNIT, false).unwrap().1, None);
         let (mut file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
         assert_eq!(found, None);
-        file.store(&[], 9).unwrap();
+        file.store(&change(&[], 9)).unwrap();
         drop(file);
-        let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
-        assert_eq!((file.term(), found), (9, Some(Vec::new())));
+        let (_, found) = RegistersFile::open(&path, UNIT, false).unwrap();
+        let restored = StoredRegisters {
+            term: 9,
+            home: cluster("A"),
+            assignment: 2,
+            ..StoredRegisters::default()
+        };
+        assert_eq!(found, Some(restored));
     }
 
     #[test]

@@ -451,7 +451,7 @@ impl Unit {
             // An assignment once made holds until another is made.
             LinkEvent::Pending => UnitAction::AssignmentPending,
             LinkEvent::Refused(status) => UnitAction::FabricRefused(status),
-            LinkEvent::Members(_) => return,
+            LinkEvent::Members(_) | LinkEvent::HostFound(..) => return,
             LinkEvent::Assigned(cluster) => {
                 return self.assigned(now, cluster, self.link.assignment());
             }

@@ -75,6 +75,7 @@ pub(crate) fn name(event: &LinkEvent) -> &'static str {
         LinkEvent::Pending => "pending",
         LinkEvent::Refused(_) => "refused",
         LinkEvent::Members(_) => "members",
+        LinkEvent::HostFound(..) => "found",
     }
 }
 
@@ -170,6 +171,7 @@ impl<C: Catalog> World<C> {
                 name: format!("{entity} {guid}"),
                 cluster: wanted.map_or(ClusterName::NONE, cluster),
                 change: 0,
+                ..Facts::default()
             },
             fabric_mac: None,
             poll: POLL,

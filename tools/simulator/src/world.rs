@@ -295,6 +295,7 @@ impl World {
             },
             cluster_wanted: cluster,
             cluster: ClusterName::NONE,
+            assignment: 0,
             incarnation: 0,
             contents,
             stored: Some(StoredRegisters::default()),
@@ -468,9 +469,9 @@ impl World {
                 unit.vote = Some((**vote).clone());
                 true
             }
-            (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
-                self.model.check_terms(storage, registers, *term);
-                let done = storage.write(registers, *term);
+            (Machine::Unit(storage), Pending::Registers(_, change)) => {
+                self.model.check_terms(storage, &change.registers, change.term);
+                let done = storage.write(change);
                 self.model.check_unit_disk(&self.nodes[id].machine);
                 done
             }
