@@ -139,7 +139,7 @@ fn transactions() -> Vec<RegistersChange> {
     let unowned = |epoch| register(DISK, epoch, Ownership::Unallocated);
     let theirs = |row, epoch| register(row, epoch, Ownership::Dedicated(Guid(9)));
     let as_guest = |epoch: u64| {
-        let guests = (0..30).map(|n| theirs(Guid(0x5_0000 + n), epoch));
+        let guests = (0..30).map(move |n| theirs(Guid(0x5_0000 + n), epoch));
         guests.chain([theirs(DISK, epoch)])
     };
     let in_b = |r: OwnershipRegister| (cluster("B"), r);
@@ -166,7 +166,11 @@ fn transactions() -> Vec<RegistersChange> {
         ..own(Vec::new())
     };
     let lists = [carved.collect(), removed.collect(), anew.to_vec()];
-    lists.map(own).into_iter().chain([moved, home, back]).collect()
+    lists
+        .map(own)
+        .into_iter()
+        .chain([moved, home, back])
+        .collect()
 }
 
 fn cluster(name: &str) -> ClusterName {

@@ -11,7 +11,8 @@ use rma::fabric::{Catalog, Change, Entity, Fabric, FabricConfig, MemoryCatalog, 
 use rma::session::{Client, ClientConfig, ClientEvent, Request};
 use rma::wire::kind::Role;
 use rma::wire::message::{
-    ConnectRequest, Discover, Here, MembershipRequest, Notification, Register, UnitOwnership,
+    ConnectRequest, Discover, Here, MembershipRequest, Notification, Placement, Register,
+    UnitOwnership,
 };
 use rma::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Epoch, Flags, Guid, Header,

@@ -526,6 +526,7 @@ fn registers_are_bounded() {
     let stored = StoredRegisters {
         registers: registers.collect(),
         term: 0,
+        ..StoredRegisters::default()
     };
     world.restart_with(Some(stored));
     world.own_disk(dedicated(HOST_A));
@@ -710,6 +711,7 @@ fn registers_are_listed_in_pages() {
     let stored = StoredRegisters {
         registers: registers.collect(),
         term: 0,
+        ..StoredRegisters::default()
     };
     world.restart_with(Some(stored.clone()));
     let mut found = Vec::new();

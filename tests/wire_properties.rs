@@ -398,10 +398,7 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             let body = FindHost { cluster, host };
             (request(Kind::FindHost), Body::FindHost(body))
         }),
-        guid().prop_map(move |host| (
-            reply(Kind::FindHost),
-            Body::FoundHost(FoundHost { host })
-        )),
+        guid().prop_map(move |host| (reply(Kind::FindHost), Body::FoundHost(FoundHost { host }))),
         (number(), any_guid()).prop_map(move |(known_version, after)| {
             let body = MembershipRequest {
                 known_version,
@@ -614,18 +611,20 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             (number(), guid(), guid(), 0..u64::MAX - 1),
             (named_cluster(), guid(), any::<bool>())
         )
-            .prop_map(move |((term, writer, row, expected), (to, owner, recursive))| {
-                let body = Move {
-                    term,
-                    writer,
-                    row,
-                    expected: Epoch(expected),
-                    to,
-                    owner,
-                    recursive,
-                };
-                (request(Kind::Move), Body::Move(body))
-            }),
+            .prop_map(
+                move |((term, writer, row, expected), (to, owner, recursive))| {
+                    let body = Move {
+                        term,
+                        writer,
+                        row,
+                        expected: Epoch(expected),
+                        to,
+                        owner,
+                        recursive,
+                    };
+                    (request(Kind::Move), Body::Move(body))
+                }
+            ),
         (register(), any::<bool>()).prop_map(move |(register, is_done)| {
             if is_done {
                 let body = RegistersReply {

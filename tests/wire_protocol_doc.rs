@@ -225,7 +225,7 @@ fn heading(tables: &BTreeMap<String, Vec<Vec<String>>>, sample: &Sample) -> Opti
     } else {
         request
     };
-    if sample.header.status == Status::Conflict {
+    if matches!(sample.body, Body::Conflict(_)) {
         text = text.split_once("or ").expect("an alternative").1;
     }
     let (title, _) = text.split_once('[')?.1.split_once(']')?;

@@ -334,10 +334,7 @@ impl Daemon {
                         self.pool.submit(token, backend, op);
                     }
                 }
-                UnitAction::PersistRegisters {
-                    token,
-                    change,
-                } => {
+                UnitAction::PersistRegisters { token, change } => {
                     let outcome = self.registers.store(&change);
                     if let Err(e) = &outcome {
                         log::error!("ownership registers not stored: {}", one_line(e));

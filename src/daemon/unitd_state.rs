@@ -195,11 +195,7 @@ impl UnitState {
     }
 
     /// Remembers the cluster that the unit belongs to, by which assignment.
-    pub fn set_cluster(
-        &mut self,
-        cluster: ClusterName,
-        assignment: u64,
-    ) -> Result<(), StateError> {
+    pub fn set_cluster(&mut self, cluster: ClusterName, assignment: u64) -> Result<(), StateError> {
         (self.cluster, self.assignment) = (cluster, assignment);
         replace(&self.dir, CLUSTER, &format!("{cluster} {assignment}\n"))
     }

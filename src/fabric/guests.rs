@@ -76,8 +76,7 @@ impl<C: Catalog> Directory<C> {
         if hosts.peek().is_none() {
             return Err(Status::NoCluster);
         }
-        let mut found =
-            hosts.filter(|host| Some(host.guid) == guid || host.name == request.host);
+        let mut found = hosts.filter(|host| Some(host.guid) == guid || host.name == request.host);
         match (found.next(), found.next()) {
             (None, _) => Err(Status::NoHost),
             (Some(host), None) => Ok(FoundHost { host: host.guid }),

@@ -427,7 +427,9 @@ impl FabricLink {
 
     /// Whoever waits for a host's name hears that fabric services are gone.
     fn fail_finds(&mut self) {
-        let finds = self.waiting.extract_if(.., |_, p| matches!(p, Purpose::Find(_)));
+        let finds = self
+            .waiting
+            .extract_if(.., |_, p| matches!(p, Purpose::Find(_)));
         for (command, purpose) in finds.collect::<Vec<_>>() {
             if let Some(client) = &mut self.client {
                 client.cancel(command);

@@ -110,7 +110,9 @@ impl Agent {
         if to == self.cluster {
             return Err(error(
                 ErrorKind::BadRequest,
-                format!("this is cluster {to} already; `rma allocate` gives it to another host here"),
+                format!(
+                    "this is cluster {to} already; `rma allocate` gives it to another host here"
+                ),
             ));
         }
         if host.is_empty() || host.len() > MAX_NAME_BYTES {
@@ -190,7 +192,9 @@ impl Agent {
             Err(Status::NotReady) => Err(fabric_silent()),
             Err(status) => Err(error(
                 ErrorKind::Refused,
-                format!("fabric services do not say which host '{host}' of cluster {to} is: {status}"),
+                format!(
+                    "fabric services do not say which host '{host}' of cluster {to} is: {status}"
+                ),
             )),
         };
         if let Err(e) = begun {

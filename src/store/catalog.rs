@@ -191,7 +191,8 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
         tx.execute_batch(GUESTS)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    } else if pragma(&tx, "application_id")? == APPLICATION_ID && pragma(&tx, "user_version")? == 1 {
+    } else if pragma(&tx, "application_id")? == APPLICATION_ID && pragma(&tx, "user_version")? == 1
+    {
         // In one transaction: after a crash it is of the one version or the other.
         tx.execute_batch(GUESTS)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -260,10 +261,7 @@ fn entities(tx: &Transaction<'_>) -> Result<BTreeMap<Guid, Entity>, CatalogError
 }
 
 /// Adds what is known of units where they are guests.
-fn guests(
-    tx: &Transaction<'_>,
-    entities: &mut BTreeMap<Guid, Entity>,
-) -> Result<(), CatalogError> {
+fn guests(tx: &Transaction<'_>, entities: &mut BTreeMap<Guid, Entity>) -> Result<(), CatalogError> {
     let mut statement = tx
         .prepare("SELECT unit, cluster, ownership, owners, epoch FROM guest")
         .map_err(storage)?;

@@ -10,8 +10,7 @@ use super::{beside, sync_directory_of};
 use crate::crt::image::{FORMAT_VERSION, Health, MemoryStorage, RootState};
 use crate::crt::{
     ImageError, ImageInfo, ImageKind, RegistersChange, RegistersImage, StoredRegisters, Table,
-    TableChange, TableImage, Violation,
-    rules,
+    TableChange, TableImage, Violation, rules,
 };
 use crate::wire::{ClusterName, Guid, Settings, TableStamp};
 

@@ -97,9 +97,9 @@ impl Partitions {
     /// The guests that something of the unit is in, whether it is there at the moment or not.
     pub(super) fn populated(&self, inventory: &Inventory) -> BTreeSet<ClusterName> {
         let holds = |cluster: ClusterName, registers: &Registers| {
-            registers.rows().any(|row| {
-                inventory.is_movable(row) && self.cluster_of(row) == cluster
-            })
+            registers
+                .rows()
+                .any(|row| inventory.is_movable(row) && self.cluster_of(row) == cluster)
         };
         self.guests()
             .filter(|(cluster, registers)| holds(*cluster, registers))
@@ -133,6 +133,7 @@ impl Partitions {
             inventory,
             partitions: self,
             cluster,
+            with_hidden: false,
         }
     }
 }
@@ -143,9 +144,20 @@ pub(super) struct Listing<'a> {
     inventory: &'a Inventory,
     partitions: &'a Partitions,
     cluster: ClusterName,
+    /// Also controllers that hold nothing of the cluster at the moment.
+    with_hidden: bool,
 }
 
 impl Listing<'_> {
+    /// The same, and controllers that hold nothing of the cluster at the moment: nobody there sees
+    /// them, but their registers are to fit as well.
+    pub(super) const fn with_hidden(self) -> Self {
+        Self {
+            with_hidden: true,
+            ..self
+        }
+    }
+
     /// Whether all that the unit has is in it.
     fn is_everything(&self) -> bool {
         self.cluster == self.partitions.home && !self.partitions.has_guests()
@@ -170,7 +182,8 @@ impl Listing<'_> {
             Some(Place::Unit) => true,
             Some(Place::Device(..)) => self.partitions.cluster_of(row) == self.cluster,
             Some(Place::Controller(_)) => {
-                self.cluster == self.partitions.home
+                self.with_hidden
+                    || self.cluster == self.partitions.home
                     || self
                         .inventory
                         .children(row)

@@ -297,7 +297,9 @@ pub(super) fn plan_home(
             .entry(register.row)
             .or_insert_with(|| register.clone());
     }
-    change.home_gone.retain(|row| !plan.arriving.contains_key(row));
+    change
+        .home_gone
+        .retain(|row| !plan.arriving.contains_key(row));
     if plan.arriving.len() > MAX_UNIT_REGISTERS {
         return Err((Status::NoSpace, own.get(unit)));
     }

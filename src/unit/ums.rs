@@ -425,7 +425,7 @@ impl Unit {
         else {
             return;
         };
-        for child in registers.children(row, &listing) {
+        for child in registers.children(row, &listing.with_hidden()) {
             self.reset_in(cluster, child);
         }
     }
@@ -451,7 +451,7 @@ impl Unit {
         else {
             return false;
         };
-        let Some(register) = registers.reset(row, &listing) else {
+        let Some(register) = registers.reset(row, &listing.with_hidden()) else {
             return false;
         };
         let change = self.change_of(cluster, register.clone());

@@ -7,10 +7,11 @@ use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, DevicesReply,
-    Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
-    MembershipReply, MembershipRequest, Missing, Move, Notification, Offer, Parts, ProgressReport,
-    Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply,
-    TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+    Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange,
+    LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification,
+    Offer, Parts, ProgressReport, Register, Registered, RegistersReply, RegistersRequest, Restore,
+    TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary,
+    UnitOwnership,
 };
 use super::row::Settings;
 

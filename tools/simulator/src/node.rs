@@ -9,8 +9,7 @@ use rma::rma::request::{AdminReply, WatchEvent};
 use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, Intervals, OwnedDevice};
 use rma::unit::{
     ControllerSpec, DeviceSpec, DiskInfo, DiskOp, RegistersChange, StoredRegisters, Unit,
-    UnitAction, UnitConfig,
-    UnitFacts,
+    UnitAction, UnitConfig, UnitFacts,
 };
 use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 

@@ -238,8 +238,7 @@ impl RegistersDisk {
         self.image = None;
         self.file.crash(power);
         let opened = RegistersImage::open(self.file.clone(), self.unit);
-        let (image, found) =
-            opened.map_err(|e| format!("I9: registers cannot be opened: {e}"))?;
+        let (image, found) = opened.map_err(|e| format!("I9: registers cannot be opened: {e}"))?;
         self.image = Some(image);
         let perhaps = std::mem::take(&mut self.perhaps);
         if found != *stored && !perhaps.into_iter().any(|p| Some(p) == found) {

@@ -470,7 +470,8 @@ impl World {
                 true
             }
             (Machine::Unit(storage), Pending::Registers(_, change)) => {
-                self.model.check_terms(storage, &change.registers, change.term);
+                self.model
+                    .check_terms(storage, &change.registers, change.term);
                 let done = storage.write(change);
                 self.model.check_unit_disk(&self.nodes[id].machine);
                 done
