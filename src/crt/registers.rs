@@ -68,6 +68,14 @@ impl StoredRegisters {
         self.assignment = change.assignment;
     }
 
+    /// The newest register of a row, in whichever cluster.
+    pub fn newest(&self, row: Guid) -> Option<&OwnershipRegister> {
+        let guests = self.guests.iter().map(|(_, register)| register);
+        let all = self.registers.iter().chain(guests);
+        all.filter(|register| register.row == row)
+            .max_by_key(|register| register.owned.epoch)
+    }
+
     /// The same in the order in which it is kept: by cluster and row.
     pub fn sort(&mut self) {
         self.registers.sort_by_key(|register| register.row);

@@ -611,6 +611,49 @@ mod tests {
         assert!(torn > 5 && images > 10, "{torn} of {images}");
     }
 
+    /// The database as version 1 had it, with a host, a pending one and an owned unit.
+    fn version_1(path: &Path) {
+        let old = Connection::open(path).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        for (number, kind, cluster) in [(1, "host", "A"), (2, "host", ""), (3, "unit", "B")] {
+            old.execute(
+                "INSERT INTO entity VALUES (?1, ?2, '02:00:00:00:00:01', 'n', ?3, '',
+                    'unallocated', '', 7, 1, 1, 1, 'then')",
+                params![Guid(number).to_string(), kind, cluster],
+            )
+            .unwrap();
+        }
+        old.execute_batch(
+            "INSERT INTO cluster VALUES ('A', 1), ('B', 1); UPDATE catalog SET version = 1;",
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn an_older_database_is_brought_to_this_version_with_all_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        version_1(&path);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        let found = catalog.load().unwrap();
+        let assignments: Vec<_> = found.entities.values().map(|e| e.assignment).collect();
+        assert_eq!(assignments, [1, 0, 1]);
+        assert_eq!(found.entities[&Guid(3)].epoch, Epoch(7));
+        assert!(found.entities.values().all(|e| e.guests.is_empty()));
+        // It goes on as any other, and is not brought forward again.
+        let mut unit = found.entities[&Guid(3)].clone();
+        unit.assignment = 9;
+        unit.guests.insert("A".parse().unwrap(), guest());
+        catalog.commit(&change(1, vec![unit.clone()])).unwrap();
+        drop(catalog);
+        let mut catalog = SqliteCatalog::open(&path).unwrap();
+        assert_eq!(catalog.load().unwrap().entities[&Guid(3)], unit);
+        assert_eq!(pragma(&catalog.connection, "user_version").unwrap(), 2);
+    }
+
     #[test]
     fn a_second_process_is_told_that_the_database_is_in_use() {
         let dir = tempfile::tempdir().unwrap();

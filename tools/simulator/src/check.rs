@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rma::crt::{Table, rules};
-use rma::rma::request::{AllocationInfo, ApplyInfo, ApplyState, CarveInfo, OwnershipInfo};
+use rma::rma::request::{
+    AllocationInfo, ApplyInfo, ApplyState, CarveInfo, MoveInfo, OwnershipInfo,
+};
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{EntityType, Epoch, Guid, Ownership, Row};
 
@@ -81,6 +83,15 @@ impl Model {
         }
     }
 
+    /// An administrator was told that a row is another cluster's: here it is nobody's.
+    pub(crate) fn moved(&mut self, info: &MoveInfo, host: &Host) {
+        if info.changed {
+            self.acknowledged += 1;
+            let nobody = &info.target.ownership;
+            self.promise(&info.target.guid, info.target.epoch, nobody, host);
+        }
+    }
+
     /// An administrator was told that an extent is there, or gone.
     pub(crate) fn carved(&mut self, info: &CarveInfo, host: &Host) {
         let guid: Guid = info.extent.guid.parse().unwrap_or(Guid::NIL);
@@ -113,7 +124,7 @@ impl Model {
             let Some((epoch, ownership)) = self.promised.get(&guid) else {
                 continue;
             };
-            let register = stored.registers.iter().find(|r| r.row == guid);
+            let register = stored.newest(guid);
             let nobody = (Epoch(0), &Ownership::Unallocated);
             let found = register.map_or(nobody, |r| (r.owned.epoch, &r.ownership));
             if found.0 < *epoch || (found.0 == *epoch && found.1 != ownership) {
@@ -133,12 +144,20 @@ impl Model {
     pub(crate) fn check_registers(&mut self, storage: &Storage) {
         let Some(unit) = &storage.unit else { return };
         let mut broken = Vec::new();
+        let mut clusters = unit.guest_clusters();
+        clusters.insert(unit.cluster());
         let mut check = |parent: Guid, child: Guid| {
-            let (Some(above), Some(below)) = (unit.register(parent), unit.register(child)) else {
-                return;
-            };
-            if !rules::permits(&above.ownership, &below.ownership) {
-                broken.push(format!("I5: {below:?} under {above:?}"));
+            for cluster in &clusters {
+                let above = unit.register_in(*cluster, parent);
+                let below = unit.register_in(*cluster, child);
+                let (Some(above), Some(below)) = (above, below) else {
+                    continue;
+                };
+                if !rules::permits(&above.ownership, &below.ownership) {
+                    broken.push(format!(
+                        "I5: {below:?} under {above:?} in cluster {cluster}"
+                    ));
+                }
             }
         };
         for controller in storage.contents.controllers.values() {

@@ -206,6 +206,7 @@ impl World {
                 match &host.replies[&token] {
                     AdminReply::Allocated(info) => self.model.acknowledged(info, host),
                     AdminReply::Carved(info) => self.model.carved(info, host),
+                    AdminReply::Moved(info) => self.model.moved(info, host),
                     AdminReply::Applied(info) => self.model.applied(info, host),
                     _ => {}
                 }
