@@ -197,8 +197,12 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
     line(
         "cluster",
         format!(
-            "{}; fabric services {fabric}",
-            info.cluster.as_deref().unwrap_or("-")
+            "{}{}; fabric services {fabric}",
+            info.cluster.as_deref().unwrap_or("-"),
+            match &info.guests[..] {
+                [] => String::new(),
+                guests => format!(", guest of {}", guests.join(", ")),
+            }
         ),
     );
     line(
@@ -252,7 +256,15 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
                     .path
                     .clone()
                     .unwrap_or_else(|| device.backend.clone()),
-                register(device.register.as_ref(), style),
+                match &device.cluster {
+                    Some(cluster) => {
+                        format!(
+                            "{}, in {cluster}",
+                            register(device.register.as_ref(), style)
+                        )
+                    }
+                    None => register(device.register.as_ref(), style),
+                },
                 format!("{} ({} failed)", device.operations, device.errors),
                 style.guid(&device.guid),
             ]);

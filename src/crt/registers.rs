@@ -68,12 +68,11 @@ impl StoredRegisters {
         self.assignment = change.assignment;
     }
 
-    /// The newest register of a row, in whichever cluster.
-    pub fn newest(&self, row: Guid) -> Option<&OwnershipRegister> {
+    /// The registers of a row, in whichever clusters.
+    pub fn of_row(&self, row: Guid) -> impl Iterator<Item = &OwnershipRegister> {
         let guests = self.guests.iter().map(|(_, register)| register);
         let all = self.registers.iter().chain(guests);
-        all.filter(|register| register.row == row)
-            .max_by_key(|register| register.owned.epoch)
+        all.filter(move |register| register.row == row)
     }
 
     /// The same in the order in which it is kept: by cluster and row.

@@ -15,7 +15,7 @@ use super::telling::Tells;
 use crate::session::{Client, ClientConfig, ClientEvent, Request};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{
-    Discover, FindHost, FoundHost, Here, MembershipRequest, Register, Registered, UnitOwnership,
+    Discover, Here, MembershipRequest, Register, Registered, UnitOwnership,
 };
 use crate::wire::{
     ClusterName, CommandId, DropReason, Epoch, FABRIC_MULTICAST, Flags, Guid, Header, Incarnation,
@@ -46,7 +46,7 @@ enum Standing {
 
 /// What an outstanding command is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub(super) enum Purpose {
     Register,
     Membership,
     Tell(Guid, Epoch),
@@ -65,7 +65,7 @@ pub struct FabricLink {
     rounds: u64,
     /// The fabric services that the client is for.
     chosen: Guid,
-    client: Option<Client>,
+    pub(super) client: Option<Client>,
     sessions: u64,
     give_up_at: Option<Time>,
     /// Whom we are connected to.
@@ -73,13 +73,13 @@ pub struct FabricLink {
     standing: Standing,
     cluster: ClusterName,
     /// Whether this connection's registration was answered with a cluster.
-    registered: bool,
+    pub(super) registered: bool,
     register_due: Option<Time>,
     registered_at: Option<Time>,
     follower: Follower,
     tells: Tells,
-    waiting: BTreeMap<CommandId, Purpose>,
-    events: VecDeque<LinkEvent>,
+    pub(super) waiting: BTreeMap<CommandId, Purpose>,
+    pub(super) events: VecDeque<LinkEvent>,
 }
 
 impl FabricLink {
@@ -231,19 +231,6 @@ impl FabricLink {
         self.proceed(now);
     }
 
-    /// Asks which host of a cluster has a name; answered with [`LinkEvent::HostFound`] and this
-    /// number. `false`: fabric services do not answer.
-    pub fn find_host(&mut self, now: Time, number: u64, request: &FindHost) -> bool {
-        if !self.registered {
-            return false;
-        }
-        let command = self.submit(now, Kind::FindHost, request.to_body(), 64);
-        if let Some(command) = command {
-            self.waiting.insert(command, Purpose::Find(number));
-        }
-        command.is_some()
-    }
-
     /// Unit ownerships that fabric services have not taken yet.
     pub fn untold_count(&self) -> usize {
         self.tells.len()
@@ -382,14 +369,7 @@ impl FabricLink {
                 Some(Purpose::Tell(unit, epoch)) => {
                     self.tells.answered(now, unit, epoch, status);
                 }
-                Some(Purpose::Find(number)) => {
-                    let found = match status {
-                        Status::Ok => FoundHost::from_body(&body).map_err(|_| Status::BadRequest),
-                        other => Err(other),
-                    };
-                    let found = found.map(|found| found.host);
-                    self.events.push_back(LinkEvent::HostFound(number, found));
-                }
+                Some(Purpose::Find(number)) => self.host_found(number, status, &body),
                 None => {}
             },
             ClientEvent::Notified(notification) => {
@@ -425,22 +405,6 @@ impl FabricLink {
         self.register_soon(now);
     }
 
-    /// Whoever waits for a host's name hears that fabric services are gone.
-    fn fail_finds(&mut self) {
-        let finds = self
-            .waiting
-            .extract_if(.., |_, p| matches!(p, Purpose::Find(_)));
-        for (command, purpose) in finds.collect::<Vec<_>>() {
-            if let Some(client) = &mut self.client {
-                client.cancel(command);
-            }
-            if let Purpose::Find(number) = purpose {
-                let silent = Err(Status::NotReady);
-                self.events.push_back(LinkEvent::HostFound(number, silent));
-            }
-        }
-    }
-
     /// Gives up every outstanding command; registration, reading and telling start afresh.
     fn drop_commands(&mut self) {
         self.fail_finds();
@@ -454,7 +418,13 @@ impl FabricLink {
         self.tells.restart();
     }
 
-    fn submit(&mut self, now: Time, kind: Kind, body: Vec<u8>, expect: usize) -> Option<CommandId> {
+    pub(super) fn submit(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        body: Vec<u8>,
+        expect: usize,
+    ) -> Option<CommandId> {
         let request = Request {
             kind,
             flags: Flags::NONE,
@@ -508,17 +478,14 @@ impl FabricLink {
             other => Err(other),
         };
         let next = match answer {
-            Ok(Registered {
-                cluster,
-                assignment,
-                ..
-            }) if !cluster.is_none() => {
+            Ok(told) if !told.cluster.is_none() => {
+                let cluster = told.cluster;
                 if self.cluster != cluster {
                     self.cluster = cluster;
                     self.follower.forget_list();
                 }
                 self.registered = true;
-                self.stand(Standing::Assigned(cluster, assignment));
+                self.stand(Standing::Assigned(cluster, told.assignment));
                 self.read_soon(now);
                 RENEW_INTERVAL
             }

@@ -4,6 +4,7 @@
 pub mod catalog;
 pub mod directory;
 mod facts;
+mod finding;
 mod follow;
 mod guests;
 pub mod link;

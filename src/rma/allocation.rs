@@ -5,17 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::agent::Agent;
-use super::carve::{self, Carving};
 use super::config::MAX_PENDING_REQUESTS;
 use super::journal::Waiter;
-use super::moving::Moving;
-use super::plan::{changes, error, ownership, target};
+use super::plan::{error, ownership, target};
 use super::report::{self, label};
 use super::request::{
     AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind, MoveInfo,
 };
 use super::timers::Timer;
-use crate::crt::Table;
+use super::wish::Wish;
 use crate::planted::{self, Bug};
 use crate::session::Request;
 use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
@@ -39,54 +37,6 @@ pub(super) enum Stage {
     Confirming,
     /// The table is being stored.
     Storing,
-}
-
-/// What an administrator wants of a unit.
-#[derive(Debug)]
-pub(super) enum Wish {
-    /// That a row is owned so; where `recursive`, rows below are cut down to what that permits.
-    Own {
-        target: Guid,
-        ownership: Ownership,
-        recursive: bool,
-    },
-    /// That there is an extent.
-    Carve(Carving),
-    /// That there is no longer this extent.
-    Uncarve(Guid),
-    /// Just these changes, planned with those of other units; who changes one of the rows
-    /// meanwhile is not overruled.
-    Batch { unit: Guid, changes: Vec<Change> },
-    /// That a row is another cluster's.
-    Move(Moving),
-}
-
-impl Wish {
-    /// The row that it is about.
-    const fn target(&self) -> Guid {
-        match self {
-            Self::Move(moving) => moving.target,
-            Self::Own { target, .. } => *target,
-            Self::Carve(carving) => carving.guid,
-            Self::Uncarve(extent) => *extent,
-            Self::Batch { unit, .. } => *unit,
-        }
-    }
-
-    /// The changes that fulfil it, none where it is so already.
-    fn changes(&self, table: &Table) -> Result<Vec<Change>, AdminError> {
-        match self {
-            Self::Own {
-                target,
-                ownership,
-                recursive,
-            } => changes(table, *target, ownership, *recursive),
-            Self::Carve(carving) => carving.changes(table),
-            Self::Uncarve(extent) => carve::removal(table, *extent),
-            Self::Batch { changes, .. } => Ok(changes.clone()),
-            Self::Move(moving) => moving.changes(table),
-        }
-    }
 }
 
 /// An allocation, release, carve or uncarve on its way.
@@ -327,13 +277,12 @@ impl Agent {
         let name = label(&self.table, unit);
         match status {
             Status::Ok => {
+                if let Some(row) = moved {
+                    self.has_moved(row);
+                }
                 let fits = RegistersReply::from_body(body)
                     .is_ok_and(|reply| self.take_registers(unit, &reply.registers));
-                if let Some(row) = moved {
-                    // What it leaves behind is nobody's, which fits whatever is above or below.
-                    self.has_moved(row);
-                    self.store_allocation(now, id);
-                } else if fits {
+                if fits {
                     self.store_allocation(now, id);
                 } else {
                     self.set_stage(id, Stage::Confirming);

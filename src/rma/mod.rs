@@ -39,6 +39,7 @@ mod suspects;
 mod timers;
 mod units;
 mod voters;
+mod wish;
 
 pub use action::{AgentAction, CommitToken, OwnedDevice};
 pub use agent::Agent;

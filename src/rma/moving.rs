@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::agent::Agent;
-use super::allocation::Wish;
 use super::config::MAX_PENDING_REQUESTS;
 use super::plan::{error, target_among};
 use super::report::label;
 use super::request::{AdminError, AdminReply, Caller, ErrorKind};
+use super::wish::Wish;
 use crate::crt::Table;
 use crate::crt::rules;
 use crate::wire::message::{Change, FindHost, Move};

@@ -361,6 +361,7 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message::OwnershipRegister;
     use crate::wire::{EntityType, Epoch, Ownership, OwnershipStamp, Row};
 
     const HOST: Guid = Guid(0x108);

@@ -55,7 +55,7 @@ impl Serving {
 impl Unit {
     /// The cluster that a row is in; of what is in several, and while the registers are lost, the
     /// home.
-    pub(super) fn cluster_of(&self, row: Guid) -> ClusterName {
+    pub fn cluster_of(&self, row: Guid) -> ClusterName {
         match &self.registers {
             Some(all) if self.inventory.is_movable(row) => all.cluster_of(row),
             _ => self.cluster,
