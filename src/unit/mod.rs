@@ -230,7 +230,7 @@ impl Unit {
         self.check_no_extent(guid)?;
         self.inventory.add_controller(spec)?;
         self.reset_register(guid);
-        self.register_placement(now);
+        self.serving.look_again();
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         Ok(())
     }

@@ -28,6 +28,8 @@ pub(super) struct Serving {
     lingering: BTreeMap<ClusterName, Time>,
     /// At its start a unit does not know for how long they were; they begin with the first tick.
     to_linger: BTreeSet<ClusterName>,
+    /// Something has come into the unit: what it says of guests may be another.
+    is_stale: bool,
     /// An assignment that waits for the transaction under way.
     wanted: Option<(ClusterName, u64)>,
     /// One that could not be stored, and when it is tried again.
@@ -43,8 +45,13 @@ impl Serving {
         }
     }
 
+    /// What is told of guests is looked at again at the next tick.
+    pub(super) const fn look_again(&mut self) {
+        self.is_stale = true;
+    }
+
     pub(super) fn deadline(&self) -> Option<Time> {
-        if !self.to_linger.is_empty() {
+        if self.is_stale || !self.to_linger.is_empty() {
             return Some(Time::ZERO);
         }
         let retry = self.retry.map(|(at, _)| at);
@@ -153,7 +160,7 @@ impl Unit {
         }
         let before = self.serving.lingering.len();
         self.serving.lingering.retain(|_, until| *until > now);
-        if self.serving.lingering.len() != before {
+        if std::mem::take(&mut self.serving.is_stale) || self.serving.lingering.len() != before {
             self.register_placement(now);
         }
         if let Some((_, (cluster, assignment))) = self.serving.retry.take_if(|(at, _)| *at <= now) {

@@ -36,7 +36,8 @@ pub(super) struct Going {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leaving {
     Nothing,
-    Device(Guid),
+    /// A device of a cluster.
+    Device(ClusterName, Guid),
     /// All of a cluster.
     Everything(ClusterName),
 }
@@ -120,7 +121,7 @@ pub(super) fn judge(
             let leaving = if is_unit {
                 Leaving::Everything(from)
             } else {
-                Leaving::Device(row)
+                Leaving::Device(from, row)
             };
             MoveVerdict::Go(Box::new(Going {
                 change,

@@ -98,7 +98,7 @@ impl Transaction {
     /// Whether `host` will still own `row` in `cluster`, as far as this transaction is concerned.
     pub(super) fn keeps(&self, cluster: ClusterName, row: Guid, host: Guid) -> bool {
         match self.leaving {
-            Leaving::Device(device) if device == row => return false,
+            Leaving::Device(_, device) if device == row => return false,
             Leaving::Everything(left) if left == cluster => return false,
             _ if cluster != self.cluster => return true,
             _ => {}
@@ -391,12 +391,10 @@ impl Unit {
     fn has_left(&mut self, now: Time, done: &Transaction) {
         match done.leaving {
             Leaving::Nothing => {}
-            Leaving::Device(device) => {
+            Leaving::Device(from, device) => {
                 self.inventory.device_moved(device);
                 self.serve_clusters();
-                for cluster in self.guest_clusters() {
-                    self.left_cluster(now, cluster);
-                }
+                self.left_cluster(now, from);
                 self.register_placement(now);
                 self.notify(now, Event::ControllersChanged, IocNumber(0));
                 if let Some(ioc) = self.inventory.controller_of(device) {
@@ -408,9 +406,8 @@ impl Unit {
                 self.assignment = done.change.assignment;
                 self.voter.leave_cluster(now);
                 self.inventory.unit_moved();
-                self.home_settled(now);
                 self.left_cluster(now, from);
-                self.register_placement(now);
+                self.home_settled(now);
                 self.notify(now, Event::ControllersChanged, IocNumber(0));
                 for ioc in self.inventory.controller_numbers() {
                     self.notify(now, Event::DevicesChanged, ioc);
