@@ -219,10 +219,11 @@ impl Unit {
     fn settle_home(&mut self, now: Time, cluster: ClusterName, assignment: u64) {
         self.cluster = cluster;
         self.assignment = assignment;
+        let term = self.term();
         if let Some(all) = &mut self.registers {
             all.set_home(cluster);
             let change = Box::new(RegistersChange {
-                term: all.own().term(),
+                term,
                 home: cluster,
                 assignment,
                 ..RegistersChange::default()

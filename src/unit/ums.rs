@@ -267,9 +267,8 @@ impl Unit {
             }
             registers::Verdict::Change(changed) => changed,
         };
-        let own = all.own().term();
         let mut stored = RegistersChange {
-            term: if is_home { request.term } else { own },
+            term: if is_home { request.term } else { self.term() },
             home: self.cluster,
             assignment: self.assignment,
             ..RegistersChange::default()
@@ -461,9 +460,8 @@ impl Unit {
 
     /// The change of one register and nothing else.
     fn change_of(&self, cluster: ClusterName, register: OwnershipRegister) -> RegistersChange {
-        let own = self.registers.as_ref().map_or(0, |all| all.own().term());
         let mut change = RegistersChange {
-            term: own,
+            term: self.term(),
             home: self.cluster,
             assignment: self.assignment,
             ..RegistersChange::default()
