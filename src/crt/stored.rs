@@ -272,7 +272,7 @@ impl Record {
             _ => Some(r.get::<ClusterName>()?),
         };
         let expected = guest.map_or(register.row, |cluster| guest_key(cluster, register.row));
-        if !r.rest().is_empty() || guest.is_some_and(|cluster| cluster.is_none()) {
+        if !r.rest().is_empty() || guest.is_some_and(ClusterName::is_none) {
             return Err(DecodeError::BadValue("register"));
         }
         if expected != key {

@@ -2,7 +2,7 @@
 
 use super::link::{FabricLink, LinkEvent, Purpose};
 use crate::wire::message::{FindHost, FoundHost};
-use crate::wire::{Kind, Status, Time, Wire};
+use crate::wire::{CommandId, Kind, Status, Time, Wire};
 
 impl FabricLink {
     /// Asks which host of a cluster has a name; answered with [`LinkEvent::HostFound`] and this
@@ -30,17 +30,21 @@ impl FabricLink {
 
     /// Whoever waits for a host's name hears that fabric services are gone.
     pub(super) fn fail_finds(&mut self) {
-        let finds = self
+        let finds: Vec<(CommandId, u64)> = self
             .waiting
-            .extract_if(.., |_, p| matches!(p, Purpose::Find(_)));
-        for (command, purpose) in finds.collect::<Vec<_>>() {
+            .iter()
+            .filter_map(|(command, purpose)| match purpose {
+                Purpose::Find(number) => Some((*command, *number)),
+                _ => None,
+            })
+            .collect();
+        for (command, number) in finds {
+            self.waiting.remove(&command);
             if let Some(client) = &mut self.client {
                 client.cancel(command);
             }
-            if let Purpose::Find(number) = purpose {
-                let silent = Err(Status::NotReady);
-                self.events.push_back(LinkEvent::HostFound(number, silent));
-            }
+            let silent = Err(Status::NotReady);
+            self.events.push_back(LinkEvent::HostFound(number, silent));
         }
     }
 }

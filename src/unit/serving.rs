@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::partition::{Listing, Partitions};
 use super::registers::Registers;
+use super::restore::Restoration;
 use super::transfer::{By, Leaving, plan_home};
 use super::ums::Transaction;
 use super::{RegistersChange, Unit, UnitAction};
@@ -195,7 +196,11 @@ impl Unit {
             return self.settle_home(now, cluster, assignment);
         }
         let Some(all) = &self.registers else {
-            if self.restoration.as_ref().is_some_and(|r| r.is_storing()) {
+            if self
+                .restoration
+                .as_ref()
+                .is_some_and(Restoration::is_storing)
+            {
                 self.serving.wanted = Some((cluster, assignment));
                 return;
             }

@@ -22,6 +22,13 @@ pub(super) enum MoveVerdict {
     Refused(Status, OwnershipRegister),
 }
 
+/// Why a move may not be made, and the register in the way.
+pub(super) type Blocked = (Status, Box<OwnershipRegister>);
+
+fn blocked(status: Status, register: OwnershipRegister) -> Blocked {
+    (status, Box::new(register))
+}
+
 /// A move that may be made.
 #[derive(Debug)]
 pub(super) struct Going {
@@ -129,7 +136,7 @@ pub(super) fn judge(
                 leaving,
             }))
         }
-        Err((status, blocking)) => refused(status, blocking),
+        Err((status, blocking)) => refused(status, *blocking),
     }
 }
 
@@ -174,17 +181,17 @@ fn plan_device(
     from: ClusterName,
     request: &Move,
     assignment: u64,
-) -> Result<RegistersChange, (Status, OwnershipRegister)> {
+) -> Result<RegistersChange, Blocked> {
     let none = Registers::default();
     let old = partitions.of(from).unwrap_or(&none);
     let register = old.get(request.row);
     if old.is_carved(request.row) {
-        return Err((Status::Carved, register));
+        return Err(blocked(Status::Carved, register));
     }
     let there = match partitions.of(request.to) {
         Some(there) => there,
         None if partitions.guests().count() < MAX_GUESTS => &none,
-        None => return Err((Status::TooManyClusters, register)),
+        None => return Err(blocked(Status::TooManyClusters, register)),
     };
     // What is in the register there was left behind, or the row has never been there.
     let before = there.owners(request.row).1.max(register.owned.epoch);
@@ -204,7 +211,7 @@ fn plan_device(
     while let Some(container) = above {
         let known = there.get(container);
         let ownership = with_owner(&known.ownership, request.owner)
-            .ok_or_else(|| (Status::Hierarchy, known.clone()))?;
+            .ok_or_else(|| blocked(Status::Hierarchy, known.clone()))?;
         if ownership != known.ownership {
             arriving.push(OwnershipRegister {
                 row: container,
@@ -217,7 +224,7 @@ fn plan_device(
     }
     let left = left_behind(&register, request.term, request.writer);
     if there.len() + arriving.len() > MAX_UNIT_REGISTERS || old.len() >= MAX_UNIT_REGISTERS {
-        return Err((Status::NoSpace, register));
+        return Err(blocked(Status::NoSpace, register));
     }
     let mut change = RegistersChange {
         term: partitions.own().term(),
@@ -246,7 +253,7 @@ pub(super) fn plan_home(
     (to, assignment): (ClusterName, u64),
     owner: Option<NewOwner>,
     by: By,
-) -> Result<RegistersChange, (Status, OwnershipRegister)> {
+) -> Result<RegistersChange, Blocked> {
     let (from, own) = (partitions.home(), partitions.own());
     let none = Registers::default();
     let there = partitions.of(to).unwrap_or(&none);
@@ -254,7 +261,7 @@ pub(super) fn plan_home(
     let has_room = kept.count() < MAX_GUESTS;
     let unit = inventory.facts().guid;
     if owner.is_some() && !has_room {
-        return Err((Status::TooManyClusters, own.get(unit)));
+        return Err(blocked(Status::TooManyClusters, own.get(unit)));
     }
     let term = own.term().max(there.term()).max(by.term);
     let mut plan = HomePlan {
@@ -302,7 +309,7 @@ pub(super) fn plan_home(
         .home_gone
         .retain(|row| !plan.arriving.contains_key(row));
     if plan.arriving.len() > MAX_UNIT_REGISTERS {
-        return Err((Status::NoSpace, own.get(unit)));
+        return Err(blocked(Status::NoSpace, own.get(unit)));
     }
     change.registers = plan.arriving.into_values().collect();
     if partitions.of(to).is_some() {
@@ -326,7 +333,7 @@ impl HomePlan<'_> {
         register: &OwnershipRegister,
         is_container: bool,
         owner: Option<NewOwner>,
-    ) -> Result<(), (Status, OwnershipRegister)> {
+    ) -> Result<(), Blocked> {
         let row = register.row;
         let (guests, epoch) = self.there.owners(row);
         // Of guests that are there already, what holds their devices is theirs as well.
@@ -341,7 +348,7 @@ impl HomePlan<'_> {
         let given = owner.filter(|owner| is_unit || (owner.recursive && is_there && has_place));
         if let Some(owner) = given {
             ownership = with_owner(&ownership, owner.host)
-                .ok_or_else(|| (Status::Hierarchy, register.clone()))?;
+                .ok_or_else(|| blocked(Status::Hierarchy, register.clone()))?;
         }
         let epoch = epoch.max(register.owned.epoch);
         let arriving = OwnershipRegister {
