@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use rma::crt::image::MemoryStorage;
-use rma::crt::{RegistersImage, Storage};
+use rma::crt::image::{Commit, Image, ImageKind, MemoryStorage};
+use rma::crt::{RegistersChange, RegistersImage, Storage, StoredRegisters};
 use rma::wire::message::{ExtentFacts, OwnershipRegister};
-use rma::wire::{Epoch, Extent, Guid, Ownership, OwnershipStamp};
+use rma::wire::{ClusterName, Epoch, Extent, Guid, Ownership, OwnershipStamp, Wire};
 
 const SECTOR: usize = 512;
 const UNIT: Guid = Guid(0x112);
@@ -122,22 +122,114 @@ fn extent(number: u64, epoch: u64, present: bool) -> OwnershipRegister {
     }
 }
 
-/// The transactions: a disk carved in 40, given away; half of them removed; one carved anew.
-fn transactions() -> Vec<Vec<OwnershipRegister>> {
+/// The transactions: a disk carved in 40, given away; half of them removed; one carved anew; the disk
+/// as a guest of another cluster; that as the home; and back, with everything.
+fn transactions() -> Vec<RegistersChange> {
     let both = Ownership::shared(vec![Guid(1), Guid(2)]).unwrap();
     let disk = |epoch| register(DISK, epoch, both.clone());
     let carved = (0..40).map(|n| extent(n, 1, true)).chain([disk(1)]);
     let removed = (0..20).map(|n| extent(n * 2, 2, false)).chain([disk(2)]);
     let anew = [extent(0, 3, true), disk(3)];
-    vec![carved.collect(), removed.collect(), anew.to_vec()]
+    let own = |registers: Vec<OwnershipRegister>| RegistersChange {
+        registers,
+        home: cluster("A"),
+        assignment: 1,
+        ..RegistersChange::default()
+    };
+    let unowned = |epoch| register(DISK, epoch, Ownership::Unallocated);
+    let theirs = |row, epoch| register(row, epoch, Ownership::Dedicated(Guid(9)));
+    let as_guest = |epoch: u64| {
+        let guests = (0..30).map(move |n| theirs(Guid(0x5_0000 + n), epoch));
+        guests.chain([theirs(DISK, epoch)])
+    };
+    let in_b = |r: OwnershipRegister| (cluster("B"), r);
+    let moved = RegistersChange {
+        guests: as_guest(5).map(in_b).collect(),
+        ..own(vec![unowned(4)])
+    };
+    let home = RegistersChange {
+        registers: as_guest(5).collect(),
+        guests: (0..40)
+            .map(|n| (cluster("A"), extent(n, 7, false)))
+            .collect(),
+        home_gone: (30..40).map(|n| Guid(0x5_0000 + n)).collect(),
+        guests_gone: [cluster("B")].into(),
+        home: cluster("B"),
+        assignment: 2,
+        ..RegistersChange::default()
+    };
+    let back = RegistersChange {
+        registers: (0..40).map(|n| extent(n, 9, true)).collect(),
+        guests_gone: [cluster("A")].into(),
+        guests: vec![in_b(theirs(DISK, 8))],
+        assignment: 3,
+        ..own(Vec::new())
+    };
+    let lists = [carved.collect(), removed.collect(), anew.to_vec()];
+    lists
+        .map(own)
+        .into_iter()
+        .chain([moved, home, back])
+        .collect()
 }
 
-fn read(bytes: Vec<u8>) -> Vec<OwnershipRegister> {
+fn cluster(name: &str) -> ClusterName {
+    name.parse().unwrap()
+}
+
+fn read(bytes: Vec<u8>) -> StoredRegisters {
     let storage = MemoryStorage(bytes);
     let (_, registers) = RegistersImage::open(storage, UNIT).expect("a whole file");
-    let mut registers = registers.expect("they are not lost");
-    registers.sort_by_key(|r| r.row);
-    registers
+    registers.expect("they are not lost")
+}
+
+/// The file as the first version that had one wrote it, after [`transactions`]' first: its meta bytes
+/// tell of no assignment, its root of no cluster.
+#[test]
+fn the_first_files_are_read() {
+    let carved = transactions().remove(0);
+    let disk = Recorder::default();
+    let commit = |registers: &[OwnershipRegister]| Commit {
+        records: registers
+            .iter()
+            .map(|r| (r.row, Some(r.to_body())))
+            .collect(),
+        replace: false,
+        cluster: ClusterName::NONE,
+        meta: [&[0_u8][..], &7_u64.to_be_bytes()].concat(),
+        label_s: 1,
+    };
+    let kind = ImageKind::Registers;
+    let mut image = Image::create(disk.clone(), kind, UNIT, commit(&[])).unwrap();
+    image.commit(commit(&carved.registers)).unwrap();
+    let (mut image, found) = RegistersImage::open(disk.clone(), UNIT).unwrap();
+    let mut expected = StoredRegisters::default();
+    expected.apply(&carved);
+    (expected.term, expected.home, expected.assignment) = (7, ClusterName::NONE, 0);
+    assert_eq!(found, Some(expected.clone()));
+    // And go on as any other.
+    for change in &transactions()[1..] {
+        image.store(change, 2).unwrap();
+        expected.apply(change);
+    }
+    let (_, found) = RegistersImage::open(disk, UNIT).unwrap();
+    assert_eq!(found, Some(expected));
+}
+
+#[test]
+fn a_guests_register_lies_under_its_own_key_only() {
+    let disk = Recorder::default();
+    let mut value = register(DISK, 1, Ownership::Unallocated).to_body();
+    value.extend(cluster("B").to_body());
+    let commit = |key| Commit {
+        records: vec![(key, Some(value.clone()))],
+        replace: false,
+        cluster: ClusterName::NONE,
+        meta: vec![0; 17],
+        label_s: 1,
+    };
+    Image::create(disk.clone(), ImageKind::Registers, UNIT, commit(DISK)).unwrap();
+    assert!(RegistersImage::open(disk, UNIT).is_err());
 }
 
 #[test]
@@ -145,17 +237,13 @@ fn a_transaction_on_extents_is_whole_after_a_crash_at_any_moment() {
     let mut rng = fastrand::Rng::with_seed(9);
     let disk = Recorder::default();
     let mut image = RegistersImage::create(disk.clone(), UNIT, false, 1).unwrap();
-    let mut before: Vec<OwnershipRegister> = Vec::new();
+    let mut before = StoredRegisters::default();
     let mut cases = 0;
     for (number, changes) in transactions().into_iter().enumerate() {
         let start = disk.0.borrow().1.len();
-        image.store(&changes, number as u64 + 1, 2).unwrap();
+        image.store(&changes, 2).unwrap();
         let mut after = before.clone();
-        for change in changes {
-            after.retain(|r| r.row != change.row);
-            after.push(change);
-        }
-        after.sort_by_key(|r| r.row);
+        after.apply(&changes);
         let log = disk.0.borrow().1.clone();
         for count in start..=log.len() {
             for case in 0..12 {

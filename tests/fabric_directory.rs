@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rma::fabric::catalog::{MAX_CLUSTER_MEMBERS, MAX_ENTITIES, MAX_PENDING};
 use rma::fabric::directory::{AssignError, Directory, RegisterNote, ResolveError};
 use rma::fabric::{Catalog, MemoryCatalog, Policy};
-use rma::wire::message::{Member, Register, UnitOwnership};
+use rma::wire::message::{Member, Placement, Register, UnitOwnership};
 use rma::wire::{
     ClusterName, EntityType, Epoch, Guid, Incarnation, Mac, ObservationStamp, Ownership, Status,
 };
@@ -33,6 +33,7 @@ fn register(guid: u128, wanted: u8) -> Register {
             change: 0,
         },
         cluster: cluster(wanted),
+        placement: Placement::default(),
     }
 }
 
@@ -329,4 +330,110 @@ fn people_name_entities_by_guid_prefix_address_or_name() {
             "{text}"
         );
     }
+}
+
+/// A unit that is a member of cluster 1 by assignment 1.
+fn member_unit() -> Directory<MemoryCatalog> {
+    let mut directory = Directory::load(MemoryCatalog::new()).unwrap();
+    place(&mut directory, Placement::default());
+    assert_eq!(directory.get(Guid(2)).unwrap().assignment, 1);
+    directory
+}
+
+/// Unit 2 registers, saying this of itself.
+fn place(directory: &mut Directory<MemoryCatalog>, placement: Placement) -> Vec<RegisterNote> {
+    let entity = Register {
+        placement,
+        ..register(2, 1)
+    };
+    let mut notes = Vec::new();
+    directory
+        .register(&entity, Policy::AutoJoin, nobody, &mut notes)
+        .unwrap();
+    directory.commit().unwrap();
+    notes
+}
+
+fn placement(home: u8, assignment: u64, guests: &[u8]) -> Placement {
+    Placement {
+        home: cluster(home),
+        assignment,
+        guests: guests.iter().map(|n| cluster(*n)).collect(),
+    }
+}
+
+#[test]
+fn a_units_later_assignment_holds_and_an_administrators_is_above_it() {
+    let mut directory = member_unit();
+    assert_eq!(place(&mut directory, placement(2, 0, &[])), []);
+    assert_eq!(directory.cluster_of(Guid(2)), cluster(1));
+    let notes = place(&mut directory, placement(2, 5, &[]));
+    let moved = RegisterNote::Transferred {
+        from: cluster(1),
+        to: cluster(2),
+    };
+    assert!(notes.contains(&moved), "{notes:?}");
+    assert_eq!(directory.cluster_of(Guid(2)), cluster(2));
+    directory.assign(Guid(2), cluster(3)).unwrap();
+    directory.commit().unwrap();
+    assert_eq!(directory.get(Guid(2)).unwrap().assignment, 6);
+    // What the unit still says is older; of two with one number the larger name holds.
+    place(&mut directory, placement(2, 5, &[]));
+    assert_eq!(directory.cluster_of(Guid(2)), cluster(3));
+    place(&mut directory, placement(2, 6, &[]));
+    assert_eq!(directory.cluster_of(Guid(2)), cluster(3));
+    place(&mut directory, placement(4, 6, &[]));
+    assert_eq!(directory.cluster_of(Guid(2)), cluster(4));
+}
+
+#[test]
+fn guests_are_in_their_own_lists_with_owners_of_their_own() {
+    let mut directory = member_unit();
+    let auto = Policy::AutoJoin;
+    for (guid, of) in [(1, 1), (3, 2)] {
+        let host = register(guid, of);
+        let joined = directory.register(&host, auto, nobody, &mut Vec::new());
+        assert_eq!(joined, Ok(cluster(of)));
+    }
+    let told = |epoch: u64, owner: u128| UnitOwnership {
+        unit: Guid(2),
+        ownership: Ownership::Dedicated(Guid(owner)),
+        epoch: Epoch(epoch),
+    };
+    assert_eq!(directory.own_unit(Guid(3), &told(1, 3)), Err(Status::NoRow));
+    assert_eq!(directory.own_unit(Guid(1), &told(4, 1)), Ok(()));
+    place(&mut directory, placement(1, 1, &[2, 3]));
+    assert_eq!(directory.own_unit(Guid(3), &told(1, 3)), Ok(()));
+    directory.commit().unwrap();
+    let listed = |directory: &Directory<MemoryCatalog>, of: u8| -> Vec<(u128, bool, u64)> {
+        let page = directory.page(cluster(of), 0, Guid::NIL, usize::MAX);
+        let members = page.members.iter();
+        members.map(|m| (m.guid.0, m.guest, m.epoch.0)).collect()
+    };
+    assert_eq!(listed(&directory, 1), [(1, false, 0), (2, false, 4)]);
+    assert_eq!(listed(&directory, 2), [(2, true, 1), (3, false, 0)]);
+    assert_eq!(listed(&directory, 3), [(2, true, 0)]);
+    // A change in one list is none in another.
+    let version =
+        |d: &Directory<MemoryCatalog>, of: u8| d.state().clusters.get(&cluster(of)).copied();
+    assert!(version(&directory, 3).is_some());
+    place(&mut directory, placement(1, 1, &[2]));
+    assert_eq!(listed(&directory, 3), []);
+    assert_eq!(
+        version(&directory, 3),
+        None,
+        "an empty cluster is forgotten"
+    );
+    // It is as it was after a restart.
+    let again = Directory::load(directory.catalog_mut().clone()).unwrap();
+    assert_eq!(listed(&again, 2), [(2, true, 1), (3, false, 0)]);
+    // What it was a guest of becomes its home, with the owners there.
+    place(&mut directory, placement(2, 2, &[1]));
+    assert_eq!(listed(&directory, 2), [(2, false, 4), (3, false, 0)]);
+    let unit = directory.get(Guid(2)).unwrap();
+    assert_eq!(unit.ownership, Ownership::Dedicated(Guid(3)));
+    assert_eq!(listed(&directory, 1), [(1, false, 0), (2, true, 0)]);
+    directory.remove(Guid(2)).unwrap();
+    directory.commit().unwrap();
+    assert_eq!(listed(&directory, 1), [(1, false, 0)]);
 }

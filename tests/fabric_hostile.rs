@@ -11,7 +11,8 @@ use rma::fabric::{Catalog, Change, Entity, Fabric, FabricConfig, MemoryCatalog, 
 use rma::session::{Client, ClientConfig, ClientEvent, Request};
 use rma::wire::kind::Role;
 use rma::wire::message::{
-    ConnectRequest, Discover, Here, MembershipRequest, Notification, Register, UnitOwnership,
+    ConnectRequest, Discover, Here, MembershipRequest, Notification, Placement, Register,
+    UnitOwnership,
 };
 use rma::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Epoch, Flags, Guid, Header,
@@ -56,6 +57,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             name: "x".repeat(63),
             observed: ObservationStamp::default(),
             cluster: ClusterName::NONE,
+            placement: Placement::default(),
         }
         .to_body()),
         guid().prop_map(|asker| Discover {
@@ -296,6 +298,8 @@ impl Insider {
             observed: ObservationStamp::default(),
             requested: ClusterName::NONE,
             assigned: cluster,
+            assignment: 1,
+            guests: std::collections::BTreeMap::new(),
             ownership: Ownership::Unallocated,
             epoch: Epoch(7),
             version: 1,
@@ -388,6 +392,15 @@ fn anything() -> impl Strategy<Value = (Kind, Vec<u8>)> {
                     change,
                 },
                 cluster,
+                placement: if unit {
+                    Placement {
+                        home: cluster,
+                        assignment: change,
+                        guests: Vec::new(),
+                    }
+                } else {
+                    Placement::default()
+                },
             };
             (Kind::Register, body.to_body())
         },

@@ -526,6 +526,7 @@ fn registers_are_bounded() {
     let stored = StoredRegisters {
         registers: registers.collect(),
         term: 0,
+        ..StoredRegisters::default()
     };
     world.restart_with(Some(stored));
     world.own_disk(dedicated(HOST_A));
@@ -710,6 +711,7 @@ fn registers_are_listed_in_pages() {
     let stored = StoredRegisters {
         registers: registers.collect(),
         term: 0,
+        ..StoredRegisters::default()
     };
     world.restart_with(Some(stored.clone()));
     let mut found = Vec::new();
@@ -1113,7 +1115,7 @@ fn the_assigned_cluster_is_served_and_remembered() {
             let _ = unit.handle(now, false, FABRIC_MAC, &std::mem::take(&mut bytes));
         }
         while let Some(action) = unit.poll_action() {
-            if let rma::unit::UnitAction::Joined(cluster) = action {
+            if let rma::unit::UnitAction::Joined(cluster, _) = action {
                 joined.push(cluster);
             }
         }

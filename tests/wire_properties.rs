@@ -47,6 +47,19 @@ fn cluster() -> impl Strategy<Value = ClusterName> {
     ]
 }
 
+fn named_cluster() -> impl Strategy<Value = ClusterName> {
+    "[A-Za-z0-9._-]{1,16}".prop_map(|s| s.parse().expect("a name"))
+}
+
+fn placement() -> impl Strategy<Value = Placement> {
+    let guests = btree_set(named_cluster(), 0..=MAX_GUESTS);
+    (cluster(), number(), guests).prop_map(|(home, assignment, guests)| Placement {
+        home,
+        assignment,
+        guests: guests.into_iter().filter(|guest| *guest != home).collect(),
+    })
+}
+
 /// At most 63 bytes of any characters.
 fn text() -> BoxedStrategy<String> {
     prop_oneof![".{0,15}", "[\\x00-\\x7f]{0,63}", "\u{10ffff}{0,15}"].boxed()
@@ -186,9 +199,10 @@ prop_compose! {
         guid in guid(),
         entity in prop_oneof![Just(EntityType::Host), Just(EntityType::Unit)],
         (macs, name, observed, ownership) in (macs(), text(), observed(), ownership()),
-        (epoch, version) in (number(), number()),
+        (epoch, version, guest) in (number(), number(), any::<bool>()),
     ) -> Member {
-        Member { guid, entity, macs, name, observed, ownership, epoch: Epoch(epoch), version }
+        let guest = guest && entity == EntityType::Unit;
+        Member { guid, entity, macs, name, observed, ownership, epoch: Epoch(epoch), version, guest }
     }
 }
 
@@ -347,7 +361,7 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
                 }),
             )
         }),
-        (member().boxed(), cluster()).prop_map(move |(m, cluster)| {
+        (member().boxed(), cluster(), placement()).prop_map(move |(m, cluster, placement)| {
             let Member {
                 guid,
                 entity,
@@ -363,15 +377,28 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
                 name,
                 observed,
                 cluster,
+                placement: if entity == EntityType::Unit {
+                    placement
+                } else {
+                    Placement::default()
+                },
             };
             (request(Kind::Register), Body::Register(body))
         }),
-        (cluster(), number()).prop_map(move |(cluster, version)| {
-            (
-                reply(Kind::Register),
-                Body::Registered(Registered { cluster, version }),
-            )
+        (cluster(), number(), number()).prop_map(move |(cluster, version, assignment)| {
+            let body = Registered {
+                cluster,
+                version,
+                assignment,
+            };
+            (reply(Kind::Register), Body::Registered(body))
         }),
+        (named_cluster(), text()).prop_map(move |(cluster, host)| {
+            let host = if host.is_empty() { "h".into() } else { host };
+            let body = FindHost { cluster, host };
+            (request(Kind::FindHost), Body::FindHost(body))
+        }),
+        guid().prop_map(move |host| (reply(Kind::FindHost), Body::FoundHost(FoundHost { host }))),
         (number(), any_guid()).prop_map(move |(known_version, after)| {
             let body = MembershipRequest {
                 known_version,
@@ -598,6 +625,38 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
                 };
                 (request(Kind::CompareAndSet), Body::CompareAndSet(body))
             }),
+        (
+            (number(), guid(), guid(), 0..u64::MAX - 1),
+            (named_cluster(), guid(), any::<bool>())
+        )
+            .prop_map(
+                move |((term, writer, row, expected), (to, owner, recursive))| {
+                    let body = Move {
+                        term,
+                        writer,
+                        row,
+                        expected: Epoch(expected),
+                        to,
+                        owner,
+                        recursive,
+                    };
+                    (request(Kind::Move), Body::Move(body))
+                }
+            ),
+        (register(), any::<bool>()).prop_map(move |(register, is_done)| {
+            if is_done {
+                let body = RegistersReply {
+                    more: false,
+                    registers: vec![register],
+                };
+                return (reply(Kind::Move), Body::RegistersReply(body));
+            }
+            let header = Header {
+                status: Status::Elsewhere,
+                ..reply(Kind::Move)
+            };
+            (header, Body::Conflict(Conflict { register }))
+        }),
         register().prop_map(move |register| {
             let status = Status::Conflict;
             let header = Header {
@@ -857,7 +916,62 @@ fn what_no_honest_sender_says_is_refused() {
                     guid: Guid::NIL,
                     ..m.clone()
                 });
+                // A host has no guests; of a unit each is named once, in order, and is not the home.
+                refused(&Register {
+                    entity: EntityType::Host,
+                    ..m.clone()
+                });
+                let name = |name: &str| -> ClusterName { name.parse().expect("a name") };
+                let with = |guests: &[ClusterName]| Register {
+                    placement: Placement {
+                        guests: guests.to_vec(),
+                        ..m.placement.clone()
+                    },
+                    ..m.clone()
+                };
+                refused(&with(&[name("b"), name("a")]));
+                refused(&with(&[name("a"), name("a")]));
+                refused(&with(&[m.placement.home]));
+                refused(&with(&[ClusterName::NONE]));
+                refused(&with(
+                    &(0..=MAX_GUESTS)
+                        .map(|n| name(&format!("g{n:02}")))
+                        .collect::<Vec<_>>(),
+                ));
             }
+            Body::Move(m) => {
+                for (writer, row, owner) in [
+                    (Guid::NIL, m.row, m.owner),
+                    (m.writer, Guid::NIL, m.owner),
+                    (m.writer, m.row, Guid::NIL),
+                ] {
+                    refused(&Move {
+                        writer,
+                        row,
+                        owner,
+                        ..m.clone()
+                    });
+                }
+                refused(&Move {
+                    to: ClusterName::NONE,
+                    ..m.clone()
+                });
+                refused(&Move {
+                    expected: Epoch(u64::MAX - 1),
+                    ..m.clone()
+                });
+            }
+            Body::FindHost(m) => {
+                refused(&FindHost {
+                    host: String::new(),
+                    ..m.clone()
+                });
+                refused(&FindHost {
+                    cluster: ClusterName::NONE,
+                    ..m.clone()
+                });
+            }
+            Body::FoundHost(_) => refused(&FoundHost { host: Guid::NIL }),
             Body::MembershipReply(m) => {
                 let again = [m.members.clone(), m.members.clone()].concat();
                 refused(&MembershipReply {

@@ -131,6 +131,7 @@ fn limits_are_those_of_the_code() {
         MAX_PARTS,
         MAX_CHANGES,
         MAX_DEVICE_EXTENTS,
+        MAX_GUESTS,
         row::MAX_MACS,
         row::MAX_OWNERS,
         row::MAX_NAME_BYTES,
@@ -224,7 +225,7 @@ fn heading(tables: &BTreeMap<String, Vec<Vec<String>>>, sample: &Sample) -> Opti
     } else {
         request
     };
-    if sample.header.status == Status::Conflict {
+    if matches!(sample.body, Body::Conflict(_)) {
         text = text.split_once("or ").expect("an alternative").1;
     }
     let (title, _) = text.split_once('[')?.1.split_once(']')?;

@@ -64,6 +64,7 @@ fn unit(cluster: ClusterName, now: Time) -> Unit {
         incarnation: Incarnation(1),
         cluster_wanted: cluster,
         cluster,
+        assignment: 0,
         fabric_mac: None,
         mtu: 1500,
         credits: 16,
@@ -83,6 +84,7 @@ fn unit(cluster: ClusterName, now: Time) -> Unit {
     let registers = StoredRegisters {
         registers: vec![owned(100), owned(101), owned(102)],
         term: 1,
+        ..StoredRegisters::default()
     };
     let mut unit = Unit::new(config, Some(registers), 1);
     let controller = ControllerSpec {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::text::{name_of, ownership, printable, size};
 use crate::rma::request::{
-    AllocationInfo, ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, CarveInfo,
+    AllocationInfo, ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, CarveInfo, MoveInfo,
 };
 
 /// The most units that a line names.
@@ -53,6 +53,17 @@ pub fn carved(info: &CarveInfo) -> String {
         (true, false) => format!("extent {name}: removed from {}\n", row.address),
         (false, true) => format!("extent {name} was there already; nothing changed\n"),
         (false, false) => format!("extent {name} was gone already; nothing changed\n"),
+    }
+}
+
+/// What a move did.
+pub fn moved(info: &MoveInfo) -> String {
+    let (entity, name) = (&info.target.entity, printable(&name_of(&info.target)));
+    let (cluster, host) = (&info.cluster, &info.host);
+    if info.changed {
+        format!("{entity} {name}: moved to cluster {cluster}, dedicated to host {host} there\n")
+    } else {
+        format!("{entity} {name} was in cluster {cluster} already; nothing changed\n")
     }
 }
 

@@ -98,6 +98,20 @@ enum Verb {
         #[arg(long)]
         recursive: bool,
     },
+    /// Move a device or a whole unit to a host of another cluster
+    Move {
+        /// I/O device or unit: GUID, its first 8 digits or more, address or name
+        target: String,
+        /// The other cluster
+        #[arg(long, value_name = "CLUSTER")]
+        cluster: String,
+        /// The host there that it shall be dedicated to: GUID or name
+        #[arg(long, value_name = "HOST")]
+        to: String,
+        /// Of a unit, also give what lies below it to that host
+        #[arg(long)]
+        recursive: bool,
+    },
     /// Take a row out of the table for good, with all below it: a controller or device that its unit
     /// no longer lists, or a host or unit that is no member any more
     Forget {
@@ -227,6 +241,17 @@ impl Cli {
             },
             Verb::Release { target, recursive } => AdminRequest::Release {
                 target: target.clone(),
+                recursive: *recursive,
+            },
+            Verb::Move {
+                target,
+                cluster,
+                to,
+                recursive,
+            } => AdminRequest::Move {
+                target: target.clone(),
+                cluster: cluster.clone(),
+                host: to.clone(),
                 recursive: *recursive,
             },
             Verb::Forget { target } => AdminRequest::Forget {

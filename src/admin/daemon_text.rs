@@ -54,6 +54,20 @@ fn owners(entity: &EntityInfo) -> String {
         .to_owned()
 }
 
+/// The cluster, and those that it is a guest of.
+fn cluster(entity: &EntityInfo) -> String {
+    let mut text = match (&entity.cluster, &entity.requested) {
+        (Some(cluster), _) => cluster.clone(),
+        (None, Some(wanted)) => format!("pending ({wanted})"),
+        (None, None) => "pending".into(),
+    };
+    let guests: Vec<&str> = entity.guests.iter().map(|g| g.cluster.as_str()).collect();
+    if !guests.is_empty() {
+        let _ = write!(text, ", guest of {}", guests.join(", "));
+    }
+    text
+}
+
 /// The fabric services database as Fig. 3 shows it.
 fn catalog(info: &CatalogInfo, style: Style) -> String {
     let rows = info
@@ -67,10 +81,7 @@ fn catalog(info: &CatalogInfo, style: Style) -> String {
                 e.name.clone(),
                 e.entity.clone(),
                 e.macs.join(" "),
-                e.cluster.clone().unwrap_or_else(|| match &e.requested {
-                    Some(wanted) => format!("pending ({wanted})"),
-                    None => "pending".into(),
-                }),
+                cluster(e),
                 owners(e),
                 format!("{} {}", e.version, e.label),
                 if e.connected { "yes" } else { "no" }.into(),
@@ -220,8 +231,12 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
     line(
         "cluster",
         format!(
-            "{}; fabric services {fabric}",
-            info.cluster.as_deref().unwrap_or("-")
+            "{}{}; fabric services {fabric}",
+            info.cluster.as_deref().unwrap_or("-"),
+            match &info.guests[..] {
+                [] => String::new(),
+                guests => format!(", guest of {}", guests.join(", ")),
+            }
         ),
     );
     line(
@@ -275,7 +290,15 @@ fn unit_status(info: &UnitStatus, style: Style) -> String {
                     .path
                     .clone()
                     .unwrap_or_else(|| device.backend.clone()),
-                register(device.register.as_ref(), style),
+                match &device.cluster {
+                    Some(cluster) => {
+                        format!(
+                            "{}, in {cluster}",
+                            register(device.register.as_ref(), style)
+                        )
+                    }
+                    None => register(device.register.as_ref(), style),
+                },
                 format!("{} ({} failed)", device.operations, device.errors),
                 style.guid(&device.guid),
             ]);

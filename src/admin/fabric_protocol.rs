@@ -121,6 +121,12 @@ pub struct EntityInfo {
     pub name: String,
     /// 310; `None` while it is pending.
     pub cluster: Option<String>,
+    /// Counts its assignments to a cluster.
+    #[serde(default)]
+    pub assignment: u64,
+    /// Of a unit, the clusters that devices of it were moved to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestInfo>,
     /// The cluster that its configuration names.
     pub requested: Option<String>,
     /// 312: `unallocated`, `dedicated` or `shared`; `None` for hosts.
@@ -141,6 +147,19 @@ pub struct EntityInfo {
     pub last_seen_ms: Option<u64>,
     /// Where it was heard last.
     pub last_seen_at: Option<String>,
+}
+
+/// What a unit is to a cluster that devices of it were moved to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestInfo {
+    /// The cluster.
+    pub cluster: String,
+    /// 312, there: `unallocated`, `dedicated` or `shared`.
+    pub ownership: String,
+    /// 312, there: the owning hosts.
+    pub owners: Vec<OwnerInfo>,
+    /// Counts the ownership's changes there.
+    pub epoch: u64,
 }
 
 /// An owner of a unit.

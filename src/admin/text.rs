@@ -328,11 +328,12 @@ fn units(units: &[UnitInfo], style: Style) -> String {
             } else {
                 ""
             };
+            let guest = if u.guest { ", a guest" } else { "" };
             vec![
                 name_of(&u.row),
                 u.row.macs.join(" "),
                 format!(
-                    "{} for {}{lost}",
+                    "{} for {}{lost}{guest}",
                     u.liveness.liveness,
                     span(u.liveness.liveness_ms)
                 ),
@@ -582,6 +583,7 @@ pub fn reply(reply: &AdminReply, style: Style) -> String {
         AdminReply::Forgotten(info) => forgotten(info),
         AdminReply::Allocated(info) => change_text::allocated(info),
         AdminReply::Carved(info) => change_text::carved(info),
+        AdminReply::Moved(info) => change_text::moved(info),
         AdminReply::Restored(info) => restored(info),
         AdminReply::Applied(info) => change_text::applied(info),
         AdminReply::Granularity(info) if info.changed => {

@@ -46,6 +46,12 @@ pub struct UnitStatus {
     pub change: u64,
     /// The cluster it serves; `None` before one is assigned.
     pub cluster: Option<String>,
+    /// Which assignment made it that.
+    #[serde(default)]
+    pub assignment: u64,
+    /// Other clusters that it keeps registers of: devices were moved to them, or it was theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<String>,
     /// Whether fabric services answer.
     pub fabric_up: bool,
     /// The network interfaces, separated by commas.
@@ -135,6 +141,9 @@ pub struct DeviceInfo {
     pub path: Option<String>,
     /// Who owns it; `None` where the registers are lost.
     pub register: Option<RegisterInfo>,
+    /// The cluster that it was moved to, where it is not in the unit's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// Operations performed since the start.
     pub operations: u64,
     /// Operations that failed since the start.

@@ -25,7 +25,7 @@ impl Table {
     ///
     /// A host's facts are its registration's. A unit speaks for itself: fabric services' word
     /// holds only until the unit's own list of the same incarnation is in. A member that had been
-    /// retired is valid again. Ownership in the list is ignored: the unit's registers have it.
+    /// retired is valid again; a guest only when it lists something. Ownership in the list is ignored: the unit's registers have it.
     pub fn observe_members(&mut self, members: &[Member]) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
         for member in members {
@@ -44,9 +44,11 @@ impl Table {
                 if member.entity == EntityType::Unit {
                     row.observed.change = 0;
                 }
-            } else {
+            } else if !member.guest {
                 row.state = RowState::Valid;
                 row.observed = next(row.observed).max(member.observed);
+            } else if known.is_some_and(|known| known.macs != row.macs) {
+                row.observed = next(row.observed);
             }
             self.observe(row, &mut changed);
         }

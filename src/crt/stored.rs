@@ -1,12 +1,15 @@
 //! What an [`Image`] holds for a host and for a unit: a table, or ownership registers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::digests::Sums;
 use super::image::{Commit, Expected, Health};
 use super::shelf::Shelf;
 use super::table::{MAX_ROWS, encoded_digest};
-use super::{Image, ImageError, ImageInfo, ImageKind, Storage, Table};
+use super::{
+    Image, ImageError, ImageInfo, ImageKind, RegistersChange, Storage, StoredRegisters, Table,
+};
 use crate::wire::message::{OwnershipRegister, TableSummary};
 use crate::wire::{
     ClusterName, DecodeError, Guid, Reader, Row, Settings, TableStamp, Wire, Writer,
@@ -241,25 +244,71 @@ impl<S: Storage> TableImage<S> {
     }
 }
 
-/// What a unit's image keeps beside its registers.
+/// What a unit's image keeps beside its registers. Its root has the home cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct RegistersMeta {
     /// Whether the registers were lost and have not been restored.
     lost: bool,
     /// The highest term seen.
     term: u64,
+    /// Which assignment made the home cluster what it is.
+    assignment: u64,
 }
 
-impl Wire for RegistersMeta {
-    fn put(&self, w: &mut Writer) {
-        w.put(&self.lost);
-        w.put(&self.term);
-    }
-    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
+impl RegistersMeta {
+    /// The first files had no assignment.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let meta = Self {
             lost: r.get()?,
             term: r.get()?,
-        })
+            assignment: if r.rest().is_empty() { 0 } else { r.get()? },
+        };
+        if r.rest().is_empty() {
+            Ok(meta)
+        } else {
+            Err(DecodeError::BadValue("meta"))
+        }
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.put(&self.lost);
+        w.put(&self.term);
+        w.put(&self.assignment);
+        w.into_bytes()
+    }
+}
+
+/// The key of a guest cluster's register: a row has one in several clusters.
+fn guest_key(cluster: ClusterName, row: Guid) -> Guid {
+    let mut bytes = cluster.to_body();
+    bytes.extend(row.to_body());
+    Guid(xxhash_rust::xxh3::xxh3_128(&bytes))
+}
+
+/// A register, and its cluster where that is not the unit's home.
+struct Record {
+    register: OwnershipRegister,
+    guest: Option<ClusterName>,
+}
+
+impl Record {
+    fn parse(key: Guid, value: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(value);
+        let register: OwnershipRegister = r.get()?;
+        let guest = match r.rest() {
+            [] => None,
+            _ => Some(r.get::<ClusterName>()?),
+        };
+        let expected = guest.map_or(register.row, |cluster| guest_key(cluster, register.row));
+        if !r.rest().is_empty() || guest.is_some_and(ClusterName::is_none) {
+            return Err(DecodeError::BadValue("register"));
+        }
+        if expected != key {
+            return Err(DecodeError::BadValue("GUID"));
+        }
+        Ok(Self { register, guest })
     }
 }
 
@@ -268,47 +317,68 @@ impl Wire for RegistersMeta {
 pub struct RegistersImage<S> {
     image: Image<S>,
     meta: RegistersMeta,
+    home: ClusterName,
+    /// The rows of every guest cluster.
+    guests: BTreeSet<(ClusterName, Guid)>,
 }
 
 impl<S: Storage> RegistersImage<S> {
     /// Writes an image without registers over `storage`, which is empty: a beginning, or (`lost`)
     /// what is left when the registers that there were are gone.
     pub fn create(storage: S, unit: Guid, lost: bool, label_s: u64) -> Result<Self, ImageError> {
-        let meta = RegistersMeta { lost, term: 0 };
+        let meta = RegistersMeta {
+            lost,
+            term: 0,
+            assignment: 0,
+        };
         let commit = Commit {
             records: Vec::new(),
             replace: false,
             cluster: ClusterName::NONE,
-            meta: meta.to_body(),
+            meta: meta.to_bytes(),
             label_s,
         };
         let image = Image::create(storage, ImageKind::Registers, unit, commit)?;
-        Ok(Self { image, meta })
+        Ok(Self {
+            image,
+            meta,
+            home: ClusterName::NONE,
+            guests: BTreeSet::new(),
+        })
     }
 
     /// Opens the registers of `unit` in `storage`; they are `None` where they were lost and have
     /// not been restored. What it gives is durable.
-    pub fn open(
-        storage: S,
-        unit: Guid,
-    ) -> Result<(Self, Option<Vec<OwnershipRegister>>), ImageError> {
+    pub fn open(storage: S, unit: Guid) -> Result<(Self, Option<StoredRegisters>), ImageError> {
         let expected = Expected {
             kind: ImageKind::Registers,
             owner: Some(unit),
             cluster: ClusterName::NONE,
         };
-        let mut registers = Vec::new();
+        let mut stored = StoredRegisters::default();
         let mut image = Image::open(storage, &expected, |key, value| {
-            let register = OwnershipRegister::from_body(value)?;
-            if register.row != key {
-                return Err(DecodeError::BadValue("GUID"));
+            let record = Record::parse(key, value)?;
+            match record.guest {
+                None => stored.registers.push(record.register),
+                Some(cluster) => stored.guests.push((cluster, record.register)),
             }
-            registers.push(register);
             Ok(())
         })?;
-        let meta = RegistersMeta::from_body(&image.info().meta).map_err(ImageError::Meta)?;
+        let info = image.info();
+        let meta = RegistersMeta::from_bytes(&info.meta).map_err(ImageError::Meta)?;
         image.confirm()?;
-        Ok((Self { image, meta }, (!meta.lost).then_some(registers)))
+        stored.term = meta.term;
+        stored.home = info.cluster;
+        stored.assignment = meta.assignment;
+        stored.sort();
+        let guests = stored.guests.iter().map(|(c, r)| (*c, r.row)).collect();
+        let opened = Self {
+            image,
+            meta,
+            home: info.cluster,
+            guests,
+        };
+        Ok((opened, (!meta.lost).then_some(stored)))
     }
 
     /// The highest term that was stored.
@@ -316,29 +386,46 @@ impl<S: Storage> RegistersImage<S> {
         self.meta.term
     }
 
-    /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
-    /// it lost registers count as restored.
-    pub fn store(
-        &mut self,
-        registers: &[OwnershipRegister],
-        term: u64,
-        label_s: u64,
-    ) -> Result<(), ImageError> {
+    /// The home cluster that was stored.
+    pub const fn home(&self) -> ClusterName {
+        self.home
+    }
+
+    /// Makes a change durable, all or nothing. With it lost registers count as restored.
+    pub fn store(&mut self, change: &RegistersChange, label_s: u64) -> Result<(), ImageError> {
         let meta = RegistersMeta {
             lost: false,
-            term: term.max(self.meta.term),
+            term: change.term.max(self.meta.term),
+            assignment: change.assignment,
         };
+        let mut guests = self.guests.clone();
+        let mut records: Vec<(Guid, Option<Vec<u8>>)> = Vec::new();
+        guests.retain(|(cluster, row)| {
+            let gone = change.guests_gone.contains(cluster);
+            if gone {
+                records.push((guest_key(*cluster, *row), None));
+            }
+            !gone
+        });
+        records.extend(change.home_gone.iter().map(|row| (*row, None)));
+        let home = change.registers.iter();
+        records.extend(home.map(|register| (register.row, Some(register.to_body()))));
+        for (cluster, register) in &change.guests {
+            let mut value = register.to_body();
+            value.extend(cluster.to_body());
+            records.push((guest_key(*cluster, register.row), Some(value)));
+            guests.insert((*cluster, register.row));
+        }
         self.image.commit(Commit {
-            records: registers
-                .iter()
-                .map(|register| (register.row, Some(register.to_body())))
-                .collect(),
+            records,
             replace: false,
-            cluster: ClusterName::NONE,
-            meta: meta.to_body(),
+            cluster: change.home,
+            meta: meta.to_bytes(),
             label_s,
         })?;
         self.meta = meta;
+        self.home = change.home;
+        self.guests = guests;
         Ok(())
     }
 }

@@ -55,6 +55,7 @@ fn member(guid: Guid, entity: EntityType, name: &str, nic: u8) -> Member {
         ownership: Ownership::Unallocated,
         epoch: Epoch(0),
         version: 1,
+        guest: false,
     }
 }
 

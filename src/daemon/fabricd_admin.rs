@@ -2,12 +2,12 @@
 
 use crate::admin::fabric_protocol::{
     CatalogInfo, ClusterInfo, Counter, EntityInfo, FabricReply, FabricRequest, FabricStatus,
-    KeptTableInfo, OwnerInfo,
+    GuestInfo, KeptTableInfo, OwnerInfo,
 };
 use crate::crt::Table;
 use crate::fabric::{Catalog, Entity, EntityView, Fabric};
 use crate::rma::report;
-use crate::wire::{ClusterName, EntityType, Guid, Time};
+use crate::wire::{ClusterName, EntityType, Guid, Ownership, Time};
 
 /// What only the daemon knows of itself.
 #[derive(Debug, Clone)]
@@ -145,24 +145,26 @@ fn catalog<C: Catalog>(fabric: &Fabric<C>, now: Time) -> CatalogInfo {
 fn info<C: Catalog>(fabric: &Fabric<C>, now: Time, view: &EntityView<'_>) -> EntityInfo {
     let e = view.entity;
     let is_unit = e.entity == EntityType::Unit;
-    let names = &fabric.snapshot().entities;
     EntityInfo {
         guid: e.guid.to_string(),
         entity: if is_unit { "unit" } else { "host" }.to_owned(),
         macs: e.macs.iter().map(ToString::to_string).collect(),
         name: e.name.clone(),
         cluster: some(e.assigned),
-        requested: some(e.requested),
-        ownership: is_unit.then(|| e.ownership.word().to_owned()),
-        owners: e
-            .ownership
-            .owners()
+        assignment: e.assignment,
+        guests: e
+            .guests
             .iter()
-            .map(|guid| OwnerInfo {
-                guid: guid.to_string(),
-                name: names.get(guid).map(|host| host.name.clone()),
+            .map(|(cluster, guest)| GuestInfo {
+                cluster: cluster.to_string(),
+                ownership: guest.ownership.word().to_owned(),
+                owners: owners(fabric, &guest.ownership),
+                epoch: guest.epoch.0,
             })
             .collect(),
+        requested: some(e.requested),
+        ownership: is_unit.then(|| e.ownership.word().to_owned()),
+        owners: owners(fabric, &e.ownership),
         epoch: e.epoch.0,
         incarnation: e.observed.incarnation.0,
         version: e.version,
@@ -173,6 +175,18 @@ fn info<C: Catalog>(fabric: &Fabric<C>, now: Time, view: &EntityView<'_>) -> Ent
             .map(|(_, at)| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)),
         last_seen_at: view.heard.map(|(mac, _)| mac.to_string()),
     }
+}
+
+fn owners<C: Catalog>(fabric: &Fabric<C>, ownership: &Ownership) -> Vec<OwnerInfo> {
+    let names = &fabric.snapshot().entities;
+    ownership
+        .owners()
+        .iter()
+        .map(|guid| OwnerInfo {
+            guid: guid.to_string(),
+            name: names.get(guid).map(|host| host.name.clone()),
+        })
+        .collect()
 }
 
 fn status<C: Catalog>(fabric: &Fabric<C>, now: Time, facts: &DaemonFacts) -> FabricStatus {
@@ -236,7 +250,7 @@ fn status<C: Catalog>(fabric: &Fabric<C>, now: Time, facts: &DaemonFacts) -> Fab
 mod tests {
     use super::*;
     use crate::fabric::{Change, FabricConfig, MemoryCatalog, Policy};
-    use crate::wire::{Epoch, Incarnation, Mac, ObservationStamp, Ownership};
+    use crate::wire::{Epoch, Incarnation, Mac, ObservationStamp};
 
     fn row(guid: u128, entity: EntityType, cluster: &str, ownership: Ownership) -> Entity {
         Entity {
@@ -247,6 +261,8 @@ mod tests {
             observed: ObservationStamp::default(),
             requested: ClusterName::NONE,
             assigned: cluster.parse().unwrap_or(ClusterName::NONE),
+            assignment: 1,
+            guests: std::collections::BTreeMap::new(),
             ownership,
             epoch: Epoch(1),
             version: 1,

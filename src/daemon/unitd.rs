@@ -24,7 +24,7 @@ use crate::backend::{Backend, Completion, Pool, PoolError};
 use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
-use crate::unit::{DiskError, StoredRegisters, Unit, UnitAction, UnitConfig, UnitFacts};
+use crate::unit::{DiskError, Unit, UnitAction, UnitConfig, UnitFacts};
 use crate::wire::{Mac, Time};
 
 /// The largest MTU that is taken from an interface by itself.
@@ -172,10 +172,6 @@ impl Daemon {
             identity.guid(),
             identity.is_first_start(),
         )?;
-        let stored = stored.map(|found| StoredRegisters {
-            registers: found,
-            term: registers.term(),
-        });
         let (vote, promised) = VoteFile::open(
             &state_dir.join(VOTE_FILE),
             identity.guid(),
@@ -196,6 +192,7 @@ impl Daemon {
             incarnation: identity.incarnation(),
             cluster_wanted: config.cluster,
             cluster: state.cluster(),
+            assignment: state.assignment(),
             fabric_mac: config.fabric_mac,
             mtu,
             credits: CREDITS,
@@ -337,12 +334,8 @@ impl Daemon {
                         self.pool.submit(token, backend, op);
                     }
                 }
-                UnitAction::PersistRegisters {
-                    token,
-                    registers,
-                    term,
-                } => {
-                    let outcome = self.registers.store(&registers, term);
+                UnitAction::PersistRegisters { token, change } => {
+                    let outcome = self.registers.store(&change);
                     if let Err(e) = &outcome {
                         log::error!("ownership registers not stored: {}", one_line(e));
                     }
@@ -360,9 +353,9 @@ impl Daemon {
                     let now = event_loop::now();
                     self.unit.vote_persisted(now, token, outcome.is_ok());
                 }
-                UnitAction::Joined(cluster) => {
-                    log::info!("fabric services assign cluster {cluster}");
-                    if let Err(e) = self.state.set_cluster(cluster) {
+                UnitAction::Joined(cluster, assignment) => {
+                    log::info!("this unit belongs to cluster {cluster} (assignment {assignment})");
+                    if let Err(e) = self.state.set_cluster(cluster, assignment) {
                         log::error!("the cluster will not be remembered: {}", one_line(&e));
                     }
                 }

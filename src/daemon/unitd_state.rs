@@ -66,6 +66,7 @@ struct Remembered {
 pub struct UnitState {
     dir: PathBuf,
     cluster: ClusterName,
+    assignment: u64,
     controllers: BTreeMap<IocNumber, Guid>,
     devices: BTreeMap<(IocNumber, IodNumber), Remembered>,
     is_altered: bool,
@@ -121,6 +122,19 @@ fn parse_guids(text: &str) -> Result<GuidsFile, String> {
     Ok(file)
 }
 
+/// `CLUSTER`, or `CLUSTER ASSIGNMENT`.
+fn parse_cluster(text: &str) -> Result<(ClusterName, u64), String> {
+    let text = text.trim_end();
+    let (name, assignment) = text.split_once(' ').unwrap_or((text, "0"));
+    let cluster = name
+        .parse()
+        .map_err(|e: crate::wire::id::ParseIdError| e.to_string())?;
+    let assignment = assignment
+        .parse()
+        .map_err(|_| format!("'{assignment}' counts no assignments"))?;
+    Ok((cluster, assignment))
+}
+
 fn parse_place(text: &str) -> Result<(IocNumber, IodNumber), String> {
     let numbers = text
         .split_once('/')
@@ -136,16 +150,14 @@ impl UnitState {
             path: dir.join(name),
             why,
         };
-        let cluster = match read(&dir.join(CLUSTER))? {
-            None => ClusterName::NONE,
-            Some(text) => text
-                .trim_end()
-                .parse()
-                .map_err(|e: crate::wire::id::ParseIdError| corrupt(CLUSTER, e.to_string()))?,
+        let (cluster, assignment) = match read(&dir.join(CLUSTER))? {
+            None => (ClusterName::NONE, 0),
+            Some(text) => parse_cluster(&text).map_err(|why| corrupt(CLUSTER, why))?,
         };
         let mut state = Self {
             dir: dir.to_owned(),
             cluster,
+            assignment,
             controllers: BTreeMap::new(),
             devices: BTreeMap::new(),
             is_altered: false,
@@ -177,10 +189,15 @@ impl UnitState {
         self.cluster
     }
 
-    /// Remembers the cluster that fabric services have assigned.
-    pub fn set_cluster(&mut self, cluster: ClusterName) -> Result<(), StateError> {
-        self.cluster = cluster;
-        replace(&self.dir, CLUSTER, &format!("{cluster}\n"))
+    /// Which assignment that was, 0 where that was not remembered.
+    pub const fn assignment(&self) -> u64 {
+        self.assignment
+    }
+
+    /// Remembers the cluster that the unit belongs to, by which assignment.
+    pub fn set_cluster(&mut self, cluster: ClusterName, assignment: u64) -> Result<(), StateError> {
+        (self.cluster, self.assignment) = (cluster, assignment);
+        replace(&self.dir, CLUSTER, &format!("{cluster} {assignment}\n"))
     }
 
     /// The GUID of a controller that has none configured; the same for ever.
@@ -270,10 +287,11 @@ mod tests {
         assert_eq!(state.controller_guid(IocNumber(1), || Guid(7)), Guid(7));
         assert_eq!(state.device_guid(place, "file:/a", || Guid(8)), Guid(8));
         state.save().unwrap();
-        state.set_cluster("A".parse().unwrap()).unwrap();
+        assert_eq!(state.assignment(), 0);
+        state.set_cluster("A".parse().unwrap(), 7).unwrap();
 
         let mut state = UnitState::open(dir.path()).unwrap();
-        assert_eq!(state.cluster().as_str(), "A");
+        assert_eq!((state.cluster().as_str(), state.assignment()), ("A", 7));
         let never = || -> Guid { panic!("it is remembered") };
         assert_eq!(state.controller_guid(IocNumber(1), never), Guid(7));
         assert_eq!(state.device_guid(place, "file:/a", never), Guid(8));

@@ -55,6 +55,12 @@ pub fn status(seen: &Seen<'_>) -> UnitStatus {
         incarnation: seen.incarnation,
         change: unit.stamp().change,
         cluster: (!cluster.is_none()).then(|| cluster.to_string()),
+        assignment: unit.assignment(),
+        guests: unit
+            .guest_clusters()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         fabric_up: unit.is_fabric_up(),
         interface: names.join(", "),
         mac: macs.first().cloned().unwrap_or_default(),
@@ -121,6 +127,10 @@ fn device(seen: &Seen<'_>, ioc: IocNumber, record: DeviceRecord) -> Option<Devic
             .as_ref()
             .map(|path| path.display().to_string()),
         register: register(seen.unit, record.guid),
+        cluster: {
+            let cluster = seen.unit.cluster_of(record.guid);
+            (cluster != seen.unit.cluster()).then(|| cluster.to_string())
+        },
         operations: served.backend.operations(),
         errors: served.backend.errors(),
     })

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::crt::{Table, TableChange};
+use super::guests::GuestRow;
 use crate::wire::message::Member;
 use crate::wire::{ClusterName, EntityType, Epoch, Guid, Mac, ObservationStamp, Ownership};
 
@@ -31,6 +32,10 @@ pub struct Entity {
     pub requested: ClusterName,
     /// The cluster that it belongs to (310), none while it is pending.
     pub assigned: ClusterName,
+    /// Counts its assignments to a cluster, those that a unit tells of included.
+    pub assignment: u64,
+    /// Of a unit, the clusters that devices of it were moved to, with what is known of it there.
+    pub guests: BTreeMap<ClusterName, GuestRow>,
     /// Who owns it (312); hosts stay unallocated.
     pub ownership: Ownership,
     /// Row epoch of that ownership.
@@ -47,17 +52,23 @@ impl Entity {
         self.assigned.is_none()
     }
 
-    /// The row as members of its cluster see it.
-    pub fn to_member(&self) -> Member {
+    /// The row as members of a cluster see it: its own, or one that it is a guest of.
+    pub fn to_member(&self, cluster: ClusterName) -> Member {
+        let guest = self.guests.get(&cluster);
+        let (ownership, epoch) = match guest {
+            Some(guest) => (&guest.ownership, guest.epoch),
+            None => (&self.ownership, self.epoch),
+        };
         Member {
             guid: self.guid,
             entity: self.entity,
             macs: self.macs.clone(),
             name: self.name.clone(),
             observed: self.observed,
-            ownership: self.ownership.clone(),
-            epoch: self.epoch,
+            ownership: ownership.clone(),
+            epoch,
             version: self.version,
+            guest: guest.is_some(),
         }
     }
 }

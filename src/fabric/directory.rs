@@ -30,6 +30,13 @@ pub enum RegisterNote {
         /// Where it is.
         to: Vec<Mac>,
     },
+    /// The unit was moved to another cluster.
+    Transferred {
+        /// Where it belonged.
+        from: ClusterName,
+        /// Where it belongs.
+        to: ClusterName,
+    },
     /// It asks for another cluster than the one assigned, which stays.
     KeepsCluster {
         /// Asked for.
@@ -97,7 +104,7 @@ pub enum AssignError {
 pub struct Directory<C> {
     catalog: C,
     state: Snapshot,
-    /// Every cluster's members; those without a cluster are under none.
+    /// Every cluster's members, guests included; those without a cluster are under none.
     index: BTreeMap<ClusterName, BTreeSet<Guid>>,
     /// The rows that are staged, as they were before.
     before: BTreeMap<Guid, Option<Entity>>,
@@ -123,8 +130,9 @@ impl<C: Catalog> Directory<C> {
         self.before.clear();
         self.index.clear();
         for (guid, entity) in &self.state.entities {
-            let members = self.index.entry(entity.assigned).or_default();
-            members.insert(*guid);
+            for cluster in entity.clusters() {
+                self.index.entry(cluster).or_default().insert(*guid);
+            }
         }
         Ok(())
     }
@@ -187,19 +195,29 @@ impl<C: Catalog> Directory<C> {
             observed: register.observed,
             requested: ClusterName::NONE,
             assigned: ClusterName::NONE,
+            assignment: 0,
+            guests: BTreeMap::new(),
             ownership: Ownership::Unallocated,
             epoch: Epoch(0),
             version: 0,
             label: String::new(),
         });
         let wants = register.cluster;
+        self.place(&mut entity, &register.placement, notes);
+        // A unit that was somewhere already stays there, whatever was lost here.
+        let home = register.placement.home;
+        let joins = if home.is_none() { wants } else { home };
         if entity.is_pending()
             && policy == Policy::AutoJoin
-            && !wants.is_none()
-            && self.has_room(wants)
+            && !joins.is_none()
+            && self.has_room(joins)
         {
-            entity.assigned = wants;
-            notes.push(RegisterNote::Joined(wants));
+            entity.assigned = joins;
+            if home.is_none() || entity.assignment == 0 {
+                entity.assignment += 1;
+            }
+            notes.push(RegisterNote::Joined(joins));
+            self.place(&mut entity, &register.placement, notes);
         }
         if let Some(old) = self.get(register.guid) {
             if old.macs != register.macs {
@@ -236,7 +254,7 @@ impl<C: Catalog> Directory<C> {
         Ok(assigned)
     }
 
-    fn has_room(&self, cluster: ClusterName) -> bool {
+    pub(super) fn has_room(&self, cluster: ClusterName) -> bool {
         self.member_count(cluster) < MAX_CLUSTER_MEMBERS
     }
 
@@ -266,18 +284,21 @@ impl<C: Catalog> Directory<C> {
         // A unit of another cluster is answered like one that does not exist.
         let unit = self
             .get(told.unit)
-            .filter(|e| e.entity == EntityType::Unit && e.assigned == cluster)
+            .filter(|e| e.entity == EntityType::Unit && e.clusters().any(|c| c == cluster))
             .ok_or(Status::NoRow)?;
-        if told.epoch < unit.epoch || (told.epoch == unit.epoch && told.ownership == unit.ownership)
-        {
+        let mut unit = unit.clone();
+        let (ownership, epoch) = match unit.guests.get_mut(&cluster) {
+            Some(guest) => (&mut guest.ownership, &mut guest.epoch),
+            None => (&mut unit.ownership, &mut unit.epoch),
+        };
+        if told.epoch < *epoch || (told.epoch == *epoch && told.ownership == *ownership) {
             return Ok(());
         }
-        if told.epoch == unit.epoch {
+        if told.epoch == *epoch {
             return Err(Status::Conflict);
         }
-        let mut unit = unit.clone();
-        unit.epoch = told.epoch;
-        unit.ownership = told.ownership.clone();
+        *epoch = told.epoch;
+        ownership.clone_from(&told.ownership);
         self.stage(told.unit, Some(unit));
         Ok(())
     }
@@ -291,8 +312,9 @@ impl<C: Catalog> Directory<C> {
         if !self.has_room(cluster) {
             return Err(AssignError::Full { cluster });
         }
-        entity.assigned = cluster;
-        entity.ownership = Ownership::Unallocated;
+        entity.give_home(cluster);
+        // The unit follows the larger one: it may have been moved meanwhile.
+        entity.assignment = entity.assignment.saturating_add(1);
         self.stage(guid, Some(entity));
         Ok(())
     }
@@ -311,20 +333,20 @@ impl<C: Catalog> Directory<C> {
 
     /// Puts a row in place and gives what was there.
     fn replace(&mut self, guid: Guid, entity: Option<Entity>) -> Option<Entity> {
-        let assigned = entity.as_ref().map(|e| e.assigned);
+        let clusters: Vec<ClusterName> = entity.iter().flat_map(Entity::clusters).collect();
         let old = match entity {
             Some(entity) => self.state.entities.insert(guid, entity),
             None => self.state.entities.remove(&guid),
         };
-        if let Some(old) = &old
-            && let Some(members) = self.index.get_mut(&old.assigned)
-        {
-            members.remove(&guid);
-            if members.is_empty() {
-                self.index.remove(&old.assigned);
+        for cluster in old.iter().flat_map(Entity::clusters) {
+            if let Some(members) = self.index.get_mut(&cluster) {
+                members.remove(&guid);
+                if members.is_empty() {
+                    self.index.remove(&cluster);
+                }
             }
         }
-        if let Some(cluster) = assigned {
+        for cluster in clusters {
             self.index.entry(cluster).or_default().insert(guid);
         }
         old
@@ -388,7 +410,7 @@ impl<C: Catalog> Directory<C> {
                 changed.reassigned.insert(*guid);
             }
             // A list shows the versions of its rows too: any change of a row is one of its list.
-            let both = was.iter().chain(is.iter()).map(|e| e.assigned);
+            let both = was.into_iter().chain(is).flat_map(Entity::clusters);
             changed.clusters.extend(both.filter(|c| !c.is_none()));
             match is {
                 None => change.removed.push(*guid),
@@ -405,6 +427,12 @@ impl<C: Catalog> Directory<C> {
             .partition(|c| self.member_count(**c) == 0);
         (change.emptied, change.touched) = (emptied, touched);
         (change, changed)
+    }
+
+    /// The members of a cluster, guests included.
+    pub(super) fn members(&self, cluster: ClusterName) -> impl Iterator<Item = &Entity> {
+        let guids = self.index.get(&cluster).into_iter().flatten();
+        guids.filter_map(|guid| self.get(*guid))
     }
 
     /// A page of `cluster`'s list, of at most `max_bytes` of members (but at least one member).
@@ -431,7 +459,7 @@ impl<C: Catalog> Directory<C> {
         let mut rest = guids.range((Bound::Excluded(after), Bound::Unbounded));
         let mut used = 0;
         for guid in rest.by_ref() {
-            let Some(member) = self.get(*guid).map(Entity::to_member) else {
+            let Some(member) = self.get(*guid).map(|e| e.to_member(cluster)) else {
                 continue;
             };
             used += encoded_len(&member);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::wire::kind::Role;
-use crate::wire::message::Member;
+use crate::wire::message::{Member, Placement};
 use crate::wire::{ClusterName, CommandId, EntityType, Guid, Incarnation, Mac, Status};
 
 /// What a link needs to know.
@@ -30,7 +30,7 @@ pub struct LinkConfig {
 }
 
 /// What an entity registers about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Its NICs, the one that the link speaks through among them: 1 to
     /// [`crate::wire::row::MAX_MACS`], none twice.
@@ -41,6 +41,8 @@ pub struct Facts {
     pub cluster: ClusterName,
     /// Its change number within the incarnation.
     pub change: u64,
+    /// Of a unit, which clusters it serves.
+    pub placement: Placement,
 }
 
 /// The hosts and units of our cluster (Fig. 5, block 505).
@@ -71,6 +73,9 @@ pub enum LinkEvent {
     Pending,
     /// Fabric services refuse us; the link asks again. Said when it changes.
     Refused(Status),
+    /// The answer to [`FabricLink::find_host`](super::FabricLink::find_host) with this number: the
+    /// host, or why there is none ([`Status::NotReady`]: fabric services do not answer).
+    HostFound(u64, Result<Guid, Status>),
     /// The whole membership list; hosts only, said when it has changed.
     Members(MembershipList),
     /// Registered on this connection: the cluster's table may be asked for; said only where

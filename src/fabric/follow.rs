@@ -154,6 +154,7 @@ mod tests {
             ownership: Ownership::Unallocated,
             epoch: Epoch(0),
             version: 0,
+            guest: false,
         }
     }
 

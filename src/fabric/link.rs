@@ -41,18 +41,19 @@ pub const CREDITS: u16 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Unknown,
-    Assigned(ClusterName),
+    Assigned(ClusterName, u64),
     Pending,
     Refused(Status),
 }
 
 /// What an outstanding command is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub(super) enum Purpose {
     Register,
     Membership,
     Tell(Guid, Epoch),
     Table,
+    Find(u64),
 }
 
 /// The link to fabric services.
@@ -67,7 +68,7 @@ pub struct FabricLink {
     rounds: u64,
     /// The fabric services that the client is for.
     chosen: Guid,
-    client: Option<Client>,
+    pub(super) client: Option<Client>,
     sessions: u64,
     give_up_at: Option<Time>,
     /// Whom we are connected to.
@@ -75,15 +76,15 @@ pub struct FabricLink {
     standing: Standing,
     cluster: ClusterName,
     /// Whether this connection's registration was answered with a cluster.
-    registered: bool,
+    pub(super) registered: bool,
     /// Whether the cluster's table may be asked for.
     tables_open: bool,
     register_due: Option<Time>,
     registered_at: Option<Time>,
     follower: Follower,
     tells: Tells,
-    waiting: BTreeMap<CommandId, Purpose>,
-    events: VecDeque<LinkEvent>,
+    pub(super) waiting: BTreeMap<CommandId, Purpose>,
+    pub(super) events: VecDeque<LinkEvent>,
 }
 
 impl FabricLink {
@@ -256,6 +257,14 @@ impl FabricLink {
         self.cluster
     }
 
+    /// Which assignment made that our cluster, 0 where none did.
+    pub const fn assignment(&self) -> u64 {
+        match self.standing {
+            Standing::Assigned(_, assignment) => assignment,
+            _ => 0,
+        }
+    }
+
     /// The last whole membership list.
     pub fn members(&self) -> Option<&MembershipList> {
         self.follower.list()
@@ -343,6 +352,7 @@ impl FabricLink {
             } => self.connected(now, (responder, incarnation), resumed),
             ClientEvent::Lost => {
                 self.unregister();
+                self.fail_finds();
                 if self.up.take().is_some() {
                     self.events.push_back(LinkEvent::Down);
                 }
@@ -370,6 +380,7 @@ impl FabricLink {
                     status,
                     body,
                 }),
+                Some(Purpose::Find(number)) => self.host_found(number, status, &body),
                 None => {}
             },
             ClientEvent::Notified(notification) => {
@@ -407,6 +418,7 @@ impl FabricLink {
 
     /// Gives up every outstanding command; registration, reading and telling start afresh.
     fn drop_commands(&mut self) {
+        self.fail_finds();
         for (command, _) in std::mem::take(&mut self.waiting) {
             if let Some(client) = &mut self.client {
                 client.cancel(command);
@@ -417,7 +429,13 @@ impl FabricLink {
         self.tells.restart();
     }
 
-    fn submit(&mut self, now: Time, kind: Kind, body: Vec<u8>, expect: usize) -> Option<CommandId> {
+    pub(super) fn submit(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        body: Vec<u8>,
+        expect: usize,
+    ) -> Option<CommandId> {
         let request = Request {
             kind,
             flags: Flags::NONE,
@@ -451,6 +469,7 @@ impl FabricLink {
                 change: facts.change,
             },
             cluster: facts.cluster,
+            placement: facts.placement.clone(),
         };
         self.registered_at = Some(now);
         self.register_due = None;
@@ -470,13 +489,14 @@ impl FabricLink {
             other => Err(other),
         };
         let next = match answer {
-            Ok(Registered { cluster, .. }) if !cluster.is_none() => {
+            Ok(told) if !told.cluster.is_none() => {
+                let cluster = told.cluster;
                 if self.cluster != cluster {
                     self.cluster = cluster;
                     self.follower.forget_list();
                 }
                 self.registered = true;
-                self.stand(Standing::Assigned(cluster));
+                self.stand(Standing::Assigned(cluster, told.assignment));
                 self.open_tables();
                 self.read_soon(now);
                 RENEW_INTERVAL
@@ -503,7 +523,7 @@ impl FabricLink {
         self.standing = standing;
         self.events.extend(match standing {
             Standing::Unknown => None,
-            Standing::Assigned(cluster) => Some(LinkEvent::Assigned(cluster)),
+            Standing::Assigned(cluster, _) => Some(LinkEvent::Assigned(cluster)),
             Standing::Pending => Some(LinkEvent::Pending),
             Standing::Refused(status) => Some(LinkEvent::Refused(status)),
         });

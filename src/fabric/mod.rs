@@ -6,8 +6,10 @@ pub mod central;
 pub mod deposits;
 pub mod directory;
 mod facts;
+mod finding;
 mod follow;
 mod keeping;
+mod guests;
 pub mod link;
 pub mod memory;
 mod presence;
@@ -18,6 +20,7 @@ pub mod service;
 mod telling;
 
 pub use catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
+pub use guests::GuestRow;
 pub use link::{FabricLink, Facts, LinkConfig, LinkEvent, MembershipList};
 pub use memory::MemoryCatalog;
 pub use report::{EntityView, FabricCounters, FabricEvent};

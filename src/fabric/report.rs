@@ -82,6 +82,9 @@ impl std::fmt::Display for FabricEvent {
                     RegisterNote::Moved { from, to } => {
                         write!(f, "moved from {from:?} to {to:?}")
                     }
+                    RegisterNote::Transferred { from, to } => {
+                        write!(f, "was moved from cluster {from} to {to}")
+                    }
                     RegisterNote::KeepsCluster {
                         requested,
                         assigned,

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Entity};
 use super::central::is_about_table;
 use super::report::FabricEvent;
 use super::service::{Fabric, PAGE_BYTES};
-use crate::wire::message::{MembershipRequest, Register, Registered, UnitOwnership};
-use crate::wire::{ClusterName, CommandId, ConnectionId, Guid, Kind, Mac, Status, Time, Wire};
+use crate::wire::message::{FindHost, MembershipRequest, Register, Registered, UnitOwnership};
+use crate::wire::{
+    ClusterName, CommandId, ConnectionId, EntityType, Guid, Kind, Mac, Status, Time, Wire,
+};
 
 /// A request that waits for the next transaction.
 #[derive(Debug)]
@@ -150,6 +152,7 @@ impl<C: Catalog> Fabric<C> {
         let body = Registered {
             cluster,
             version: self.directory.state().version,
+            assignment: self.directory.get(asked.peer).map_or(0, |e| e.assignment),
         };
         self.server
             .reply(now, connection, command, Status::Ok, body.to_body());
@@ -159,6 +162,7 @@ impl<C: Catalog> Fabric<C> {
         let (connection, command) = (asked.connection, asked.command);
         let page = match asked.kind {
             Kind::Membership => self.page(asked),
+            Kind::FindHost => self.find_host(asked),
             _ => Err(Status::Unsupported),
         };
         match page {
@@ -167,6 +171,17 @@ impl<C: Catalog> Fabric<C> {
                 .reply(now, connection, command, Status::Ok, body),
             Err(status) => self.refuse(now, connection, command, status),
         }
+    }
+
+    /// Which host of any cluster has a name: for members who move something there.
+    fn find_host(&self, asked: &Asked) -> Result<Vec<u8>, Status> {
+        let seat = self.presence.seat(asked.connection);
+        let seat = seat.ok_or(Status::NotReady)?;
+        if !seat.registered || self.directory.cluster_of(asked.peer).is_none() {
+            return Err(Status::Pending);
+        }
+        let request = FindHost::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
+        Ok(self.directory.find_host(&request)?.to_body())
     }
 
     /// A page of the list of the cluster that the asker is registered in, whatever it says.
@@ -179,6 +194,11 @@ impl<C: Catalog> Fabric<C> {
         }
         if seat.told != cluster {
             return Err(Status::WrongCluster);
+        }
+        // A unit says itself where it belongs: it is told of nobody there.
+        let is_unit = |e: &Entity| e.entity == EntityType::Unit;
+        if self.directory.get(asked.peer).is_some_and(is_unit) {
+            return Err(Status::Unsupported);
         }
         let request = MembershipRequest::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
         let reply = self

@@ -54,6 +54,18 @@ impl Agent {
                     Err(e) => AdminReply::Error(e),
                 }
             }
+            AdminRequest::Move {
+                target,
+                cluster,
+                host,
+                recursive,
+            } => {
+                let what = (&*target, &*cluster, &*host);
+                match self.move_row(now, token, &caller, what, recursive) {
+                    Ok(()) => return self.pump(now),
+                    Err(e) => AdminReply::Error(e),
+                }
+            }
             AdminRequest::RestoreUnit { unit, force } => {
                 match self.restore_unit(now, token, &unit, force) {
                     Ok(()) => return self.pump(now),
@@ -185,6 +197,7 @@ impl Agent {
             row: report::row_info(&self.table, row),
             liveness: self.liveness(now, row.guid),
             member: self.is_member(row.guid),
+            guest: self.is_guest(row.guid),
             registers_lost: self
                 .units
                 .get(&row.guid)

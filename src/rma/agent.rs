@@ -14,6 +14,7 @@ use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
 use super::news::News;
+use super::moving::Moves;
 use super::peers::Peer;
 use super::purge::Purges;
 use super::request::{AdminReply, WatchEvent};
@@ -84,6 +85,7 @@ pub struct Agent {
     pub(super) allocations: Allocations,
     pub(super) applies: Applies,
     pub(super) news: News,
+    pub(super) moves: Moves,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
     pub(super) lease: Lease,
@@ -121,6 +123,7 @@ impl Agent {
                     name: config.name.clone(),
                     cluster: config.cluster,
                     change: FIRST_CHANGE,
+                    ..Facts::default()
                 },
                 fabric_mac: config.fabric_mac,
                 tables: config.crt_source == CrtSource::Central,
@@ -145,6 +148,7 @@ impl Agent {
             allocations: Allocations::default(),
             applies: Applies::default(),
             news: News::default(),
+            moves: Moves::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
             lease: Lease::default(),
@@ -326,6 +330,7 @@ impl Agent {
             name: self.config.name.clone(),
             cluster: self.config.cluster,
             change: self.change,
+            ..Facts::default()
         };
         self.link.update(now, facts);
     }

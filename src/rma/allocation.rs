@@ -5,16 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::agent::Agent;
-use super::carve::{self, Carving};
 use super::config::MAX_PENDING_REQUESTS;
 use super::journal::Waiter;
-use super::plan::{changes, error, ownership, target};
+use super::plan::{error, ownership, target};
 use super::report::{self, label};
 use super::request::{
-    AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind,
+    AdminError, AdminReply, AllocationInfo, Caller, CarveInfo, ChangeInfo, ErrorKind, MoveInfo,
 };
 use super::timers::Timer;
-use crate::crt::Table;
+use super::wish::Wish;
 use crate::planted::{self, Bug};
 use crate::session::Request;
 use crate::wire::message::{Change, CompareAndSet, Conflict, RegistersReply};
@@ -38,50 +37,6 @@ pub(super) enum Stage {
     Confirming,
     /// The table is being stored.
     Storing,
-}
-
-/// What an administrator wants of a unit.
-#[derive(Debug)]
-pub(super) enum Wish {
-    /// That a row is owned so; where `recursive`, rows below are cut down to what that permits.
-    Own {
-        target: Guid,
-        ownership: Ownership,
-        recursive: bool,
-    },
-    /// That there is an extent.
-    Carve(Carving),
-    /// That there is no longer this extent.
-    Uncarve(Guid),
-    /// Just these changes, planned with those of other units; who changes one of the rows
-    /// meanwhile is not overruled.
-    Batch { unit: Guid, changes: Vec<Change> },
-}
-
-impl Wish {
-    /// The row that it is about.
-    const fn target(&self) -> Guid {
-        match self {
-            Self::Own { target, .. } => *target,
-            Self::Carve(carving) => carving.guid,
-            Self::Uncarve(extent) => *extent,
-            Self::Batch { unit, .. } => *unit,
-        }
-    }
-
-    /// The changes that fulfil it, none where it is so already.
-    fn changes(&self, table: &Table) -> Result<Vec<Change>, AdminError> {
-        match self {
-            Self::Own {
-                target,
-                ownership,
-                recursive,
-            } => changes(table, *target, ownership, *recursive),
-            Self::Carve(carving) => carving.changes(table),
-            Self::Uncarve(extent) => carve::removal(table, *extent),
-            Self::Batch { changes, .. } => Ok(changes.clone()),
-        }
-    }
 }
 
 /// An allocation, release, carve or uncarve on its way.
@@ -265,17 +220,27 @@ impl Agent {
         }
         allocation.stage = Stage::Setting;
         let unit = allocation.unit;
-        let request = CompareAndSet {
-            term,
-            writer: self.config.guid,
-            changes,
+        let writer = self.config.guid;
+        let (kind, body) = match &allocation.wish {
+            Wish::Move(moving) => {
+                let request = moving.request(term, writer, &changes[0]);
+                (Kind::Move, request.to_body())
+            }
+            _ => {
+                let request = CompareAndSet {
+                    term,
+                    writer,
+                    changes,
+                };
+                (Kind::CompareAndSet, request.to_body())
+            }
         };
         let request = Request {
-            kind: Kind::CompareAndSet,
+            kind,
             flags: Flags::NONE,
             iod: IodNumber(0),
             epoch: Epoch(0),
-            body: request.to_body(),
+            body,
             expect: 16_384,
         };
         let sent = self
@@ -297,12 +262,24 @@ impl Agent {
         status: Status,
         body: &[u8],
     ) {
-        if !self.allocations.active.contains_key(&id) {
+        let Some(allocation) = self.allocations.active.get(&id) else {
             return;
-        }
+        };
+        let moved = match &allocation.wish {
+            Wish::Move(moving) => {
+                if let Some(e) = self.move_refused(unit, moving, status) {
+                    return self.fail_allocation(now, id, e);
+                }
+                Some(moving.target)
+            }
+            _ => None,
+        };
         let name = label(&self.table, unit);
         match status {
             Status::Ok => {
+                if let Some(row) = moved {
+                    self.has_moved(row);
+                }
                 let fits = RegistersReply::from_body(body)
                     .is_ok_and(|reply| self.take_registers(unit, &reply.registers));
                 if fits {
@@ -462,6 +439,17 @@ impl Agent {
             );
             return self.reply(allocation.token, AdminReply::Error(e));
         };
+        if let Wish::Move(moving) = &allocation.wish {
+            let before = allocation.changes.first().map(|change| change.expected);
+            let reply = MoveInfo {
+                target: report::row_info(table, row),
+                unit: report::name_info(table, allocation.unit),
+                cluster: moving.to.to_string(),
+                host: moving.owner.to_string(),
+                changed: before.is_some_and(|before| row.owned.epoch > before),
+            };
+            return self.reply(allocation.token, AdminReply::Moved(Box::new(reply)));
+        }
         if matches!(allocation.wish, Wish::Carve(_) | Wish::Uncarve(_)) {
             let reply = CarveInfo {
                 extent: report::row_info(table, row),

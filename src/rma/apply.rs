@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::agent::Agent;
-use super::allocation::Wish;
 use super::apply_plan::{self, ApplyPlan};
 use super::carve;
 use super::desired::Desired;
@@ -14,6 +13,7 @@ use super::request::{
     AdminError, AdminReply, ApplyChangeInfo, ApplyInfo, ApplyState, ApplyUnitInfo, Caller,
     ErrorKind, LevelChangeInfo,
 };
+use super::wish::Wish;
 use crate::crt::Table;
 use crate::wire::message::Change;
 use crate::wire::{EntityType, Granularity, Guid, Ownership, Row, Time};

@@ -1,9 +1,9 @@
 //! Carving: what an administrator says of extents, and the changes of registers that it comes to.
 
 use super::agent::Agent;
-use super::allocation::Wish;
 use super::plan::{error, present};
 use super::request::{AdminError, Caller, ErrorKind};
+use super::wish::Wish;
 use crate::crt::Table;
 use crate::crt::rules::{self, RuleError};
 use crate::wire::message::{Change, ExtentFacts};

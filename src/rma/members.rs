@@ -112,6 +112,7 @@ impl Agent {
                 self.set_fabric(now, FabricState::Up);
                 self.assigned(now, cluster);
             }
+            LinkEvent::HostFound(token, found) => self.host_found(now, token, found),
             LinkEvent::Members(list) => {
                 self.set_fabric(now, FabricState::Up);
                 self.on_members(now, list);
@@ -189,6 +190,7 @@ impl Agent {
         self.tell_ownerships(now, &accepted);
         self.members = Some(members);
         self.sync_stations(now);
+        self.retire_empty_guests();
     }
 
     /// Refuses a member that claims to be us or to be where somebody else is.

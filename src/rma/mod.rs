@@ -25,6 +25,7 @@ mod lock;
 mod lock_info;
 mod members;
 mod news;
+mod moving;
 mod peers;
 mod plan;
 mod pulls;
@@ -41,6 +42,7 @@ mod suspects;
 mod timers;
 mod units;
 mod voters;
+mod wish;
 
 pub use action::{AgentAction, CommitToken, OwnedDevice};
 pub use agent::Agent;

@@ -75,19 +75,7 @@ pub(super) fn present(
     entities: &[EntityType],
     otherwise: &str,
 ) -> Result<Guid, AdminError> {
-    let guid = match table.resolve_among(text, entities) {
-        Ok(guid) => guid,
-        Err(e) => {
-            let other = table.resolve(text).ok().and_then(|guid| table.get(guid));
-            return Err(match other {
-                Some(row) => error(
-                    ErrorKind::WrongType,
-                    format!("{} {otherwise}", Named::of(row)),
-                ),
-                None => e.into(),
-            });
-        }
-    };
+    let guid = target_among(table, text, entities, otherwise)?;
     match table.get(guid) {
         Some(row) if !table.is_present(guid) => Err(RuleError::Gone {
             row: Named::of(row),
@@ -95,6 +83,25 @@ pub(super) fn present(
         .into()),
         _ => Ok(guid),
     }
+}
+
+/// The same, also of one that is gone.
+pub(super) fn target_among(
+    table: &Table,
+    text: &str,
+    entities: &[EntityType],
+    otherwise: &str,
+) -> Result<Guid, AdminError> {
+    table.resolve_among(text, entities).map_err(|e| {
+        let other = table.resolve(text).ok().and_then(|guid| table.get(guid));
+        match other {
+            Some(row) => error(
+                ErrorKind::WrongType,
+                format!("{} {otherwise}", Named::of(row)),
+            ),
+            None => e.into(),
+        }
+    })
 }
 
 /// The ownership that the hosts named shall have.

@@ -49,6 +49,18 @@ pub enum AdminRequest {
         #[serde(default)]
         recursive: bool,
     },
+    /// Moves a device or unit to a host of another cluster.
+    Move {
+        /// The device or unit.
+        target: String,
+        /// The other cluster.
+        cluster: String,
+        /// The host there: its GUID or its name.
+        host: String,
+        /// Of a unit, also gives what is below it to the host.
+        #[serde(default)]
+        recursive: bool,
+    },
     /// Takes a row out of the table for good, with all below it: one whose parent no longer lists
     /// it, or a host or unit that is no member any more.
     Forget {
@@ -152,6 +164,8 @@ pub enum AdminReply {
     Table(Box<TableInfo>),
     /// To [`AdminRequest::Allocate`] and [`AdminRequest::Release`].
     Allocated(Box<AllocationInfo>),
+    /// To [`AdminRequest::Move`].
+    Moved(Box<MoveInfo>),
     /// To [`AdminRequest::Forget`].
     Forgotten(Box<ForgottenInfo>),
     /// To [`AdminRequest::Carve`] and [`AdminRequest::Uncarve`].
@@ -316,6 +330,9 @@ pub struct UnitInfo {
     pub liveness: LivenessInfo,
     /// Whether fabric services list it as a member (the last list known).
     pub member: bool,
+    /// Whether it belongs to another cluster, and only has something of this one.
+    #[serde(default)]
+    pub guest: bool,
     /// Whether it has lost its ownership registers and serves no I/O until they are restored.
     pub registers_lost: bool,
     /// Valid controllers.
@@ -491,6 +508,21 @@ pub struct AllocationInfo {
     pub changed: bool,
     /// The changes, parents first.
     pub changes: Vec<ChangeInfo>,
+}
+
+/// What a move did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveInfo {
+    /// The row as it is left behind in this cluster.
+    pub target: RowInfo,
+    /// The unit that committed it.
+    pub unit: NameInfo,
+    /// The cluster that it is in.
+    pub cluster: String,
+    /// GUID of the host there that it is dedicated to.
+    pub host: String,
+    /// Whether anything changed; false: it was there already.
+    pub changed: bool,
 }
 
 /// A unit has its registers again.

@@ -80,6 +80,13 @@ impl Unit {
     }
 }
 
+impl Unit {
+    /// Whether it has answered that it has no controller.
+    pub(super) fn lists_nothing(&self) -> bool {
+        self.controllers_known && self.controllers.is_empty()
+    }
+}
+
 /// Says in one number what a list says; an unchanged list need not be read again.
 pub(super) fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, ObservationStamp)>) -> u64 {
     let mut bytes = Vec::new();
@@ -95,7 +102,9 @@ impl Agent {
     /// A unit answers (again): block 520 for it alone.
     pub(super) fn unit_up(&mut self, now: Time, guid: Guid) {
         self.poll_unit(now, guid);
-        self.exchange_settings(now, guid);
+        if !self.is_guest(guid) {
+            self.exchange_settings(now, guid);
+        }
         let controllers: Vec<IocNumber> = match self.units.get(&guid) {
             Some(unit) => unit.controllers.keys().copied().collect(),
             None => Vec::new(),
@@ -234,6 +243,7 @@ impl Agent {
             self.extend_patience(now);
         }
         self.sync_controllers(now, guid, &listed);
+        self.retire_empty_guests();
         if !returned.is_empty() {
             self.ask_again_soon(now, guid);
         }

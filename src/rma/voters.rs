@@ -40,10 +40,12 @@ pub(super) enum VoteTag {
 }
 
 impl Agent {
-    /// All voters of the cluster: member hosts, this one included, and units.
+    /// All voters of the cluster: member hosts, this one included, and units; guests are voters of
+    /// the cluster that they belong to.
     pub(super) fn voters(&self) -> BTreeSet<Guid> {
         let hosts = self.peers.keys().filter(|guid| !self.is_centre(**guid));
-        let others = hosts.chain(self.units.keys()).copied();
+        let units = self.units.keys().filter(|unit| !self.is_guest(**unit));
+        let others = hosts.chain(units).copied();
         others.chain([self.config.guid]).collect()
     }
 

@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBe
 
 use super::kept;
 use crate::crt::{Table, TableChange};
+use crate::fabric::GuestRow;
 use crate::fabric::catalog::{Catalog, CatalogError, Change, Entity, Snapshot};
 use crate::wire::{
     ClusterName, EntityType, Epoch, Guid, Incarnation, Mac, ObservationStamp, Ownership,
@@ -22,8 +23,8 @@ use crate::wire::{
 pub const FILE_NAME: &str = "fabric.db";
 /// Version of the tables in the file (`PRAGMA user_version`).
 pub const SCHEMA_VERSION: i32 = 2;
-/// The version before, without clusters' tables: such a file gets them when it is opened.
-const VERSION_WITHOUT_TABLES: i32 = 1;
+/// The version before, without guests and clusters' tables: such a file gets them when it is opened.
+const VERSION_BEFORE: i32 = 1;
 /// What marks a file as ours (`PRAGMA application_id`): "rmaF".
 pub const APPLICATION_ID: i32 = 0x726d_6146;
 
@@ -53,6 +54,20 @@ const SCHEMA: &str = "
         label TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     INSERT INTO catalog VALUES (1, 0, '');
+";
+
+/// What version 2 has more than version 1, whose every assignment counts as the first.
+const GUESTS: &str = "
+    ALTER TABLE entity ADD COLUMN assignment INTEGER NOT NULL DEFAULT 0;
+    UPDATE entity SET assignment = 1 WHERE cluster != '';
+    CREATE TABLE guest (
+        unit TEXT NOT NULL,
+        cluster TEXT NOT NULL CHECK (cluster != ''),
+        ownership TEXT NOT NULL CHECK (ownership IN ('unallocated', 'dedicated', 'shared')),
+        owners TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        PRIMARY KEY (unit, cluster)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 /// The database cannot be opened.
@@ -172,18 +187,21 @@ impl SqliteCatalog {
     }
 }
 
-/// Takes the lock, and makes the tables in an empty file.
+/// Takes the lock, makes the tables in an empty file, and brings older ones to this version.
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if tables == 0 && pragma(&tx, "application_id")? == 0 && pragma(&tx, "user_version")? == 0 {
         tx.execute_batch(SCHEMA)?;
+        tx.execute_batch(GUESTS)?;
         tx.execute_batch(kept::SCHEMA)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    }
-    let ours = pragma(&tx, "application_id")? == APPLICATION_ID;
-    if ours && pragma(&tx, "user_version")? == VERSION_WITHOUT_TABLES {
+    } else if pragma(&tx, "application_id")? == APPLICATION_ID
+        && pragma(&tx, "user_version")? == VERSION_BEFORE
+    {
+        // In one transaction: after a crash it is of the one version or the other.
+        tx.execute_batch(GUESTS)?;
         tx.execute_batch(kept::SCHEMA)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
@@ -251,7 +269,7 @@ fn entities(tx: &Transaction<'_>) -> Result<BTreeMap<Guid, Entity>, CatalogError
     let mut statement = tx
         .prepare(
             "SELECT guid, type, address, name, cluster, requested, ownership, owners, epoch,
-                incarnation, change, version, label FROM entity",
+                incarnation, change, version, label, assignment FROM entity",
         )
         .map_err(storage)?;
     let mut rows = statement.query([]).map_err(storage)?;
@@ -259,7 +277,30 @@ fn entities(tx: &Transaction<'_>) -> Result<BTreeMap<Guid, Entity>, CatalogError
         let entity = entity(row)?;
         out.insert(entity.guid, entity);
     }
+    guests(tx, &mut out)?;
     Ok(out)
+}
+
+/// Adds what is known of units where they are guests.
+fn guests(tx: &Transaction<'_>, entities: &mut BTreeMap<Guid, Entity>) -> Result<(), CatalogError> {
+    let mut statement = tx
+        .prepare("SELECT unit, cluster, ownership, owners, epoch FROM guest")
+        .map_err(storage)?;
+    let mut rows = statement.query([]).map_err(storage)?;
+    while let Some(row) = rows.next().map_err(storage)? {
+        let text = |index: usize| row.get::<_, String>(index).map_err(storage);
+        let id = text(0)?;
+        let cluster: ClusterName = value("cluster", &id, &text(1)?)?;
+        let epoch: i64 = row.get(4).map_err(storage)?;
+        let guest = GuestRow {
+            ownership: ownership(&id, &text(2)?, &text(3)?)?,
+            epoch: Epoch(epoch.cast_unsigned()),
+        };
+        if let Some(unit) = entities.get_mut(&value("unit", &id, &id)?) {
+            unit.guests.insert(cluster, guest);
+        }
+    }
+    Ok(())
 }
 
 fn clusters(tx: &Transaction<'_>) -> Result<BTreeMap<ClusterName, u64>, CatalogError> {
@@ -311,11 +352,15 @@ fn commit(
             "DELETE FROM entity WHERE guid = ?1",
             params![guid.to_string()],
         )?;
+        run(
+            "DELETE FROM guest WHERE unit = ?1",
+            params![guid.to_string()],
+        )?;
     }
     for e in &change.put {
         run(
             "INSERT OR REPLACE INTO entity VALUES
-                (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             params![
                 e.guid.to_string(),
                 type_word(e.entity),
@@ -330,8 +375,25 @@ fn commit(
                 e.observed.change.cast_signed(),
                 e.version.cast_signed(),
                 e.label,
+                e.assignment.cast_signed(),
             ],
         )?;
+        if e.entity == EntityType::Unit {
+            let unit = e.guid.to_string();
+            run("DELETE FROM guest WHERE unit = ?1", params![unit])?;
+            for (cluster, guest) in &e.guests {
+                run(
+                    "INSERT INTO guest VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![
+                        unit,
+                        cluster.as_str(),
+                        guest.ownership.word(),
+                        join(guest.ownership.owners()),
+                        guest.epoch.0.cast_signed(),
+                    ],
+                )?;
+            }
+        }
     }
     for cluster in &change.emptied {
         let cluster = cluster.as_str();
@@ -384,6 +446,23 @@ fn values<T: FromStr>(column: &'static str, row: &str, text: &str) -> Result<Vec
         .collect()
 }
 
+fn ownership(id: &str, word: &str, owners: &str) -> Result<Ownership, CatalogError> {
+    let owners: Vec<Guid> = values("owners", id, owners)?;
+    let ownership = match (word, &owners[..]) {
+        ("unallocated", []) => Some(Ownership::Unallocated),
+        ("dedicated", [one]) => Some(Ownership::Dedicated(*one)),
+        ("shared", _) => Ownership::shared(owners.clone()),
+        _ => None,
+    };
+    ownership.ok_or_else(|| {
+        storage(BadValue {
+            column: "ownership",
+            row: id.to_owned(),
+            value: word.escape_default().to_string(),
+        })
+    })
+}
+
 fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
     let text = |index: usize| row.get::<_, String>(index).map_err(storage);
     let number = |index: usize| {
@@ -395,14 +474,6 @@ fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
         "" => Ok(ClusterName::NONE),
         name => value(column, &id, name),
     };
-    let owners: Vec<Guid> = values("owners", &id, &text(7)?)?;
-    let word = text(6)?;
-    let ownership = match (word.as_str(), &owners[..]) {
-        ("unallocated", []) => Some(Ownership::Unallocated),
-        ("dedicated", [one]) => Some(Ownership::Dedicated(*one)),
-        ("shared", _) => Ownership::shared(owners.clone()),
-        _ => None,
-    };
     Ok(Entity {
         guid: value("guid", &id, &id)?,
         entity: match text(1)?.as_str() {
@@ -413,13 +484,9 @@ fn entity(row: &Row<'_>) -> Result<Entity, CatalogError> {
         name: text(3)?,
         assigned: cluster("cluster", 4)?,
         requested: cluster("requested", 5)?,
-        ownership: ownership.ok_or_else(|| {
-            storage(BadValue {
-                column: "ownership",
-                row: id.clone(),
-                value: word.escape_default().to_string(),
-            })
-        })?,
+        ownership: ownership(&id, &text(6)?, &text(7)?)?,
+        assignment: number(13)?,
+        guests: BTreeMap::new(),
         epoch: Epoch(number(8)?),
         observed: ObservationStamp {
             incarnation: Incarnation(number(9)?),
@@ -446,10 +513,19 @@ mod tests {
             },
             requested: ClusterName::NONE,
             assigned: "A".parse().unwrap(),
+            assignment: u64::MAX - 2,
+            guests: BTreeMap::from([("B".parse().unwrap(), guest())]),
             ownership: Ownership::shared(vec![Guid(108), Guid(110)]).unwrap(),
             epoch: Epoch(u64::MAX - 1),
             version,
             label: "2024-01-02 03:04:05".into(),
+        }
+    }
+
+    fn guest() -> GuestRow {
+        GuestRow {
+            ownership: Ownership::Dedicated(Guid(7)),
+            epoch: Epoch(u64::MAX),
         }
     }
 
@@ -642,23 +718,49 @@ mod tests {
         assert!(!error.contains('\n'));
     }
 
+    /// The database as version 1 had it, with a host, a pending one and an owned unit.
+    fn version_1(path: &Path) {
+        let old = Connection::open(path).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        for (number, kind, cluster) in [(1, "host", "A"), (2, "host", ""), (3, "unit", "B")] {
+            old.execute(
+                "INSERT INTO entity VALUES (?1, ?2, '02:00:00:00:00:01', 'n', ?3, '',
+                    'unallocated', '', 7, 1, 1, 1, 'then')",
+                params![Guid(number).to_string(), kind, cluster],
+            )
+            .unwrap();
+        }
+        old.execute_batch(
+            "INSERT INTO cluster VALUES ('A', 1), ('B', 1); UPDATE catalog SET version = 1;",
+        )
+        .unwrap();
+    }
+
     #[test]
-    fn a_database_of_before_gets_its_tables() {
+    fn an_older_database_is_brought_to_this_version_with_all_it_has() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
+        version_1(&path);
         let mut catalog = SqliteCatalog::open(&path).unwrap();
-        catalog.commit(&change(0, vec![unit(1, 1)])).unwrap();
-        let before = catalog.load().unwrap();
-        catalog
-            .connection
-            .execute_batch("DROP TABLE crt; DROP TABLE crt_row; PRAGMA user_version = 1;")
-            .unwrap();
+        let found = catalog.load().unwrap();
+        let assignments: Vec<_> = found.entities.values().map(|e| e.assignment).collect();
+        assert_eq!(assignments, [1, 0, 1]);
+        assert_eq!(found.entities[&Guid(3)].epoch, Epoch(7));
+        assert!(found.entities.values().all(|e| e.guests.is_empty()));
+        // It goes on as any other, and is not brought forward again.
+        let mut unit = found.entities[&Guid(3)].clone();
+        unit.assignment = 9;
+        unit.guests.insert("A".parse().unwrap(), guest());
+        catalog.commit(&change(1, vec![unit.clone()])).unwrap();
         drop(catalog);
         let mut catalog = SqliteCatalog::open(&path).unwrap();
-        assert_eq!(catalog.load().unwrap(), before);
+        assert_eq!(catalog.load().unwrap().entities[&Guid(3)], unit);
+        assert_eq!(pragma(&catalog.connection, "user_version").unwrap(), 2);
         let a = "A".parse().unwrap();
         catalog.commit_table(a, &table(3, 1).1, "").unwrap();
-        assert_eq!(pragma(&catalog.connection, "user_version").unwrap(), 2);
         assert_eq!(catalog.load_tables().unwrap()[&a].len(), 3);
     }
 

@@ -9,10 +9,9 @@ use super::mmap::MmapStorage;
 use super::{beside, sync_directory_of};
 use crate::crt::image::{FORMAT_VERSION, Health, MemoryStorage, RootState};
 use crate::crt::{
-    ImageError, ImageInfo, ImageKind, RegistersImage, Table, TableChange, TableImage, Violation,
-    rules,
+    ImageError, ImageInfo, ImageKind, RegistersChange, RegistersImage, StoredRegisters, Table,
+    TableChange, TableImage, Violation, rules,
 };
-use crate::wire::message::OwnershipRegister;
 use crate::wire::{ClusterName, Guid, Settings, TableStamp};
 
 /// Name of the table file in a host's state directory.
@@ -273,7 +272,7 @@ impl RegistersFile {
         path: &Path,
         unit: Guid,
         first_start: bool,
-    ) -> Result<(Self, Option<Vec<OwnershipRegister>>), StoreError> {
+    ) -> Result<(Self, Option<StoredRegisters>), StoreError> {
         let bad = bad(path, ImageKind::Registers);
         let (image, registers) = if let Some(storage) = open_storage(path)? {
             RegistersImage::open(storage, unit).map_err(bad)?
@@ -281,22 +280,17 @@ impl RegistersFile {
             let image = create(path, |storage| {
                 RegistersImage::create(storage, unit, !first_start, now_s()).map_err(bad)
             })?;
-            (image, first_start.then(Vec::new))
+            (image, first_start.then(StoredRegisters::default))
         };
         let path = path.to_owned();
         Ok((Self { path, image }, registers))
     }
 
-    /// The highest term that was stored.
-    pub const fn term(&self) -> u64 {
-        self.image.term()
-    }
-
-    /// Makes these registers (others stay as they are) and the term durable, all or nothing. With
-    /// it lost registers count as restored. After an error as [`CrtFile::commit`].
-    pub fn store(&mut self, registers: &[OwnershipRegister], term: u64) -> Result<(), StoreError> {
+    /// Makes a change durable, all or nothing. With it lost registers count as restored. After an
+    /// error as [`CrtFile::commit`].
+    pub fn store(&mut self, change: &RegistersChange) -> Result<(), StoreError> {
         self.image
-            .store(registers, term, now_s())
+            .store(change, now_s())
             .map_err(bad(&self.path, ImageKind::Registers))
     }
 }
@@ -367,6 +361,7 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message::OwnershipRegister;
     use crate::wire::{EntityType, Epoch, Ownership, OwnershipStamp, Row};
 
     const HOST: Guid = Guid(0x108);
@@ -514,28 +509,51 @@ mod tests {
         }
     }
 
+    fn change(registers: &[OwnershipRegister], term: u64) -> RegistersChange {
+        RegistersChange {
+            registers: registers.to_vec(),
+            term,
+            home: cluster("A"),
+            assignment: 2,
+            ..RegistersChange::default()
+        }
+    }
+
     #[test]
     fn registers_that_are_lost_stay_lost_until_restored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registers");
         let (mut file, found) = RegistersFile::open(&path, UNIT, true).unwrap();
-        assert_eq!(found, Some(Vec::new()));
-        file.store(&[register(5, 1), register(6, 1)], 4).unwrap();
-        file.store(&[register(5, 2)], 3).unwrap();
+        let mut stored = StoredRegisters::default();
+        assert_eq!(found, Some(stored.clone()));
+        let changes = [
+            change(&[register(5, 1), register(6, 1)], 4),
+            change(&[register(5, 2)], 3),
+        ];
+        for change in &changes {
+            file.store(change).unwrap();
+            stored.apply(change);
+        }
+        assert_eq!((stored.registers.len(), stored.term), (2, 4));
         drop(file);
         let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
-        assert_eq!(found, Some(vec![register(5, 2), register(6, 1)]));
-        assert_eq!(file.term(), 4);
+        assert_eq!(found, Some(stored));
         drop(file);
 
         fs::remove_file(&path).unwrap();
         assert_eq!(RegistersFile::open(&path, UNIT, false).unwrap().1, None);
         let (mut file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
         assert_eq!(found, None);
-        file.store(&[], 9).unwrap();
+        file.store(&change(&[], 9)).unwrap();
         drop(file);
-        let (file, found) = RegistersFile::open(&path, UNIT, false).unwrap();
-        assert_eq!((file.term(), found), (9, Some(Vec::new())));
+        let (_, found) = RegistersFile::open(&path, UNIT, false).unwrap();
+        let restored = StoredRegisters {
+            term: 9,
+            home: cluster("A"),
+            assignment: 2,
+            ..StoredRegisters::default()
+        };
+        assert_eq!(found, Some(restored));
     }
 
     #[test]

@@ -23,17 +23,24 @@ pub(super) struct Extents {
 impl Extents {
     /// Takes in that a register has become another one.
     pub(super) fn replace(&mut self, old: Option<&OwnershipRegister>, new: &OwnershipRegister) {
-        if let Some(facts) = old.and_then(present)
+        if let Some(old) = old {
+            self.forget(old);
+        }
+        if let Some(facts) = present(new) {
+            let extents = self.devices.entry(facts.device).or_default();
+            extents.insert(facts.range.offset, (facts.range, new.row));
+        }
+    }
+
+    /// Takes in that a register is gone.
+    pub(super) fn forget(&mut self, old: &OwnershipRegister) {
+        if let Some(facts) = present(old)
             && let Some(extents) = self.devices.get_mut(&facts.device)
         {
             extents.remove(&facts.range.offset);
             if extents.is_empty() {
                 self.devices.remove(&facts.device);
             }
-        }
-        if let Some(facts) = present(new) {
-            let extents = self.devices.entry(facts.device).or_default();
-            extents.insert(facts.range.offset, (facts.range, new.row));
         }
     }
 

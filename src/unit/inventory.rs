@@ -115,7 +115,7 @@ impl Device {
 
 /// Where a row of the unit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Unit,
     Controller(IocNumber),
     Device(IocNumber, IodNumber),
@@ -376,6 +376,19 @@ impl Inventory {
         Ok(true)
     }
 
+    /// The numbers of all controllers.
+    pub(super) fn controller_numbers(&self) -> Vec<IocNumber> {
+        self.controllers.keys().copied().collect()
+    }
+
+    /// The number of the controller that a device is behind.
+    pub(super) fn controller_of(&self, device: Guid) -> Option<IocNumber> {
+        match self.place(device)? {
+            Place::Device(ioc, _) => Some(ioc),
+            Place::Unit | Place::Controller(_) => None,
+        }
+    }
+
     pub(super) fn has_controller(&self, ioc: IocNumber) -> bool {
         self.controllers.contains_key(&ioc)
     }
@@ -392,9 +405,42 @@ impl Inventory {
         }
     }
 
-    /// Whether the unit has the row: itself, a controller, a device.
-    pub(super) fn has_row(&self, row: Guid) -> bool {
-        self.places.contains_key(&row)
+    /// Where the row is, if the unit has it: itself, a controller, a device.
+    pub(super) fn place(&self, row: Guid) -> Option<Place> {
+        self.places.get(&row).copied()
+    }
+
+    /// Whether the row is in one cluster only: neither the unit nor a controller.
+    pub(super) fn is_movable(&self, row: Guid) -> bool {
+        matches!(self.place(row), Some(Place::Device(..)) | None)
+    }
+
+    /// A device went from one cluster to another: those who read a list of either must see that
+    /// it is another one.
+    pub(super) fn device_moved(&mut self, device: Guid) {
+        let Some(Place::Device(ioc, iod)) = self.place(device) else {
+            return;
+        };
+        let stamp = self.bump();
+        (self.observed, self.listed) = (stamp, stamp);
+        if let Some(controller) = self.controllers.get_mut(&ioc) {
+            (controller.observed, controller.listed) = (stamp, stamp);
+            if let Some(device) = controller.devices.get_mut(&iod) {
+                device.observed = stamp;
+            }
+        }
+    }
+
+    /// All of it went from one cluster to another.
+    pub(super) fn unit_moved(&mut self) {
+        let stamp = self.bump();
+        (self.observed, self.listed) = (stamp, stamp);
+        for controller in self.controllers.values_mut() {
+            (controller.observed, controller.listed) = (stamp, stamp);
+            for device in controller.devices.values_mut() {
+                device.observed = stamp;
+            }
+        }
     }
 
     /// The row one level up, where there is one.
@@ -530,7 +576,8 @@ mod tests {
         let all = inventory.controllers();
         assert_eq!(all.listed, inventory.stamp());
         assert_eq!(all.controllers.len(), 1);
-        assert!(!inventory.has_row(Guid(2000)) && !inventory.has_row(Guid(102)));
+        assert_eq!(inventory.place(Guid(2000)), None);
+        assert_eq!(inventory.place(Guid(102)), None);
         assert_eq!(ControllersReply::from_body(&all.to_body()), Ok(all));
     }
 

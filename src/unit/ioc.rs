@@ -11,8 +11,8 @@ use crate::session::{Body, ServerEvent};
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
-    CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind, Reader,
-    Status, Time, Wire,
+    ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind,
+    Reader, Status, Time, Wire,
 };
 
 /// A disk operation under way.
@@ -22,6 +22,8 @@ pub(super) struct InFlight {
     command: CommandId,
     /// The device, or the extent, under whose register it was begun.
     pub(super) row: Guid,
+    /// The cluster in which that is its register.
+    pub(super) cluster: ClusterName,
     pub(super) peer: Guid,
     pub(super) is_change: bool,
     bytes: u64,
@@ -31,6 +33,7 @@ pub(super) struct InFlight {
 struct Admitted {
     /// The device, or the extent, that the host owns.
     row: Guid,
+    cluster: ClusterName,
     device: Guid,
     op: DiskOp,
 }
@@ -43,6 +46,8 @@ struct Command {
     iod: IodNumber,
     epoch: Epoch,
     peer: Guid,
+    /// The cluster of the connection.
+    cluster: ClusterName,
 }
 
 impl Unit {
@@ -61,6 +66,13 @@ impl Unit {
         else {
             return;
         };
+        let Some(cluster) = self.service.peer(connection).map(|p| p.cluster) else {
+            // Its session is gone: nobody waits for an answer.
+            let status = Status::UnknownConnection;
+            return self
+                .service
+                .reply(now, connection, command, status, Vec::new());
+        };
         let asked = Command {
             kind,
             flags,
@@ -68,11 +80,12 @@ impl Unit {
             iod,
             epoch,
             peer,
+            cluster,
         };
         let answer = match kind {
             Kind::KeepAlive => Ok(Vec::new()),
             Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
-            Kind::Devices => match self.list_devices(ioc) {
+            Kind::Devices => match self.list_devices(cluster, ioc) {
                 Ok(list) => {
                     self.service
                         .reply(now, connection, command, Status::Ok, list);
@@ -80,7 +93,7 @@ impl Unit {
                 }
                 Err(status) => Err(status),
             },
-            Kind::Identify => self.identify(ioc, iod),
+            Kind::Identify => self.identify(cluster, ioc, iod),
             Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Vec::new()),
             _ => match self.admit_io(&asked, body) {
                 Ok(admitted) => {
@@ -97,23 +110,32 @@ impl Unit {
         self.service.reply(now, connection, command, status, body);
     }
 
-    /// The list of a controller, in memory once for all hosts that have been told it.
-    fn list_devices(&mut self, ioc: IocNumber) -> Result<Body, Status> {
-        let Some(list) = self.inventory.devices(ioc) else {
-            self.told_lists.remove(&ioc);
+    /// The list of a controller as a cluster sees it, in memory once for all hosts that have been told it.
+    fn list_devices(&mut self, cluster: ClusterName, ioc: IocNumber) -> Result<Body, Status> {
+        let list = match self.listing(cluster) {
+            Some(listing) => listing.devices(ioc),
+            None => self.inventory.devices(ioc),
+        };
+        let Some(list) = list else {
+            self.told_lists.remove(&(cluster, ioc));
             return Err(Status::NoController);
         };
         let list = list.to_body();
-        let told = self.told_lists.entry(ioc).or_default();
+        let told = self.told_lists.entry((cluster, ioc)).or_default();
         if **told != *list {
             *told = list.into();
         }
         Ok(Body::Shared(Arc::clone(told)))
     }
 
-    fn identify(&self, ioc: IocNumber, iod: IodNumber) -> Result<Vec<u8>, Status> {
-        let device = self.find(ioc, iod)?;
-        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+    fn identify(
+        &self,
+        cluster: ClusterName,
+        ioc: IocNumber,
+        iod: IodNumber,
+    ) -> Result<Vec<u8>, Status> {
+        let device = self.find(cluster, ioc, iod)?;
+        let registers = self.registers_of(cluster)?;
         let reply = IdentifyReply {
             device: device.record(),
             register: registers.get(device.spec.guid),
@@ -121,18 +143,27 @@ impl Unit {
         Ok(reply.to_body())
     }
 
-    fn find(&self, ioc: IocNumber, iod: IodNumber) -> Result<&Device, Status> {
+    /// A device of a cluster; those of others are not there.
+    fn find(
+        &self,
+        cluster: ClusterName,
+        ioc: IocNumber,
+        iod: IodNumber,
+    ) -> Result<&Device, Status> {
         if !self.inventory.has_controller(ioc) {
             return Err(Status::NoController);
         }
-        self.inventory.device(ioc, iod).ok_or(Status::NoDevice)
+        let device = self.inventory.device(ioc, iod);
+        device
+            .filter(|device| self.cluster_of(device.spec.guid) == cluster)
+            .ok_or(Status::NoDevice)
     }
 
     /// Whether a command may be begun, and the operation that it is. What the sender may do comes
     /// before what it asks for.
     fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<Admitted, Status> {
-        let device = self.find(asked.ioc, asked.iod)?;
-        let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
+        let device = self.find(asked.cluster, asked.ioc, asked.iod)?;
+        let registers = self.registers_of(asked.cluster)?;
         let named = IoRange::get(&mut Reader::new(&body)).map_err(|_| Status::BadRequest)?;
         let (row, extent) = place(registers, device.spec.guid, named.extent)?;
         let (ownership, epoch) = registers.owners(row);
@@ -143,7 +174,7 @@ impl Unit {
             return Err(Status::StaleEpoch);
         }
         if let Some(transaction) = &self.transaction
-            && !transaction.keeps(row, asked.peer)
+            && !transaction.keeps(asked.cluster, row, asked.peer)
         {
             // It loses the device unless the disk fails: it shall ask again when that is decided.
             return Err(Status::Busy);
@@ -158,6 +189,7 @@ impl Unit {
         }
         Ok(Admitted {
             row,
+            cluster: asked.cluster,
             device: device.spec.guid,
             op,
         })
@@ -168,14 +200,21 @@ impl Unit {
         connection: ConnectionId,
         command: CommandId,
         peer: Guid,
-        Admitted { row, device, op }: Admitted,
+        admitted: Admitted,
     ) {
+        let Admitted {
+            row,
+            cluster,
+            device,
+            op,
+        } = admitted;
         let token = self.token();
         let bytes = data_bytes(&op);
         let io = InFlight {
             connection,
             command,
             row,
+            cluster,
             peer,
             is_change: op.is_change(),
             bytes,

@@ -12,14 +12,19 @@
 //! - I5: registers obey the ownership hierarchy after every change, or the change is refused.
 //! - I7: no change with a term below the highest seen or promised is made.
 //! - A unit that has lost its registers refuses I/O and changes: unallocated is not a guess.
+//! - Registers are kept for each cluster that the unit serves; what is moved to another one is
+//!   nobody's in the old one from the moment on that the move is judged good.
 //! - I8: what is on the wire changes nothing but what the sender may change; every table is bounded.
 
 pub mod disk;
 mod extents;
 mod inventory;
 mod ioc;
+mod partition;
 mod registers;
 mod restore;
+mod serving;
+mod transfer;
 mod ums;
 mod vote;
 
@@ -29,21 +34,25 @@ use std::time::Duration;
 
 pub use disk::{DiskError, DiskInfo, DiskOp, MAX_IO_BYTES, Payload};
 pub use inventory::{ControllerSpec, DeviceSpec, MAX_UNIT_DEVICES, SpecError, UnitFacts};
-pub use registers::{MAX_UNIT_REGISTERS, StoredRegisters};
+pub use registers::MAX_UNIT_REGISTERS;
+pub use serving::GUEST_LINGER;
 
+pub use crate::crt::{RegistersChange, StoredRegisters};
 use crate::fabric::link::{FabricLink, Facts, LinkConfig, LinkEvent};
 use crate::lease::{StoredVote, Voter};
 use crate::session::{Counters, Peer, Server, ServerConfig, ServerEvent};
 use crate::wire::kind::{Event, Role};
-use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister};
+use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation,
     IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
-use registers::Registers;
+use partition::Partitions;
 use restore::Restoration;
+use serving::Serving;
+use transfer::Leaving;
 use ums::{QueuedChange, Resets, Transaction};
 
 /// The most disk operations under way; a request beyond is answered busy.
@@ -66,8 +75,10 @@ pub struct UnitConfig {
     /// The cluster that its configuration names, or none: what it registers.
     pub cluster_wanted: ClusterName,
     /// The cluster that fabric services last assigned, or none: what it serves until they say
-    /// otherwise.
+    /// otherwise. The registers know better where their assignment is a later one.
     pub cluster: ClusterName,
+    /// Which assignment that was, 0 where not known.
+    pub assignment: u64,
     /// Where fabric services are; `None`: found by multicast.
     pub fabric_mac: Option<Mac>,
     /// The most bytes of a frame behind its Ethernet header.
@@ -92,15 +103,13 @@ pub enum UnitAction {
         /// What to do.
         op: DiskOp,
     },
-    /// Make these registers (others stay as they are) and the term durable, all or nothing, in the
-    /// order of these actions; then call [`Unit::registers_persisted`].
+    /// Make this change of the registers durable, all or nothing, in the order of these actions;
+    /// then call [`Unit::registers_persisted`].
     PersistRegisters {
         /// Names the change.
         token: u64,
-        /// The registers that change.
-        registers: Vec<OwnershipRegister>,
-        /// The highest term seen.
-        term: u64,
+        /// The change.
+        change: Box<RegistersChange>,
     },
     /// Make what the unit has promised as a voter of the allocation lease durable, then call
     /// [`Unit::vote_persisted`]. There is at most one at a time.
@@ -110,8 +119,8 @@ pub enum UnitAction {
         /// All of it.
         vote: Box<StoredVote>,
     },
-    /// Fabric services have assigned this cluster: remember it for the next start.
-    Joined(ClusterName),
+    /// The unit belongs to another cluster, by this assignment: remember it for the next start.
+    Joined(ClusterName, u64),
     /// Fabric services answer, or do not any more; for the log.
     FabricUp(bool),
     /// Fabric services know the unit, and have assigned no cluster; for the log.
@@ -124,8 +133,11 @@ pub enum UnitAction {
 #[derive(Debug)]
 pub struct Unit {
     inventory: Inventory,
-    registers: Option<Registers>,
+    registers: Option<Partitions>,
     cluster: ClusterName,
+    /// Which assignment made it the unit's.
+    assignment: u64,
+    serving: Serving,
     cluster_wanted: ClusterName,
     management: Server,
     service: Server,
@@ -133,7 +145,7 @@ pub struct Unit {
     in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: u64,
     /// The lists of devices as they were told last.
-    told_lists: BTreeMap<IocNumber, Arc<[u8]>>,
+    told_lists: BTreeMap<(ClusterName, IocNumber), Arc<[u8]>>,
     next_token: u64,
     transaction: Option<Transaction>,
     /// Registers on their way back.
@@ -151,12 +163,20 @@ impl Unit {
     /// the first start ever. `seed` makes connection numbers and nonces.
     pub fn new(config: UnitConfig, registers: Option<StoredRegisters>, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
+        let (mut cluster, mut assignment) = (config.cluster, config.assignment);
+        if let Some(stored) = &registers
+            && !stored.home.is_none()
+            && stored.assignment >= assignment
+        {
+            (cluster, assignment) = (stored.home, stored.assignment);
+        }
+        let registers = registers.map(|stored| Partitions::new(stored, cluster));
         let facts = &config.facts;
         let server = |service: bool, seed: u64| {
             let config = ServerConfig {
                 local: facts.guid,
                 incarnation: config.incarnation,
-                cluster: Some(config.cluster),
+                cluster: Some(cluster),
                 service,
                 mtu: config.mtu,
                 credits: config.credits,
@@ -174,19 +194,22 @@ impl Unit {
                 name: facts.name.clone(),
                 cluster: config.cluster_wanted,
                 change: 1,
+                placement: Placement::default(),
             },
             fabric_mac: config.fabric_mac,
             tables: false,
             poll: NO_POLL,
             mtu: config.mtu,
         };
-        Self {
+        let mut unit = Self {
             management: server(false, rng.u64(..)),
             service: server(true, rng.u64(..)),
             link: FabricLink::new(link, rng.u64(..)),
             inventory: Inventory::new(config.facts, config.incarnation),
-            registers: registers.map(Registers::new),
-            cluster: config.cluster,
+            serving: Serving::new(registers.as_ref()),
+            registers,
+            cluster,
+            assignment,
             cluster_wanted: config.cluster_wanted,
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
@@ -200,7 +223,10 @@ impl Unit {
             actions: VecDeque::new(),
             management_drops: Counters::default(),
             service_drops: Counters::default(),
-        }
+        };
+        unit.serve_clusters();
+        unit.register_placement(Time::ZERO);
+        unit
     }
 
     /// Adds a controller without devices.
@@ -209,6 +235,7 @@ impl Unit {
         self.check_no_extent(guid)?;
         self.inventory.add_controller(spec)?;
         self.reset_register(guid);
+        self.serving.look_again();
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         Ok(())
     }
@@ -282,14 +309,7 @@ impl Unit {
         if !self.inventory.set_macs(macs) {
             return;
         }
-        let facts = self.inventory.facts();
-        let facts = Facts {
-            macs: facts.macs.clone(),
-            name: facts.name.clone(),
-            cluster: self.cluster_wanted,
-            change: self.inventory.stamp().change,
-        };
-        self.link.update(now, facts);
+        self.register_facts(now);
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         self.drain(now);
     }
@@ -365,6 +385,7 @@ impl Unit {
         self.management.tick(now);
         self.service.tick(now);
         self.retry_resets(now);
+        self.tick_serving(now);
         self.voter.tick(now);
         self.drain(now);
     }
@@ -376,6 +397,7 @@ impl Unit {
             self.management.deadline(),
             self.service.deadline(),
             self.resets.deadline(),
+            self.serving.deadline(),
             self.voter.deadline(),
         ]
         .into_iter()
@@ -435,18 +457,12 @@ impl Unit {
             LinkEvent::Pending => UnitAction::AssignmentPending,
             LinkEvent::Refused(status) => UnitAction::FabricRefused(status),
             LinkEvent::Members(_)
+            | LinkEvent::HostFound(..)
             | LinkEvent::TablesOpen
             | LinkEvent::TablesClosed
             | LinkEvent::Table { .. } => return,
-            LinkEvent::Assigned(cluster) if cluster == self.cluster || cluster.is_none() => return,
             LinkEvent::Assigned(cluster) => {
-                if !self.cluster.is_none() {
-                    self.voter.leave_cluster(now);
-                }
-                self.cluster = cluster;
-                self.management.set_cluster(Some(cluster));
-                self.service.set_cluster(Some(cluster));
-                UnitAction::Joined(cluster)
+                return self.assigned(now, cluster, self.link.assignment());
             }
         };
         self.actions.push_back(action);
@@ -466,6 +482,22 @@ impl Unit {
             .collect();
         for connection in told {
             server.notify(now, connection, event, ioc, stamp);
+        }
+    }
+
+    /// Tells the hosts of the clusters concerned that registers changed.
+    fn notify_registers(&mut self, now: Time, leaving: Leaving, cluster: ClusterName) {
+        let stamp = self.inventory.stamp();
+        let all = leaving != Leaving::Nothing;
+        let told: Vec<ConnectionId> = self
+            .management
+            .connections()
+            .filter(|(_, _, peer)| all || peer.cluster == cluster)
+            .map(|(connection, ..)| connection)
+            .collect();
+        for connection in told {
+            let (event, ioc) = (Event::RegistersChanged, IocNumber(0));
+            self.management.notify(now, connection, event, ioc, stamp);
         }
     }
 
@@ -497,7 +529,7 @@ impl Unit {
 
     /// The highest term seen or promised.
     pub fn term(&self) -> u64 {
-        let seen = self.registers.as_ref().map_or(0, Registers::term);
+        let seen = self.registers.as_ref().map_or(0, |all| all.own().term());
         seen.max(self.voter.promised())
     }
 
@@ -511,9 +543,15 @@ impl Unit {
         self.inventory.devices(ioc)
     }
 
-    /// A row's ownership register; `None` where the registers are lost.
+    /// A row's ownership register in the cluster that the row is in; `None` where the registers are
+    /// lost.
     pub fn register(&self, row: Guid) -> Option<OwnershipRegister> {
-        Some(self.registers.as_ref()?.get(row))
+        self.register_in(self.cluster_of(row), row)
+    }
+
+    /// A row's ownership register in a cluster; `None` where there are none of it.
+    pub fn register_in(&self, cluster: ClusterName, row: Guid) -> Option<OwnershipRegister> {
+        Some(self.registers.as_ref()?.of(cluster)?.get(row))
     }
 
     /// Disk operations under way.

@@ -1,10 +1,10 @@
-//! A unit's ownership registers: who owns each of its rows, since which change; and the judgement
+//! A unit's ownership registers in one cluster: who owns each of its rows, since which change; and the judgement
 //! of a transaction on them. Pure: what is judged good is installed by the caller once it is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::extents::Extents;
-use super::inventory::Inventory;
+use super::partition::Listing;
 use crate::crt::rules;
 use crate::lease::is_far_term;
 use crate::planted::{self, Bug};
@@ -18,17 +18,8 @@ use crate::wire::{Epoch, Guid, Ownership, OwnershipStamp, Status};
 /// from which a device that returns goes on.
 pub const MAX_UNIT_REGISTERS: usize = 65_536;
 
-/// What a unit remembers of its registers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoredRegisters {
-    /// Every register ever written.
-    pub registers: Vec<OwnershipRegister>,
-    /// The highest term seen.
-    pub term: u64,
-}
-
-/// The registers of a unit.
-#[derive(Debug)]
+/// The registers of a unit in one cluster.
+#[derive(Debug, Default)]
 pub(super) struct Registers {
     rows: BTreeMap<Guid, OwnershipRegister>,
     extents: Extents,
@@ -47,14 +38,42 @@ pub(super) enum Verdict {
 }
 
 impl Registers {
-    pub(super) fn new(stored: StoredRegisters) -> Self {
-        let mut registers = Self {
-            rows: BTreeMap::new(),
-            extents: Extents::default(),
-            term: 0,
-        };
-        registers.install(stored.registers, stored.term);
+    /// No change was ever made with a term above those of the registers and `term`.
+    pub(super) fn new(stored: Vec<OwnershipRegister>, term: u64) -> Self {
+        let terms = stored.iter().map(|register| register.owned.term);
+        let term = terms.fold(term, u64::max);
+        let mut registers = Self::default();
+        registers.install(stored, term);
         registers
+    }
+
+    /// How many were ever written.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The rows that have one.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Guid> + '_ {
+        self.rows.keys().copied()
+    }
+
+    /// All of them, by row.
+    pub(super) fn registers(&self) -> impl Iterator<Item = &OwnershipRegister> {
+        self.rows.values()
+    }
+
+    /// Whether the row has one.
+    pub(super) fn is_known(&self, row: Guid) -> bool {
+        self.rows.contains_key(&row)
+    }
+
+    /// Forgets those of these rows.
+    pub(super) fn remove(&mut self, rows: &BTreeSet<Guid>) {
+        for row in rows {
+            if let Some(register) = self.rows.remove(row) {
+                self.extents.forget(&register);
+            }
+        }
     }
 
     /// The highest term seen.
@@ -89,16 +108,16 @@ impl Registers {
     }
 
     /// The row one level up, of what is in the unit.
-    fn parent(&self, row: Guid, inventory: &Inventory) -> Option<Guid> {
-        inventory.parent(row).or_else(|| {
+    fn parent(&self, row: Guid, listing: &Listing<'_>) -> Option<Guid> {
+        listing.parent(row).or_else(|| {
             let device = self.extent(row)?.device;
-            inventory.has_row(device).then_some(device)
+            listing.has_row(device).then_some(device)
         })
     }
 
     /// The rows one level down.
-    pub(super) fn children(&self, row: Guid, inventory: &Inventory) -> Vec<Guid> {
-        let mut children = inventory.children(row);
+    pub(super) fn children(&self, row: Guid, listing: &Listing<'_>) -> Vec<Guid> {
+        let mut children = listing.children(row);
         children.extend(self.extents.of(row).map(|(_, extent)| extent));
         children
     }
@@ -141,10 +160,10 @@ impl Registers {
     pub(super) fn judge(
         &self,
         request: &CompareAndSet,
-        inventory: &Inventory,
+        listing: &Listing<'_>,
         promised: u64,
     ) -> Verdict {
-        let unknown = |c: &&Change| c.extent.is_none() && !self.has_row(c.row, inventory);
+        let unknown = |c: &&Change| c.extent.is_none() && !self.has_row(c.row, listing);
         if let Some(change) = request.changes.iter().find(unknown) {
             return Verdict::Refused(Status::NoRow, self.get(change.row));
         }
@@ -168,7 +187,7 @@ impl Registers {
                 return Verdict::Refused(Status::Conflict, self.get(change.row));
             }
         }
-        if let Err((status, row)) = self.judge_extents(&request.changes, inventory) {
+        if let Err((status, row)) = self.judge_extents(&request.changes, listing) {
             return Verdict::Refused(status, self.get(row));
         }
         let changed: BTreeMap<Guid, OwnershipRegister> = request
@@ -177,7 +196,7 @@ impl Registers {
             .map(|c| {
                 let mut epoch = Epoch(c.expected.0.saturating_add(1));
                 if planted::is(Bug::StampByWallClock) {
-                    epoch = Epoch(date_s(inventory));
+                    epoch = Epoch(date_s(listing));
                 }
                 let owned = OwnershipStamp {
                     epoch,
@@ -193,7 +212,7 @@ impl Registers {
                 (c.row, register)
             })
             .collect();
-        if let Some(row) = self.broken_hierarchy(&changed, inventory)
+        if let Some(row) = self.broken_hierarchy(&changed, listing)
             && !planted::is(Bug::HierarchyNotChecked)
         {
             return Verdict::Refused(Status::Hierarchy, self.get(row));
@@ -206,15 +225,15 @@ impl Registers {
     }
 
     /// Whether the row is in the unit, or is an extent of it.
-    fn has_row(&self, row: Guid, inventory: &Inventory) -> bool {
-        inventory.has_row(row) || self.is_extent(row)
+    fn has_row(&self, row: Guid, listing: &Listing<'_>) -> bool {
+        listing.has_row(row) || self.is_extent(row)
     }
 
     /// What is wrong with the extents of a transaction, and the row in the way.
     fn judge_extents(
         &self,
         changes: &[Change],
-        inventory: &Inventory,
+        listing: &Listing<'_>,
     ) -> Result<(), (Status, Guid)> {
         for change in changes {
             let known = self.rows.get(&change.row);
@@ -224,7 +243,7 @@ impl Registers {
                 (Some(_), None) => false,
                 // Another row's GUID, or nothing to remove.
                 (None, Some(facts)) => {
-                    known.is_none() && !inventory.has_row(change.row) && facts.present
+                    known.is_none() && !listing.is_taken(change.row) && facts.present
                 }
                 (Some(old), Some(new)) => {
                     let stays = old.present && new.present;
@@ -239,7 +258,7 @@ impl Registers {
         }
         self.extents.judge(
             changes,
-            |device| inventory.device_info(device),
+            |device| listing.device_info(device),
             |row| *self.owners(row).0 != Ownership::Unallocated,
         )
     }
@@ -268,7 +287,7 @@ impl Registers {
     fn broken_hierarchy(
         &self,
         changed: &BTreeMap<Guid, OwnershipRegister>,
-        inventory: &Inventory,
+        listing: &Listing<'_>,
     ) -> Option<Guid> {
         let ownership = |row: Guid| {
             changed
@@ -279,7 +298,7 @@ impl Registers {
             let parent = match &register.extent {
                 // The parent of a new one is known from here only.
                 Some(facts) => facts.present.then_some(facts.device),
-                None => self.parent(*row, inventory),
+                None => self.parent(*row, listing),
             };
             if let Some(parent) = parent
                 && !rules::permits(ownership(parent), &register.ownership)
@@ -287,7 +306,7 @@ impl Registers {
                 return Some(parent);
             }
             let child = self
-                .children(*row, inventory)
+                .children(*row, listing)
                 .into_iter()
                 .find(|child| !rules::permits(&register.ownership, ownership(*child)));
             if let Some(child) = child {
@@ -299,8 +318,8 @@ impl Registers {
 
     /// What must be written for a row that has come (back) into the unit under a parent that does
     /// not permit its last owners: it becomes unallocated.
-    pub(super) fn reset(&self, row: Guid, inventory: &Inventory) -> Option<OwnershipRegister> {
-        let parent = self.parent(row, inventory)?;
+    pub(super) fn reset(&self, row: Guid, listing: &Listing<'_>) -> Option<OwnershipRegister> {
+        let parent = self.parent(row, listing)?;
         let mut register = self.rows.get(&row)?.clone();
         let stays = rules::permits(self.owners(parent).0, &register.ownership);
         if stays || planted::is(Bug::NoReset) {
@@ -310,14 +329,14 @@ impl Registers {
         register.owned = OwnershipStamp {
             epoch: Epoch(register.owned.epoch.0.saturating_add(1)),
             term: self.term,
-            writer: inventory.facts().guid,
+            writer: listing.unit(),
         };
         Some(register)
     }
 }
 
 /// What a planted bug takes for the date: another one after each start.
-fn date_s(inventory: &Inventory) -> u64 {
-    let incarnation = inventory.stamp().incarnation.0;
+fn date_s(listing: &Listing<'_>) -> u64 {
+    let incarnation = listing.stamp().incarnation.0;
     1 + (incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
 }

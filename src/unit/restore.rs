@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::registers::{MAX_UNIT_REGISTERS, Registers, StoredRegisters};
-use super::{Unit, UnitAction};
+use super::partition::Partitions;
+use super::registers::MAX_UNIT_REGISTERS;
+use super::{RegistersChange, StoredRegisters, Unit, UnitAction};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{OwnershipRegister, Restore};
 use crate::wire::{CommandId, ConnectionId, Guid, IocNumber, Status, Time, Wire};
@@ -21,6 +22,13 @@ pub(super) struct Restoration {
     heard: Time,
     /// All of it is here and on its way to the disk: by which token, and who is to be told.
     storing: Option<(u64, ConnectionId, CommandId)>,
+}
+
+impl Restoration {
+    /// Whether all of it is here and on its way to the disk.
+    pub(super) const fn is_storing(&self) -> bool {
+        self.storing.is_some()
+    }
 }
 
 impl Unit {
@@ -99,11 +107,15 @@ impl Unit {
         restoration.storing = Some((token, connection, command));
         let terms = restoration.registers.iter().map(|r| r.owned.term);
         restoration.term = terms.fold(restoration.term, u64::max);
-        self.actions.push_back(UnitAction::PersistRegisters {
-            token,
+        let change = Box::new(RegistersChange {
             registers: restoration.registers.clone(),
             term: restoration.term,
+            home: self.cluster,
+            assignment: self.assignment,
+            ..RegistersChange::default()
         });
+        self.actions
+            .push_back(UnitAction::PersistRegisters { token, change });
     }
 
     /// The disk has finished with something; whether that was a restoration.
@@ -113,10 +125,12 @@ impl Unit {
             return false;
         };
         if ok {
-            self.registers = Some(Registers::new(StoredRegisters {
+            let stored = StoredRegisters {
                 registers: done.registers,
                 term: done.term,
-            }));
+                ..StoredRegisters::default()
+            };
+            self.registers = Some(Partitions::new(stored, self.cluster));
             // What came or changed its place meanwhile may not be permitted by what is above it.
             let unit = self.inventory.facts().guid;
             for controller in self.inventory.children(unit) {
@@ -134,6 +148,7 @@ impl Unit {
         if ok {
             self.notify(now, Event::RegistersChanged, IocNumber(0));
         }
+        self.next_change(now);
         true
     }
 }

@@ -19,9 +19,13 @@ impl Unit {
         if role.is_some_and(|role| role != Role::Host) {
             return Err(Status::Unsupported);
         }
+        // Guests have voters of their own.
+        if !self.is_home(from.0) {
+            return Err(Status::Unsupported);
+        }
         // Without its registers a unit does not know which terms it has seen.
         let registers = self.registers.as_ref().ok_or(Status::NoRegisters)?;
-        let floor = registers.term();
+        let floor = registers.own().term();
         if kind == Kind::Settle {
             let settings = Settings::from_body(body).map_err(|_| Status::BadRequest)?;
             self.voter.settle(now, from, &settings, floor);

@@ -6,11 +6,7 @@ use super::codec::{DecodeError, Wire, Writer};
 use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
-    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply,
-    Discover, ExtentFacts, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest,
-    MembershipReply, MembershipRequest, Missing, Notification, Offer, Parts, ProgressReport,
-    Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply,
-    TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply, Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification, Offer, Parts, ProgressReport, Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
 };
 use super::row::Settings;
 
@@ -72,6 +68,10 @@ bodies! {
     MembershipReply,
     /// Unit-ownership.
     UnitOwnership,
+    /// Find-host.
+    FindHost,
+    /// Reply to find-host.
+    FoundHost,
     /// Deposit.
     Deposit,
     /// Reply to table-stamp, offer and deposit.
@@ -96,14 +96,16 @@ bodies! {
     ControllersReply,
     /// Registers.
     RegistersRequest,
-    /// Reply to registers and compare-and-set.
+    /// Reply to registers, compare-and-set and move.
     RegistersReply,
     /// Compare-and-set.
     CompareAndSet,
-    /// Reply to a compare-and-set that was refused.
+    /// Reply to a compare-and-set or move that was refused.
     Conflict,
     /// Restore.
     Restore,
+    /// Move.
+    Move,
     /// Reply to devices.
     DevicesReply,
     /// Reply to identify.
@@ -127,7 +129,9 @@ impl<'a> Body<'a> {
         match (header.kind, header.is_reply(), header.status) {
             // A status may come without its details.
             (_, true, status) if status != Status::Ok && bytes.is_empty() => Ok(Self::Empty),
-            (Kind::CompareAndSet, true, status) if status != Status::Ok => body!(Conflict),
+            (Kind::CompareAndSet | Kind::Move, true, status) if status != Status::Ok => {
+                body!(Conflict)
+            }
             (Kind::Connect, false, _) => body!(ConnectRequest),
             (Kind::Connect, true, Status::Ok) => body!(ConnectReply),
             (Kind::Probe, ..) => body!(Missing),
@@ -140,6 +144,8 @@ impl<'a> Body<'a> {
             (Kind::Membership, false, _) => body!(MembershipRequest),
             (Kind::Membership, true, Status::Ok) => body!(MembershipReply),
             (Kind::UnitOwnership, false, _) => body!(UnitOwnership),
+            (Kind::FindHost, false, _) => body!(FindHost),
+            (Kind::FindHost, true, Status::Ok) => body!(FoundHost),
             (Kind::Deposit, false, _) => body!(Deposit),
             (Kind::TableStamp | Kind::Offer | Kind::Deposit, true, Status::Ok) => {
                 body!(TableSummary)
@@ -155,8 +161,11 @@ impl<'a> Body<'a> {
             (Kind::Controllers, true, Status::Ok) => body!(ControllersReply),
             (Kind::Registers, false, _) => body!(RegistersRequest),
             (Kind::CompareAndSet, false, _) => body!(CompareAndSet),
-            (Kind::Registers | Kind::CompareAndSet, true, Status::Ok) => body!(RegistersReply),
+            (Kind::Registers | Kind::CompareAndSet | Kind::Move, true, Status::Ok) => {
+                body!(RegistersReply)
+            }
             (Kind::Restore, false, _) => body!(Restore),
+            (Kind::Move, false, _) => body!(Move),
             (Kind::Devices, true, Status::Ok) => body!(DevicesReply),
             (Kind::Identify, true, Status::Ok) => body!(IdentifyReply),
             (Kind::Flush, false, _) => {
@@ -258,6 +267,19 @@ impl fmt::Display for super::message::Holder {
     }
 }
 
+/// Nothing where it says nothing.
+impl fmt::Display for super::message::Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.assignment > 0 {
+            write!(f, ", home {} by assignment {}", self.home, self.assignment)?;
+        }
+        for (i, guest) in self.guests.iter().enumerate() {
+            write!(f, "{}{guest}", if i == 0 { ", guest of " } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for super::row::Ownership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())?;
@@ -309,10 +331,14 @@ impl fmt::Display for Body<'_> {
             Self::Here(m) => write!(f, "{} incarnation {}", m.fabric, m.incarnation),
             Self::Register(m) => write!(
                 f,
-                "{} {} {:?} at {:?}, cluster {}",
-                m.entity, m.guid, m.name, m.macs, m.cluster
+                "{} {} {:?} at {:?}, cluster {}{}",
+                m.entity, m.guid, m.name, m.macs, m.cluster, m.placement
             ),
-            Self::Registered(m) => write!(f, "cluster {} version {}", m.cluster, m.version),
+            Self::Registered(m) => write!(
+                f,
+                "cluster {} version {} assignment {}",
+                m.cluster, m.version, m.assignment
+            ),
             Self::MembershipRequest(m) => {
                 write!(f, "known version {} after {}", m.known_version, m.after)
             }
@@ -327,6 +353,8 @@ impl fmt::Display for Body<'_> {
             Self::UnitOwnership(m) => {
                 write!(f, "{} {} epoch {}", m.unit, m.ownership, m.epoch)
             }
+            Self::FindHost(m) => write!(f, "{:?} of cluster {}", m.host, m.cluster),
+            Self::FoundHost(m) => write!(f, "{}", m.host),
             Self::TableSummary(m) => m.fmt(f),
             Self::TableRowsRequest(m) => write!(f, "{} after {}", parts(&m.parts), m.after),
             Self::TableDigestsRequest(m) => {
@@ -414,6 +442,17 @@ impl fmt::Display for Body<'_> {
                     more(m.more)
                 )
             }
+            Self::Move(m) => write!(
+                f,
+                "term {} by {}, {}{} from {} to cluster {} host {}",
+                m.term,
+                m.writer,
+                m.row,
+                if m.recursive { " and all below" } else { "" },
+                m.expected,
+                m.to,
+                m.owner
+            ),
             Self::Conflict(Conflict { register: m }) => write!(
                 f,
                 "{} is {} at epoch {} term {} by {}",

@@ -34,6 +34,8 @@ code_table! {
         UnitOwnership = 0x14 => "unit-ownership",
         /// Parts of a host's table for fabric services to keep (Fig. 5, block 530).
         Deposit = 0x15 => "deposit",
+        /// Which host of a cluster has this name?
+        FindHost = 0x19 => "find-host",
 
         // RMA to RMA, on the management EtherType.
         /// The peer's table stamp and digest (Fig. 5, block 510).
@@ -58,6 +60,8 @@ code_table! {
         CompareAndSet = 0x32 => "compare-and-set",
         /// Registers for a unit that has lost its own.
         Restore = 0x33 => "restore",
+        /// A device, or the unit, is moved to another cluster.
+        Move = 0x34 => "move",
 
         // I/O controllers, on the service EtherType.
         /// The devices of a controller (Fig. 5, block 520).
@@ -153,6 +157,18 @@ code_table! {
         FarTerm = 26 => "term too far ahead",
         /// What the request goes on with, or builds on, is not what the receiver has.
         BeginAgain = 27 => "begin again",
+        /// The row was moved to another cluster.
+        Elsewhere = 30 => "moved to another cluster",
+        /// The device has extents.
+        Carved = 31 => "has extents",
+        /// The unit keeps registers for as many clusters as it can.
+        TooManyClusters = 32 => "too many clusters",
+        /// Fabric services know no such cluster.
+        NoCluster = 33 => "no such cluster",
+        /// The cluster has no such host.
+        NoHost = 34 => "no such host",
+        /// Several hosts of the cluster are called so.
+        Ambiguous = 35 => "ambiguous name",
     }
 }
 

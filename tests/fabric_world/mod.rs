@@ -78,6 +78,7 @@ pub(crate) fn name(event: &LinkEvent) -> &'static str {
         LinkEvent::TablesOpen => "tables open",
         LinkEvent::TablesClosed => "tables closed",
         LinkEvent::Table { .. } => "table",
+        LinkEvent::HostFound(..) => "found",
     }
 }
 
@@ -173,6 +174,7 @@ impl<C: Catalog> World<C> {
                 name: format!("{entity} {guid}"),
                 cluster: wanted.map_or(ClusterName::NONE, cluster),
                 change: 0,
+                ..Facts::default()
             },
             fabric_mac: None,
             tables: false,

@@ -113,6 +113,7 @@ pub fn unit_config(incarnation: u64, cluster: ClusterName) -> UnitConfig {
         incarnation: Incarnation(incarnation),
         cluster_wanted: ClusterName::NONE,
         cluster,
+        assignment: 0,
         // Nobody answers there: these tests are about hosts.
         fabric_mac: Some(Mac([2, 0, 0, 0, 9, 9])),
         mtu: 1500,
@@ -271,19 +272,11 @@ impl World {
             {
                 self.hanging.push_back(action);
             }
-            UnitAction::PersistRegisters {
-                token,
-                registers,
-                term,
-            } => {
+            UnitAction::PersistRegisters { token, change } => {
                 let ok = self.persist == Persist::Works;
                 if ok {
                     self.store_count += 1;
-                    self.stored.term = self.stored.term.max(term);
-                    for register in registers {
-                        self.stored.registers.retain(|r| r.row != register.row);
-                        self.stored.registers.push(register);
-                    }
+                    self.stored.apply(&change);
                 }
                 self.unit.registers_persisted(self.now, token, ok);
             }
@@ -294,7 +287,7 @@ impl World {
                 }
                 self.unit.vote_persisted(self.now, token, ok);
             }
-            UnitAction::Joined(cluster) => self.joined.push(cluster),
+            UnitAction::Joined(cluster, _) => self.joined.push(cluster),
             UnitAction::FabricUp(_)
             | UnitAction::AssignmentPending
             | UnitAction::FabricRefused(_) => {}

@@ -240,6 +240,16 @@ impl Fields {
         self.ownership(&member.ownership);
         self.u64("rma.member.epoch", member.epoch.0);
         self.u64("rma.member.version", member.version);
+        self.flag("rma.member.guest", member.guest);
+    }
+
+    fn placement(&mut self, placement: &Placement) {
+        self.cluster("rma.placement.home", placement.home);
+        self.u64("rma.placement.assignment", placement.assignment);
+        self.u32("rma.guests.count", placement.guests.len());
+        for guest in &placement.guests {
+            self.cluster("rma.guest", *guest);
+        }
     }
 
     fn device(&mut self, device: &DeviceRecord) {
@@ -409,10 +419,12 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.text("rma.member.name", &m.name);
             f.observed(m.observed);
             f.cluster("rma.register.cluster", m.cluster);
+            f.placement(&m.placement);
         }
         Body::Registered(m) => {
             f.cluster("rma.register.cluster", m.cluster);
             f.u64("rma.register.version", m.version);
+            f.u64("rma.register.assignment", m.assignment);
         }
         Body::MembershipRequest(m) => {
             f.u64("rma.membership.known_version", m.known_version);
@@ -430,6 +442,11 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.ownership(&m.ownership);
             f.u64("rma.unit_ownership.epoch", m.epoch.0);
         }
+        Body::FindHost(m) => {
+            f.cluster("rma.find.cluster", m.cluster);
+            f.text("rma.find.host", &m.host);
+        }
+        Body::FoundHost(m) => f.guid("rma.found.host", m.host),
         Body::TableSummary(m) => f.summary(m),
         Body::TableRowsRequest(m) => {
             f.guid("rma.after", m.after);
@@ -511,6 +528,15 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.flag("rma.more", m.more);
             f.u32("rma.registers.count", m.registers.len());
             m.registers.iter().for_each(|register| f.register(register));
+        }
+        Body::Move(m) => {
+            f.u64("rma.move.term", m.term);
+            f.guid("rma.move.writer", m.writer);
+            f.guid("rma.move.row", m.row);
+            f.u64("rma.move.expected", m.expected.0);
+            f.cluster("rma.move.to", m.to);
+            f.guid("rma.move.owner", m.owner);
+            f.flag("rma.move.recursive", m.recursive);
         }
         Body::RegistersRequest(m) => f.guid("rma.after", m.after),
         Body::RegistersReply(m) => f.registers(m),

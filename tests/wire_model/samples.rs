@@ -146,6 +146,7 @@ fn host() -> Member {
         ownership: Ownership::Unallocated,
         epoch: Epoch(0),
         version: big(0x56),
+        guest: false,
     }
 }
 
@@ -159,6 +160,7 @@ fn unit() -> Member {
         ownership: Ownership::Shared(vec![guid(0x65), guid(0x66)]),
         epoch: Epoch(big(0x67)),
         version: big(0x68),
+        guest: true,
     }
 }
 
@@ -373,6 +375,13 @@ fn fabric(m: &mut Maker) {
             name,
             observed,
             cluster: "wanted".parse().expect("a name"),
+            placement: Placement {
+                home: "home".parse().expect("a name"),
+                assignment: big(0x69),
+                guests: ["guest-1", "guest-2"]
+                    .map(|name| name.parse().expect("a name"))
+                    .into(),
+            },
         }),
     );
     m.add(
@@ -381,6 +390,7 @@ fn fabric(m: &mut Maker) {
         Body::Registered(Registered {
             cluster: "assigned".parse().expect("a name"),
             version: big(0x71),
+            assignment: big(0x6a),
         }),
     );
     m.add(
@@ -435,6 +445,19 @@ fn fabric(m: &mut Maker) {
         "deposit-reply",
         reply(Kind::Deposit),
         Body::TableSummary(summary(0x5a)),
+    );
+    m.add(
+        "find-host-request",
+        request(Kind::FindHost),
+        Body::FindHost(FindHost {
+            cluster: "other".parse().expect("a name"),
+            host: "host 130".into(),
+        }),
+    );
+    m.add(
+        "find-host-reply",
+        reply(Kind::FindHost),
+        Body::FoundHost(FoundHost { host: guid(0x78) }),
     );
 }
 
@@ -675,6 +698,41 @@ fn units(m: &mut Maker) {
         },
         Body::Conflict(Conflict {
             register: register(0x61),
+        }),
+    );
+    m.add(
+        "move-request",
+        request(Kind::Move),
+        Body::Move(Move {
+            term: big(0x71),
+            writer: guid(0x72),
+            row: guid(0x73),
+            expected: Epoch(big(0x74)),
+            to: "other".parse().expect("a name"),
+            owner: guid(0x75),
+            recursive: true,
+        }),
+    );
+    m.add(
+        "move-reply",
+        reply(Kind::Move),
+        Body::RegistersReply(RegistersReply {
+            more: false,
+            registers: vec![OwnershipRegister {
+                ownership: Ownership::Unallocated,
+                ..register(0x76)
+            }],
+        }),
+    );
+    m.add(
+        "move-refused",
+        Header {
+            status: Status::Elsewhere,
+            command: CommandId(big(0xf3)),
+            ..reply(Kind::Move)
+        },
+        Body::Conflict(Conflict {
+            register: register(0x7a),
         }),
     );
 }

@@ -64,6 +64,7 @@ names(ProtoField.uint32, base.DEC, {
     ["connect.attempt"] = "Attempt", ["ranges.count"] = "Missing ranges",
     ["range.offset"] = "Offset", ["range.length"] = "Length", ["macs.count"] = "NICs",
     ["members.count"] = "Members", ["rows.count"] = "Rows", ["table.rows"] = "Rows in the table",
+    ["guests.count"] = "Guest clusters",
     ["controllers.count"] = "Controllers", ["devices.count"] = "Devices",
     ["registers.count"] = "Registers", ["changes.count"] = "Changes",
     ["holders.count"] = "Holders", ["holder.process"] = "Process",
@@ -80,6 +81,8 @@ names(ProtoField.uint64, base.DEC, {
     ["observed.incarnation"] = "Observed in incarnation", ["observed.change"] = "Observed at change",
     ["listed.incarnation"] = "Listed in incarnation", ["listed.change"] = "Listed at change",
     ["member.epoch"] = "Ownership epoch", ["member.version"] = "Catalog version",
+    ["register.assignment"] = "Assignment", ["placement.assignment"] = "Assignment",
+    ["move.term"] = "Term", ["move.expected"] = "Expected epoch",
     ["register.version"] = "Catalog version", ["membership.known_version"] = "Known version",
     ["membership.version"] = "List version", ["unit_ownership.epoch"] = "Ownership epoch",
     ["table.term"] = "Table term", ["table.counter"] = "Table counter",
@@ -104,10 +107,13 @@ names(ProtoField.guid, nil, {
     ["devices.controller"] = "Controller", ["device.guid"] = "Device",
     ["extent.device"] = "Device", ["io.extent"] = "Extent",
     ["register.row"] = "Row", ["change.row"] = "Row", ["change.writer"] = "Writer",
-    ["holder.host"] = "Host",
+    ["holder.host"] = "Host", ["found.host"] = "Host", ["move.writer"] = "Writer",
+    ["move.row"] = "Row", ["move.owner"] = "Owner",
 })
 names(ProtoField.string, nil, {
-    cluster = "Cluster", ["register.cluster"] = "Cluster", ["member.name"] = "Name",
+    cluster = "Cluster", ["register.cluster"] = "Cluster", ["placement.home"] = "Home cluster",
+    guest = "Guest of", ["find.cluster"] = "Cluster", ["find.host"] = "Host", ["move.to"] = "To cluster",
+    ["member.name"] = "Name",
     ["row.name"] = "Name", ["row.vendor"] = "Vendor", ["row.model"] = "Model",
     ["row.serial"] = "Serial", ["unit.name"] = "Name", ["unit.vendor"] = "Vendor",
     ["unit.model"] = "Model", ["unit.serial"] = "Serial", ["controller.name"] = "Name",
@@ -121,6 +127,7 @@ names(ProtoField.bytes, base.COLON, {
 })
 names(ProtoField.bool, nil, {
     ["connect.resumed"] = "Resumed", ["extent.present"] = "Present", more = "More follow", ["membership.unchanged"] = "Unchanged",
+    ["member.guest"] = "Guest", ["move.recursive"] = "Also what is below",
     ["lease.force"] = "By force", ["lease.granted"] = "Granted",
     unmatched = "Reply without a request", unanswered = "Request without a reply",
 })
@@ -140,7 +147,7 @@ add_field("settings.granularity", ProtoField.uint8, "Granularity", base.DEC, T.g
 -- Entries of lists, and what is found out rather than read.
 for abbr, label in pairs({
     header = "Header", member = "Member", row = "Row", controller_record = "Controller",
-    device_record = "Device", register_record = "Register", change = "Change", range = "Range",
+    device_record = "Device", guest_record = "Guest", register_record = "Register", change = "Change", range = "Range",
 }) do
     F[abbr] = ProtoField.none("rma." .. abbr, label)
 end
@@ -666,11 +673,22 @@ request[K["register"]] = function(r)
     local name, entity = r:station()
     r:observed()
     r:cluster("register.cluster")
+    local start = r.pos
+    local home = r:cluster("placement.home")
+    r:uint("placement.assignment", 8)
+    r:list("guests.count", "guest_record", T.max_guests, "guest clusters", function(g)
+        local guest = g:cluster("guest")
+        if guest:find("^%z*$") or guest == home then bad("bad value in guest clusters") end
+        return guest, nil, guest
+    end)
+    local said = r.range:range(start, r.pos - start):raw()
+    if entity == T.entity[1] and said:find("[^%z]") then bad("bad value in placement") end
     return entity .. " " .. name
 end
 reply[K["register"]] = function(r)
     local cluster = r:cluster("register.cluster")
     r:uint("register.version", 8)
+    r:uint("register.assignment", 8)
     return cluster
 end
 request[K["membership"]] = function(r)
@@ -688,6 +706,7 @@ reply[K["membership"]] = function(r)
         local word = m:ownership()
         m:uint("member.epoch", 8)
         m:uint("member.version", 8)
+        if m:bool("member.guest") and entity == T.entity[1] then bad("bad value in guest") end
         return guid, guid, ("%s %s, %s"):format(entity, name, word)
     end)
     page_advances(more, count)
@@ -700,6 +719,14 @@ request[K["unit-ownership"]] = function(r)
     r:uint("unit_ownership.epoch", 8)
     return word
 end
+request[K["find-host"]] = function(r)
+    local cluster = r:cluster("find.cluster")
+    if cluster:find("^%z*$") then bad("bad value in cluster name") end
+    local host = r:text("find.host", T.max_name_bytes)
+    if host == "" then bad("bad value in name") end
+    return host .. " of " .. cluster
+end
+reply[K["find-host"]] = function(r) return r:guid("found.host", true) end
 reply[K["table-stamp"]] = function(r) return r:summary() end
 request[K["table-rows"]] = function(r)
     r:guid("after")
@@ -832,6 +859,20 @@ request[K["restore"]] = function(r)
     page_advances(more, count)
     return count .. " registers" .. (more and ", more follow" or "")
 end
+request[K["move"]] = function(r)
+    r:uint("move.term", 8)
+    r:guid("move.writer", true)
+    r:guid("move.row", true)
+    local top = ("\255"):rep(7)
+    local expected = r:uint("move.expected", 8)
+    if expected:sub(1, 7) == top and expected:byte(8) > 253 then bad("bad value in epoch") end
+    local cluster = r:cluster("move.to")
+    if cluster:find("^%z*$") then bad("bad value in cluster name") end
+    r:guid("move.owner", true)
+    r:bool("move.recursive")
+    return "to " .. cluster
+end
+reply[K["move"]] = reply[K["registers"]]
 reply[K["devices"]] = function(r)
     r:guid("devices.controller", true)
     r:listed()
@@ -889,7 +930,7 @@ local function body_reader(h)
     if not h.reply then return request[h.kind] end
     if h.status == STATUS_OK then return reply[h.kind] end
     if h.message_length == 0 then return nil end
-    if h.kind == K["compare-and-set"] then
+    if h.kind == K["compare-and-set"] or h.kind == K["move"] then
         return function(r)
             local _, word = r:register()
             return word .. " is in the way"

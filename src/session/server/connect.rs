@@ -24,7 +24,7 @@ impl Server {
             connection: ConnectionId(0),
             ..*header
         };
-        if self.config.cluster.is_some_and(|c| c != header.cluster) {
+        if !self.serves(header.cluster) {
             self.refuse(src, header, Status::WrongCluster);
             return Err(DropReason::Cluster);
         }
@@ -156,7 +156,7 @@ impl Server {
     }
 
     fn send_connect_reply(&mut self, slot: usize) {
-        let cluster = self.cluster_word();
+        let cluster = self.cluster_word(slot);
         let Some(session) = &self.sessions[slot] else {
             return;
         };

@@ -133,6 +133,8 @@ struct Executing {
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
+    /// Other clusters that are served, each by connections of its own.
+    guests: BTreeSet<ClusterName>,
     rng: fastrand::Rng,
     sessions: Vec<Option<Box<Session>>>,
     free: Vec<usize>,
@@ -161,6 +163,7 @@ impl Server {
         mix.extend_from_slice(&config.incarnation.0.to_be_bytes());
         mix.extend_from_slice(&seed.to_be_bytes());
         Self {
+            guests: BTreeSet::new(),
             rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
             sessions: Vec::new(),
             free: Vec::new(),
@@ -190,20 +193,34 @@ impl Server {
 
     /// Serves another cluster from now on; sessions of others are closed.
     pub fn set_cluster(&mut self, cluster: Option<ClusterName>) {
+        self.set_clusters(cluster, BTreeSet::new());
+    }
+
+    /// Serves a cluster, and `guests` besides, from now on; sessions of others are closed. Each
+    /// connection is of one cluster and is answered in its name.
+    pub fn set_clusters(&mut self, cluster: Option<ClusterName>, guests: BTreeSet<ClusterName>) {
         self.config.cluster = cluster;
-        let Some(cluster) = cluster else { return };
+        self.guests = guests;
+        if cluster.is_none() {
+            return;
+        }
         let others: Vec<usize> = self
             .by_key
             .values()
             .copied()
             .filter(|slot| {
                 let session = self.sessions[*slot].as_ref();
-                session.is_some_and(|s| s.peer.cluster != cluster)
+                session.is_some_and(|s| !self.serves(s.peer.cluster))
             })
             .collect();
         for slot in others {
             self.remove(slot);
         }
+    }
+
+    /// Whether connections of a cluster are taken.
+    pub(super) fn serves(&self, cluster: ClusterName) -> bool {
+        self.config.cluster.is_none_or(|own| own == cluster) || self.guests.contains(&cluster)
     }
 
     /// Takes a frame.
@@ -284,7 +301,7 @@ impl Server {
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let cluster = self.cluster_word();
+        let cluster = self.cluster_word(slot);
         let Some(session) = self.sessions[slot].as_mut() else {
             return Err(DropReason::Connection);
         };
@@ -460,8 +477,8 @@ impl Server {
             header.emit_whole(&body, out);
             return Some(mac);
         }
-        let cluster = self.cluster_word();
         while let Some(slot) = self.ready.pop_front() {
+            let cluster = self.cluster_word(slot);
             let Some(session) = self.sessions[slot].as_mut() else {
                 continue;
             };
@@ -480,8 +497,14 @@ impl Server {
         self.events.pop_front()
     }
 
-    fn cluster_word(&self) -> ClusterName {
-        self.config.cluster.unwrap_or(ClusterName::NONE)
+    /// In whose name a session's frames are sent.
+    fn cluster_word(&self, slot: usize) -> ClusterName {
+        let session = self.sessions[slot].as_ref();
+        let of = session.map(|s| s.peer.cluster);
+        match self.config.cluster {
+            None => ClusterName::NONE,
+            Some(own) => of.filter(|c| self.guests.contains(c)).unwrap_or(own),
+        }
     }
 
     fn push_control(&mut self, mac: Mac, header: Header, body: Vec<u8>) {
@@ -497,7 +520,7 @@ impl Server {
             ioc: header.ioc,
             connection: header.connection,
             command: header.command,
-            cluster: self.cluster_word(),
+            cluster: self.config.cluster.unwrap_or(ClusterName::NONE),
             ..Header::new(Kind::Refused)
         };
         self.push_control(mac, answer, Vec::new());

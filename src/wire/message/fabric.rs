@@ -4,7 +4,7 @@ use super::super::codec::{DecodeError, Reader, Wire, Writer, ascending};
 use super::super::id::{ClusterName, Epoch, Guid, Incarnation, Mac};
 use super::super::kind::{EntityType, Role};
 use super::super::row::{MAX_NAME_BYTES, ObservationStamp, Ownership, wire_struct};
-use super::{MAX_MEMBERS, identity, page_advances, station_macs, station_type};
+use super::{MAX_MEMBERS, Placement, identity, page_advances, station_macs, station_type};
 
 /// Who are the fabric services here?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Member {
     pub epoch: Epoch,
     /// Version of the catalog that changed it last (314).
     pub version: u64,
+    /// A unit of another cluster, of which devices were moved to this one.
+    pub guest: bool,
 }
 
 impl Wire for Member {
@@ -72,9 +74,10 @@ impl Wire for Member {
         w.put(&self.ownership);
         w.put(&self.epoch);
         w.put(&self.version);
+        w.put(&self.guest);
     }
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
+        let member = Self {
             guid: r.identity()?,
             entity: station_type(r)?,
             macs: station_macs(r)?,
@@ -83,7 +86,12 @@ impl Wire for Member {
             ownership: r.get()?,
             epoch: r.get()?,
             version: r.get()?,
-        })
+            guest: r.get()?,
+        };
+        if member.guest && member.entity != EntityType::Unit {
+            return Err(DecodeError::BadValue("guest"));
+        }
+        Ok(member)
     }
 }
 
@@ -102,6 +110,8 @@ pub struct Register {
     pub observed: ObservationStamp,
     /// The cluster that its configuration names, or none.
     pub cluster: ClusterName,
+    /// Of a unit, which clusters it serves.
+    pub placement: Placement,
 }
 
 impl Wire for Register {
@@ -112,16 +122,22 @@ impl Wire for Register {
         w.text_within(&self.name, MAX_NAME_BYTES);
         w.put(&self.observed);
         w.put(&self.cluster);
+        w.put(&self.placement);
     }
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
+        let register = Self {
             guid: r.identity()?,
             entity: station_type(r)?,
             macs: station_macs(r)?,
             name: r.text("name", MAX_NAME_BYTES)?,
             observed: r.get()?,
             cluster: r.get()?,
-        })
+            placement: r.get()?,
+        };
+        if register.entity == EntityType::Host && register.placement != Placement::default() {
+            return Err(DecodeError::BadValue("placement"));
+        }
+        Ok(register)
     }
 }
 
@@ -133,8 +149,14 @@ pub struct Registered {
     pub cluster: ClusterName,
     /// The catalog's version.
     pub version: u64,
+    /// Which assignment that is: a unit follows the larger one.
+    pub assignment: u64,
 }
-wire_struct!(Registered { cluster, version });
+wire_struct!(Registered {
+    cluster,
+    version,
+    assignment
+});
 
 /// Asks for the sender's cluster's members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

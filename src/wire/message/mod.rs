@@ -11,6 +11,7 @@
 //! | membership | [`MembershipRequest`] | [`MembershipReply`] |
 //! | unit-ownership | [`UnitOwnership`] | empty |
 //! | deposit | [`Deposit`] | [`TableSummary`] |
+//! | find-host | [`FindHost`] | [`FoundHost`] |
 //! | table-stamp | empty | [`TableSummary`] |
 //! | table-rows | [`TableRowsRequest`] | [`TableRowsReply`] |
 //! | offer | [`Offer`] | [`TableSummary`] |
@@ -21,6 +22,7 @@
 //! | registers | [`RegistersRequest`] | [`RegistersReply`] |
 //! | compare-and-set | [`CompareAndSet`] | [`RegistersReply`] or [`Conflict`] |
 //! | restore | [`Restore`] | empty |
+//! | move | [`Move`] | [`RegistersReply`] or [`Conflict`] |
 //! | devices | empty | [`DevicesReply`] |
 //! | identify | empty | [`IdentifyReply`] |
 //! | read | [`IoRange`] | the data |
@@ -28,7 +30,8 @@
 //! | flush, discard, write-zeroes | [`IoRange`] | empty |
 //! | keep-alive | empty | empty |
 //!
-//! A reply whose status is not ok has an empty body, except compare-and-set's [`Conflict`].
+//! A reply whose status is not ok has an empty body, except the [`Conflict`] of compare-and-set and
+//! move.
 
 //!
 //! Decoding refuses what no honest sender says: identities that are NIL, group addresses as a
@@ -36,6 +39,7 @@
 
 mod fabric;
 mod lease;
+mod moving;
 mod session;
 mod table;
 mod unit;
@@ -45,6 +49,7 @@ pub use fabric::{
 };
 pub use lease::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 pub(crate) use lease::{get_holder, put_holder};
+pub use moving::{FindHost, FoundHost, MAX_GUESTS, Move, Placement};
 pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
 pub use table::{
     Deposit, Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply,

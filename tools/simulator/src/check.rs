@@ -6,7 +6,7 @@ use rma::crt::{Table, rules};
 use rma::lease::majority;
 use rma::rma::HeldSession;
 use rma::rma::request::{
-    AllocationInfo, ApplyInfo, ApplyState, CarveInfo, GranularityInfo, OwnershipInfo,
+    AllocationInfo, ApplyInfo, ApplyState, CarveInfo, GranularityInfo, MoveInfo, OwnershipInfo,
 };
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{
@@ -150,6 +150,15 @@ impl Model {
         }
     }
 
+    /// An administrator was told that a row is another cluster's: here it is nobody's.
+    pub(crate) fn moved(&mut self, info: &MoveInfo, host: &Host) {
+        if info.changed {
+            self.acknowledged += 1;
+            let nobody = &info.target.ownership;
+            self.promise(&info.target.guid, info.target.epoch, nobody, host);
+        }
+    }
+
     /// An administrator was told that an extent is there, or gone.
     pub(crate) fn carved(&mut self, info: &CarveInfo, host: &Host) {
         let guid: Guid = info.extent.guid.parse().unwrap_or(Guid::NIL);
@@ -182,13 +191,14 @@ impl Model {
             let Some((epoch, ownership)) = self.promised.get(&guid) else {
                 continue;
             };
-            let register = stored.registers.iter().find(|r| r.row == guid);
-            let nobody = (Epoch(0), &Ownership::Unallocated);
-            let found = register.map_or(nobody, |r| (r.owned.epoch, &r.ownership));
-            if found.0 < *epoch || (found.0 == *epoch && found.1 != ownership) {
+            let kept = |r: &OwnershipRegister| {
+                r.owned.epoch > *epoch || (r.owned.epoch == *epoch && r.ownership == *ownership)
+            };
+            // The promise may be one of a cluster that the unit is a guest of.
+            if !stored.of_row(guid).any(kept) {
+                let found: Vec<_> = stored.of_row(guid).collect();
                 broken.push(format!(
-                    "I1: {guid} was promised as {ownership:?} at epoch {epoch}, its register says {:?} at epoch {}",
-                    found.1, found.0
+                    "I1: {guid} was promised as {ownership:?} at epoch {epoch}, its registers say {found:?}"
                 ));
             }
         }
@@ -202,12 +212,20 @@ impl Model {
     pub(crate) fn check_registers(&mut self, storage: &Storage) {
         let Some(unit) = &storage.unit else { return };
         let mut broken = Vec::new();
+        let mut clusters = unit.guest_clusters();
+        clusters.insert(unit.cluster());
         let mut check = |parent: Guid, child: Guid| {
-            let (Some(above), Some(below)) = (unit.register(parent), unit.register(child)) else {
-                return;
-            };
-            if !rules::permits(&above.ownership, &below.ownership) {
-                broken.push(format!("I5: {below:?} under {above:?}"));
+            for cluster in &clusters {
+                let above = unit.register_in(*cluster, parent);
+                let below = unit.register_in(*cluster, child);
+                let (Some(above), Some(below)) = (above, below) else {
+                    continue;
+                };
+                if !rules::permits(&above.ownership, &below.ownership) {
+                    broken.push(format!(
+                        "I5: {below:?} under {above:?} in cluster {cluster}"
+                    ));
+                }
             }
         };
         for controller in storage.contents.controllers.values() {

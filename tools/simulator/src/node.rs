@@ -8,16 +8,15 @@ use rma::lease::StoredVote;
 use rma::rma::request::{AdminReply, WatchEvent};
 use rma::rma::{Agent, AgentAction, AgentConfig, CommitToken, CrtSource, Intervals, OwnedDevice};
 use rma::unit::{
-    ControllerSpec, DeviceSpec, DiskInfo, DiskOp, StoredRegisters, Unit, UnitAction, UnitConfig,
-    UnitFacts,
+    ControllerSpec, DeviceSpec, DiskInfo, DiskOp, RegistersChange, StoredRegisters, Unit,
+    UnitAction, UnitConfig, UnitFacts,
 };
-use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Incarnation, IocNumber, IodNumber, Mac, Time};
 
 use crate::central::{Fate, Seen};
 use crate::disk::File;
 use crate::service::{Heard, Service};
-use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, VoteDisk, add_registers};
+use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, VoteDisk};
 
 /// Bytes behind the Ethernet header that every simulated NIC takes.
 pub const MTU: u16 = 1500;
@@ -55,7 +54,7 @@ impl DiskFaults {
 #[derive(Debug)]
 pub(crate) enum Pending {
     Commit(CommitToken, Box<TableChange>),
-    Registers(u64, Vec<OwnershipRegister>, u64),
+    Registers(u64, Box<RegistersChange>),
     Vote(u64, Box<StoredVote>),
     Medium(u64, Guid, DiskOp),
 }
@@ -213,6 +212,7 @@ pub struct Storage {
     pub(crate) facts: UnitFacts,
     pub(crate) cluster_wanted: ClusterName,
     pub(crate) cluster: ClusterName,
+    pub(crate) assignment: u64,
     pub(crate) incarnation: u64,
     /// What it consists of.
     pub contents: UnitContents,
@@ -262,6 +262,7 @@ impl Storage {
             incarnation: Incarnation(self.incarnation),
             cluster_wanted: self.cluster_wanted,
             cluster: self.cluster,
+            assignment: self.assignment,
             fabric_mac: None,
             mtu: MTU,
             credits: 32,
@@ -288,18 +289,18 @@ impl Storage {
         };
         while let Some(action) = unit.poll_action() {
             match action {
-                UnitAction::PersistRegisters {
-                    token,
-                    registers,
-                    term,
-                } => pending.push(Pending::Registers(token, registers, term)),
+                UnitAction::PersistRegisters { token, change } => {
+                    pending.push(Pending::Registers(token, change));
+                }
                 UnitAction::PersistVote { token, vote } => {
                     pending.push(Pending::Vote(token, vote));
                 }
                 UnitAction::Disk { token, device, op } => {
                     pending.push(Pending::Medium(token, device, op));
                 }
-                UnitAction::Joined(cluster) => self.cluster = cluster,
+                UnitAction::Joined(cluster, assignment) => {
+                    (self.cluster, self.assignment) = (cluster, assignment);
+                }
                 _ => {}
             }
         }
@@ -307,12 +308,12 @@ impl Storage {
     }
 
     /// Writes registers to the disk; whether that went well.
-    pub(crate) fn write(&mut self, registers: &[OwnershipRegister], term: u64) -> bool {
+    pub(crate) fn write(&mut self, change: &RegistersChange) -> bool {
         let stored = self.stored.get_or_insert_default();
         match &mut self.disk {
-            Some(disk) => disk.store(stored, registers, term, self.date_s),
+            Some(disk) => disk.store(stored, change, self.date_s),
             None => {
-                add_registers(stored, registers, term);
+                stored.apply(change);
                 true
             }
         }

@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rma::crt::{RegistersImage, Table, TableImage};
+use rma::crt::{RegistersChange, RegistersImage, Table, TableImage};
 use rma::lease::{StoredVote, VoteImage};
 use rma::unit::StoredRegisters;
-use rma::wire::message::OwnershipRegister;
 use rma::wire::{ClusterName, Guid, Row, Settings, TableStamp};
 
 use crate::disk::File;
@@ -190,21 +189,6 @@ impl TableDisk {
     }
 }
 
-/// Puts registers among those that are stored.
-pub(crate) fn add_registers(
-    stored: &mut StoredRegisters,
-    registers: &[OwnershipRegister],
-    term: u64,
-) {
-    let mut rows: BTreeMap<Guid, OwnershipRegister> = std::mem::take(&mut stored.registers)
-        .into_iter()
-        .map(|r| (r.row, r))
-        .collect();
-    rows.extend(registers.iter().map(|r| (r.row, r.clone())));
-    stored.registers = rows.into_values().collect();
-    stored.term = stored.term.max(term);
-}
-
 /// A unit's file of registers.
 #[derive(Debug)]
 pub(crate) struct RegistersDisk {
@@ -239,14 +223,13 @@ impl RegistersDisk {
     pub(crate) fn store(
         &mut self,
         stored: &mut StoredRegisters,
-        registers: &[OwnershipRegister],
-        term: u64,
+        change: &RegistersChange,
         date_s: u64,
     ) -> bool {
         let mut new = stored.clone();
-        add_registers(&mut new, registers, term);
+        new.apply(change);
         let image = self.image.as_mut();
-        let done = image.is_some_and(|image| image.store(registers, term, date_s).is_ok());
+        let done = image.is_some_and(|image| image.store(change, date_s).is_ok());
         if done {
             *stored = new;
             self.perhaps.clear();
@@ -265,11 +248,8 @@ impl RegistersDisk {
         self.image = None;
         self.file.crash(power);
         let opened = RegistersImage::open(self.file.clone(), self.unit);
-        let (image, registers) =
-            opened.map_err(|e| format!("I9: registers cannot be opened: {e}"))?;
-        let term = image.term();
+        let (image, found) = opened.map_err(|e| format!("I9: registers cannot be opened: {e}"))?;
         self.image = Some(image);
-        let found = registers.map(|registers| StoredRegisters { registers, term });
         let perhaps = std::mem::take(&mut self.perhaps);
         if found != *stored && !perhaps.into_iter().any(|p| Some(p) == found) {
             return Err(format!(

@@ -357,6 +357,7 @@ impl World {
             },
             cluster_wanted: cluster,
             cluster: ClusterName::NONE,
+            assignment: 0,
             incarnation: 0,
             contents,
             stored: Some(StoredRegisters::default()),
@@ -543,12 +544,13 @@ impl World {
                 }
                 done
             }
-            (Machine::Unit(storage), Pending::Registers(_, registers, term)) => {
-                self.model.check_terms(storage, registers, *term);
+            (Machine::Unit(storage), Pending::Registers(_, change)) => {
+                self.model
+                    .check_terms(storage, &change.registers, change.term);
                 let was_lost = storage.stored.is_none();
-                let done = storage.write(registers, *term);
+                let done = storage.write(change);
                 if was_lost {
-                    self.model.restored(storage, registers);
+                    self.model.restored(storage, &change.registers);
                 }
                 self.model.check_unit_disk(&self.nodes[id].machine);
                 done

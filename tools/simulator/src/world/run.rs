@@ -249,6 +249,7 @@ impl World {
                 match &host.replies[&token] {
                     AdminReply::Allocated(info) => self.model.acknowledged(info, host),
                     AdminReply::Carved(info) => self.model.carved(info, host),
+                    AdminReply::Moved(info) => self.model.moved(info, host),
                     AdminReply::Applied(info) => self.model.applied(info, host),
                     AdminReply::Granularity(info) if asked.is_some_and(|a| a.settles()) => {
                         let now = self.nodes[id].clock.local(self.now);
