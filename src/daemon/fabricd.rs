@@ -13,7 +13,7 @@ use crate::admin::fabric_protocol::{Counter, FabricReply, FabricRequest};
 use crate::fabric::report::FabricEvent;
 use crate::fabric::{CatalogError, Fabric, FabricConfig};
 use crate::net::{
-    BATCH_FRAMES, Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket,
+    Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket,
 };
 use crate::store::catalog::{FILE_NAME, OpenError, SqliteCatalog};
 use crate::store::identity::{Identity, IdentityError};
@@ -274,7 +274,7 @@ impl Fabricd {
                     let _ = self.fabric.handle(time, frame.source, frame.payload);
                 }
             }
-            if count < BATCH_FRAMES {
+            if count == 0 || !self.inbox.is_full() {
                 return;
             }
             self.transmit();

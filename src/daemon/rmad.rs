@@ -19,7 +19,7 @@ use crate::crt::TableChange;
 use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
-use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Nics};
+use crate::net::{Inbox, Interface, LinkWatch, Nics};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
 use crate::store::crt_file::CrtFile;
@@ -351,7 +351,7 @@ impl Rmad {
                         let _ = self.agent.handle(time, frame.source, frame.payload);
                         self.act(service);
                     }
-                    if count < BATCH_FRAMES {
+                    if count == 0 || !inbox.is_full() {
                         return;
                     }
                 }

@@ -31,7 +31,7 @@ const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
 
 /// While it polls for frames, every so many rounds everything else is looked at too.
-const LOOK_EVERY: u32 = 8;
+const LOOK_EVERY: u32 = 16;
 
 /// What the thread needs to start.
 pub struct ServiceConfig {
@@ -170,6 +170,10 @@ impl Service {
                 return;
             }
             let received = self.state() == LinkState::Up && self.receive();
+            if !looks && !received {
+                std::hint::spin_loop();
+                continue;
+            }
             self.initiator.tick(now());
             self.serve(looks);
             self.transmit();
@@ -292,7 +296,7 @@ impl Service {
                         // What is wrong with a frame is counted by the initiator.
                         let _ = self.initiator.handle(time, frame.source, frame.payload);
                     }
-                    if count < crate::net::BATCH_FRAMES {
+                    if count == 0 || !self.inbox.is_full() {
                         break;
                     }
                 }
@@ -311,15 +315,12 @@ impl Service {
         let mut quiet = false;
         while !quiet {
             quiet = true;
+            let time = now();
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
-                self.take(event);
+                self.take(time, event);
             }
-            let time = now();
-            for (token, device, io) in self.loads.next(time) {
-                quiet = false;
-                self.initiator.submit(time, device, io, token);
-            }
+            quiet &= !self.loads.submit(time, &mut self.initiator);
             for told in self.loads.reports(time) {
                 self.say(told);
             }
@@ -337,10 +338,10 @@ impl Service {
         }
     }
 
-    fn take(&mut self, event: IoEvent) {
+    fn take(&mut self, time: Time, event: IoEvent) {
         match event {
             IoEvent::Done { token, result } if Loads::owns(token) => {
-                self.loads.done(now(), token, result.map(drop));
+                self.loads.done(time, token, result, &mut self.initiator);
             }
             IoEvent::Done { token, result } => {
                 self.sockets

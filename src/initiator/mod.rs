@@ -6,11 +6,12 @@
 mod controller;
 mod io;
 pub mod load;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{ClientEvent, Counters, Hub, HubEvent};
+use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
@@ -19,6 +20,7 @@ use crate::wire::{
 };
 use controller::{Controller, Place};
 use io::{Part, Progress, Running};
+use tables::Slots;
 
 /// The most bytes of one read or write command; longer I/O is split.
 pub const MAX_PART_BYTES: u64 = 1 << 20;
@@ -198,12 +200,11 @@ pub struct Initiator {
     controllers: BTreeMap<ControllerKey, Controller>,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u64,
-    ios: BTreeMap<u64, Running>,
-    next_io: u64,
+    ios: Slots<Running>,
     /// Bytes of all I/Os' data.
     held: u64,
-    /// Commands that were given to a session.
-    commands: BTreeMap<(ControllerKey, CommandId), Sent>,
+    /// How many commands were given to sessions and have not ended.
+    under_way: usize,
     /// How many commands of closed devices have not ended: a device that is opened at the same
     /// place waits for them, as they would overtake its own (I3).
     ghosts: BTreeMap<Place, usize>,
@@ -220,7 +221,6 @@ type ControllerKey = (Guid, IocNumber);
 #[derive(Debug)]
 struct Device {
     target: Target,
-    ios: BTreeSet<u64>,
     /// Parts to be sent: I/O and the part's number.
     waiting: VecDeque<(u64, u32)>,
     /// Whether the device is in its controller's list of those with waiting parts.
@@ -246,10 +246,9 @@ impl Initiator {
             controllers: BTreeMap::new(),
             devices: BTreeMap::new(),
             next_device: 1,
-            ios: BTreeMap::new(),
-            next_io: 1,
+            ios: Slots::new(),
             held: 0,
-            commands: BTreeMap::new(),
+            under_way: 0,
             ghosts: BTreeMap::new(),
             retries: BTreeSet::new(),
             sessions: 0,
@@ -264,7 +263,6 @@ impl Initiator {
         self.next_device += 1;
         let device = Device {
             target,
-            ios: BTreeSet::new(),
             waiting: VecDeque::new(),
             ready: false,
         };
@@ -307,9 +305,9 @@ impl Initiator {
         if let Some(controller) = self.controllers.get_mut(&key) {
             controller.ready.retain(|d| *d != device);
         }
-        for id in open.ios {
+        for id in self.ios.keys_of(|io| io.device == device) {
             self.retries.retain(|(_, io, _)| *io != id);
-            let Some(io) = self.ios.remove(&id) else {
+            let Some(io) = self.ios.remove(id) else {
                 continue;
             };
             self.held -= io.held();
@@ -317,9 +315,9 @@ impl Initiator {
         }
         // What was sent may still be executed; only its end makes the place free again.
         self.ghosts.clear();
-        for sent in self.commands.values() {
+        for sent in self.controllers.values().flat_map(|c| c.sent.values()) {
             if let Sent::Part { io, target, .. } = sent
-                && !self.ios.contains_key(io)
+                && !self.ios.contains(*io)
             {
                 *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
             }
@@ -348,16 +346,33 @@ impl Initiator {
         if self.ios.len() >= MAX_IOS || self.held + running.held() > MAX_HELD_BYTES {
             return self.done(token, Err(IoError::Full));
         }
-        let id = self.next_io;
-        self.next_io += 1;
         self.held += running.held();
-        open.ios.insert(id);
-        open.waiting
-            .extend((0..running.part_count()).map(|part| (id, part)));
+        let parts = running.part_count();
+        let id = self.ios.insert(running);
+        open.waiting.extend((0..parts).map(|part| (id, part)));
         let key = key_of(&open.target);
-        self.ios.insert(id, running);
         self.make_ready(device);
         self.feed(now, key);
+    }
+
+    /// An empty buffer with room for `len` bytes, for the data of a write to a device.
+    pub fn take_buffer(&mut self, device: DeviceId, len: usize) -> Vec<u8> {
+        match self.client_of(device) {
+            Some(client) => client.take_buffer(len),
+            None => Vec::with_capacity(len),
+        }
+    }
+
+    /// Takes back what was read from a device, to be used again.
+    pub fn give_buffer(&mut self, device: DeviceId, buffer: Vec<u8>) {
+        if let Some(client) = self.client_of(device) {
+            client.give_buffer(buffer);
+        }
+    }
+
+    fn client_of(&mut self, device: DeviceId) -> Option<&mut Client> {
+        let key = key_of(&self.devices.get(&device)?.target);
+        self.hub.client_mut(&key)
     }
 
     fn done(&mut self, token: u64, result: Result<Vec<u8>, IoError>) {
@@ -398,7 +413,7 @@ impl Initiator {
 
     /// Whether an answer is awaited.
     pub fn is_waiting(&self) -> bool {
-        !self.commands.is_empty()
+        self.under_way > 0
     }
 
     /// The next event.
@@ -448,11 +463,16 @@ impl Initiator {
         status: Status,
         body: Vec<u8>,
     ) {
-        match self.commands.remove(&(key, command)) {
+        let sent = self
+            .controllers
+            .get_mut(&key)
+            .and_then(|controller| controller.sent.remove(command.0));
+        self.under_way -= usize::from(sent.is_some());
+        match sent {
             None => {}
             Some(Sent::List) => self.on_list(now, key, status, &body),
             Some(Sent::Part { io, part, target }) => {
-                if self.ios.contains_key(&io) {
+                if self.ios.contains(io) {
                     self.on_part(now, io, part, &target, status, body);
                 } else {
                     self.on_ghost(now, &target);
@@ -473,7 +493,7 @@ impl Initiator {
         status: Status,
         body: Vec<u8>,
     ) {
-        let Some(io) = self.ios.get_mut(&id) else {
+        let Some(io) = self.ios.get_mut(id) else {
             return;
         };
         let Some(device) = self.devices.get(&io.device) else {
@@ -526,16 +546,15 @@ impl Initiator {
 
     /// Reports an I/O of which nothing is waiting or under way any more.
     fn end(&mut self, id: u64) {
-        if !self.ios.get(&id).is_some_and(Running::has_ended) {
+        if !self.ios.get(id).is_some_and(Running::has_ended) {
             return;
         }
-        let Some(io) = self.ios.remove(&id) else {
+        let Some(mut io) = self.ios.remove(id) else {
             return;
         };
         self.held -= io.held();
-        if let Some(device) = self.devices.get_mut(&io.device) {
-            device.ios.remove(&id);
-        }
+        let written = io.take_written();
+        self.give_buffer(io.device, written);
         let (token, result) = io.into_result();
         self.done(token, result);
     }
@@ -555,7 +574,7 @@ impl Initiator {
 
     /// Puts a part back among those that wait to be sent.
     fn wait_again(&mut self, now: Time, id: u64, part: u32) {
-        let Some(device) = self.ios.get(&id).map(|io| io.device) else {
+        let Some(device) = self.ios.get(id).map(|io| io.device) else {
             return;
         };
         if let Some(open) = self.devices.get_mut(&device) {

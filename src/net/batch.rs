@@ -6,6 +6,9 @@ use std::io::IoSlice;
 
 /// The most frames an [`Outbox`] holds.
 pub const OUTBOX_FRAMES: usize = 4 * BATCH_FRAMES;
+/// Octets from which on an [`Outbox`] is full: more would be out of the processor's nearest caches by the
+/// time they are sent.
+const OUTBOX_BYTES: usize = 256 << 10;
 
 /// A received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +29,12 @@ pub struct Inbox {
     bytes: Vec<u8>,
     slot: usize,
     lengths: Vec<usize>,
+    /// How many frames to ask for next: about as many as came last.
+    want: usize,
 }
+
+/// The least that is asked for at a time.
+const LEAST_WANTED: usize = 4;
 
 impl Inbox {
     /// An inbox for frames of up to `mtu` octets behind the Ethernet header; longer ones are
@@ -37,6 +45,7 @@ impl Inbox {
             bytes: vec![0; slot * BATCH_FRAMES],
             slot,
             lengths: Vec::with_capacity(BATCH_FRAMES),
+            want: LEAST_WANTED,
         }
     }
 
@@ -69,10 +78,17 @@ impl Inbox {
             })
     }
 
-    /// The receive buffer, cut into slots of the returned size, and the list of lengths to fill.
-    pub(super) fn parts(&mut self) -> (&mut [u8], usize, &mut Vec<usize>) {
+    /// Whether as many came as were asked for: then more may wait.
+    pub fn is_full(&self) -> bool {
+        self.lengths.len() >= self.want
+    }
+
+    /// Empties it: the receive buffer, cut into slots of the returned size, how many frames to ask for, and
+    /// the list of lengths to fill.
+    pub(super) fn parts(&mut self) -> (&mut [u8], usize, usize, &mut Vec<usize>) {
+        self.want = (self.lengths.len() * 2).clamp(LEAST_WANTED, BATCH_FRAMES);
         self.lengths.clear();
-        (&mut self.bytes, self.slot, &mut self.lengths)
+        (&mut self.bytes, self.slot, self.want, &mut self.lengths)
     }
 
     /// Whether a length stands for a frame that did not fit.
@@ -115,7 +131,7 @@ impl Outbox {
 
     /// Whether it takes no more before some are sent.
     pub fn is_full(&self) -> bool {
-        self.ends.len() >= OUTBOX_FRAMES
+        self.ends.len() >= OUTBOX_FRAMES || self.bytes.len() >= OUTBOX_BYTES
     }
 
     /// Appends a frame of these octets (without an Ethernet header); `false` if it is full.
@@ -135,7 +151,7 @@ impl Outbox {
             return false;
         }
         let start = self.bytes.len();
-        self.bytes.resize(start + ETHERNET_HEADER_LEN, 0);
+        self.bytes.extend_from_slice(&[0; ETHERNET_HEADER_LEN]);
         let Some(destination) = emit(&mut self.bytes) else {
             self.bytes.truncate(start);
             return false;
@@ -257,7 +273,7 @@ mod tests {
     #[test]
     fn frames_too_short_for_a_header_or_too_long_for_a_slot_are_left_out() {
         let mut inbox = Inbox::new(4);
-        let (bytes, slot, lengths) = inbox.parts();
+        let (bytes, slot, _, lengths) = inbox.parts();
         assert_eq!(slot, 18);
         bytes[2 * slot..2 * slot + 18].copy_from_slice(b"DDDDDDSSSSSS\x88\xb6abcd");
         lengths.extend([13, 19, 18]);

@@ -9,7 +9,7 @@ use super::BATCH_FRAMES;
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use std::io::{self, IoSlice};
-use std::mem::{self, size_of};
+use std::mem::{self, MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -119,7 +119,7 @@ pub fn mtu(name: &str) -> io::Result<u16> {
     Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
-/// Receives up to [`BATCH_FRAMES`] frames without waiting, each into its own `slot` octets of
+/// Receives up to `want` and [`BATCH_FRAMES`] frames without waiting, each into its own `slot` octets of
 /// `buffer`, and appends their lengths; a frame that did not fit has a length above `slot`.
 ///
 /// # Errors
@@ -128,21 +128,23 @@ pub fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     slot: usize,
+    want: usize,
     lengths: &mut Vec<usize>,
 ) -> io::Result<usize> {
-    // SAFETY: iovec and mmsghdr are integers and pointers, for which zero is a value.
-    let mut vectors: [libc::iovec; BATCH_FRAMES] = unsafe { mem::zeroed() };
-    // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH_FRAMES] = unsafe { mem::zeroed() };
+    // Only what is used is filled in: a call for one frame would else mostly clear memory.
+    let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH_FRAMES];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (slice, (vector, header)) in buffer
         .chunks_exact_mut(slot)
         .zip(vectors.iter_mut().zip(&mut headers))
+        .take(want)
     {
-        vector.iov_base = slice.as_mut_ptr().cast();
-        vector.iov_len = slot;
-        header.msg_hdr.msg_iov = vector;
-        header.msg_hdr.msg_iovlen = 1;
+        let vector = vector.write(libc::iovec {
+            iov_base: slice.as_mut_ptr().cast(),
+            iov_len: slot,
+        });
+        header.write(message(vector));
         count += 1;
     }
     // SAFETY: `count` headers are filled in; each points at one vector, each of those at `slot`
@@ -150,7 +152,7 @@ pub fn receive(
     let received = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
+            headers.as_mut_ptr().cast(),
             count,
             libc::MSG_DONTWAIT as _,
             ptr::null_mut(),
@@ -158,6 +160,8 @@ pub fn receive(
     };
     check(received)?;
     lengths.extend(headers.iter().take(received as usize).map(|header| {
+        // SAFETY: the kernel receives into the first headers, no more than `count`, all filled in.
+        let header = unsafe { header.assume_init_ref() };
         let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         if truncated {
             slot + 1
@@ -174,26 +178,34 @@ pub fn receive(
 /// # Errors
 /// The kernel's; `WouldBlock` if the send buffer is full.
 pub fn send(socket: BorrowedFd<'_>, frames: &[IoSlice<'_>]) -> io::Result<usize> {
-    // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
-    let mut headers: [libc::mmsghdr; BATCH_FRAMES] = unsafe { mem::zeroed() };
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (frame, header) in frames.iter().zip(&mut headers) {
         // An IoSlice is an iovec by its documentation; sending does not write through it.
-        header.msg_hdr.msg_iov = ptr::from_ref(frame).cast::<libc::iovec>().cast_mut();
-        header.msg_hdr.msg_iovlen = 1;
+        let vector = ptr::from_ref(frame).cast::<libc::iovec>().cast_mut();
+        header.write(message(vector));
         count += 1;
     }
     // SAFETY: `count` headers are filled in, each points at one of `frames`, which outlive the call.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
+            headers.as_mut_ptr().cast(),
             count,
             libc::MSG_DONTWAIT as _,
         )
     };
     check(sent)?;
     Ok(sent as usize)
+}
+
+/// The header of one message in one piece.
+fn message(vector: *mut libc::iovec) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
+    let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+    header.msg_hdr.msg_iov = vector;
+    header.msg_hdr.msg_iovlen = 1;
+    header
 }
 
 fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {

@@ -174,13 +174,13 @@ impl PacketSocket {
 
     /// Receives what waits, at most [`BATCH_FRAMES`] frames, into the emptied `inbox`; how many.
     ///
-    /// Fewer than [`BATCH_FRAMES`] means that nothing waits any more. A down interface gives none.
+    /// Where the inbox [is not full](Inbox::is_full), nothing waits any more. A down interface gives none.
     ///
     /// # Errors
     /// [`NetError::Kernel`] for what is not explained by the state of the interface.
     pub fn recv(&mut self, inbox: &mut Inbox) -> Result<usize, NetError> {
-        let (buffer, slot, lengths) = inbox.parts();
-        match raw::receive(self.socket.as_fd(), buffer, slot, lengths) {
+        let (buffer, slot, want, lengths) = inbox.parts();
+        match raw::receive(self.socket.as_fd(), buffer, slot, want, lengths) {
             Ok(count) => {
                 self.count_received(inbox);
                 Ok(count)

@@ -12,6 +12,7 @@ mod hub;
 pub mod limits;
 mod ranges;
 mod server;
+mod spares;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
 pub use hub::{Hub, HubEvent};

@@ -129,7 +129,7 @@ impl Command {
     }
 
     /// Whether anything of the request waits to be sent.
-    pub(super) const fn has_unsent(&self) -> bool {
+    pub(super) fn has_unsent(&self) -> bool {
         self.unsent_empty || !self.unsent.is_empty()
     }
 

@@ -7,6 +7,7 @@ use super::{Request, SubmitError};
 use crate::session::flow::{RoundTrip, Window};
 use crate::session::limits::{MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, RTO_MAX};
 use crate::session::ranges::Assembly;
+use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
 use crate::wire::message::ProgressReport;
 use crate::wire::{
@@ -49,10 +50,11 @@ pub(super) struct Commands {
     pub(super) fresh: VecDeque<(u64, Time)>,
     /// Other wake-ups.
     pub(super) wakes: BTreeSet<(Time, u64)>,
+    pub(super) spares: Spares,
 }
 
 impl Commands {
-    pub(super) const fn new(credits: u16, mtu: u16, service: bool) -> Self {
+    pub(super) fn new(credits: u16, mtu: u16, service: bool) -> Self {
         Self {
             list: VecDeque::new(),
             floor: 1,
@@ -68,6 +70,7 @@ impl Commands {
             sending: VecDeque::new(),
             probing: VecDeque::new(),
             fresh: VecDeque::new(),
+            spares: Spares::default(),
             wakes: BTreeSet::new(),
         }
     }
@@ -149,6 +152,7 @@ impl Commands {
             command.charge = 0;
         }
         self.queued_bytes -= body.len();
+        self.spares.give(body);
         self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
         if phase == Phase::Flight {
             self.window.done(cost);
@@ -314,7 +318,8 @@ impl Commands {
             return Err(DropReason::OldCommand);
         }
         let reserved = self.reply_bytes;
-        let Some(command) = self.get(id) else {
+        let index = usize::try_from(id - self.floor).unwrap_or(usize::MAX);
+        let Some(command) = self.list.get_mut(index) else {
             return Err(DropReason::Unexpected);
         };
         match command.phase {
@@ -327,13 +332,13 @@ impl Commands {
         }
         let whole = payload.len() == header.message_len as usize;
         let body = match &mut command.reply {
-            None if whole => Some(payload.to_vec()),
+            None if whole => Some(self.spares.copy(payload)),
             None => {
                 let len = header.message_len as usize;
                 if reserved > 0 && reserved + len > MAX_REPLY_BYTES {
                     return Err(DropReason::Full);
                 }
-                let mut assembly = Assembly::new(header.message_len);
+                let mut assembly = Assembly::new(header.message_len, &mut self.spares);
                 assembly.insert(header.segment_offset, payload)?;
                 command.reply = Some(PartialReply {
                     status: header.status,
@@ -511,6 +516,16 @@ impl Commands {
             self.finish(id);
         }
         self.next_send = self.floor;
+    }
+
+    /// An empty buffer with room for `len` bytes, for a request's body.
+    pub(super) fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.spares.empty(len)
+    }
+
+    /// Takes a reply's body back, to be used again.
+    pub(super) fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.spares.give(buffer);
     }
 
     /// Forgets everything.

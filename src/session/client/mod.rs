@@ -259,6 +259,16 @@ impl Client {
         self.commands.submit(request)
     }
 
+    /// An empty buffer with room for `len` bytes, for a request's body.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.commands.take_buffer(len)
+    }
+
+    /// Takes a reply's body back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.commands.give_buffer(buffer);
+    }
+
     /// Gives up interest in a command: its reply will not be reported. What was sent may still be
     /// executed. Returns whether the command was outstanding.
     pub fn cancel(&mut self, command: CommandId) -> bool {

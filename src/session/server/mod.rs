@@ -18,6 +18,8 @@ use crate::wire::{
 };
 use session::{Budget, Session, Taken};
 
+use super::spares::Spares;
+
 /// What a server is and what it grants.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerConfig {
@@ -123,6 +125,7 @@ pub struct Server {
     control: VecDeque<(Mac, Header, Vec<u8>)>,
     events: VecDeque<ServerEvent>,
     relieved_at: Time,
+    spares: Spares,
 }
 
 impl Server {
@@ -147,6 +150,7 @@ impl Server {
             control: VecDeque::new(),
             events: VecDeque::new(),
             relieved_at: Time::ZERO,
+            spares: Spares::default(),
             config: ServerConfig {
                 mtu: config.mtu.max(MIN_MTU),
                 credits: config.credits.clamp(1, MAX_CREDITS),
@@ -260,7 +264,7 @@ impl Server {
         let Some(session) = self.sessions[slot].as_mut() else {
             return Err(DropReason::Connection);
         };
-        let freed = session.raise_floor(header)?;
+        let freed = session.raise_floor(header, &mut self.spares)?;
         let budget = Budget {
             used: self.held - freed,
             max: MAX_SERVER_BYTES,
@@ -279,7 +283,7 @@ impl Server {
                 session.on_probe(now, header, &missing)?
             }
             _ if self.executing.len() >= MAX_EXECUTING => return Err(DropReason::Full),
-            _ => session.on_request(now, header, payload, budget)?,
+            _ => session.on_request(now, header, payload, budget, &mut self.spares)?,
         };
         match taken {
             Taken::Nothing => {}
@@ -349,6 +353,16 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// A buffer of `len` bytes for a reply's body: whatever it holds has to be written over.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.spares.filled(len)
+    }
+
+    /// Takes a request's body back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.spares.give(buffer);
     }
 
     /// Tells an initiator that something changed; repeated until acknowledged, a few times. The

@@ -9,6 +9,7 @@ use crate::session::limits::{
     MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL,
 };
 use crate::session::ranges::{Assembly, Ranges};
+use crate::session::spares::Spares;
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
@@ -184,7 +185,11 @@ impl Session {
     }
 
     /// Takes the initiator's word on what is finished, and forgets it. Returns the bytes freed.
-    pub(super) fn raise_floor(&mut self, header: &Header) -> Result<usize, DropReason> {
+    pub(super) fn raise_floor(
+        &mut self,
+        header: &Header,
+        spares: &mut Spares,
+    ) -> Result<usize, DropReason> {
         let floor = header
             .command
             .0
@@ -201,7 +206,10 @@ impl Session {
         while self.floor < floor {
             match self.window.pop_front() {
                 Some(entry) => {
-                    freed += entry.map_or(0, |e| e.held);
+                    if let Some(entry) = entry {
+                        freed += entry.held;
+                        entry.recycle(spares);
+                    }
                     self.floor += 1;
                 }
                 None => self.floor = floor,
@@ -219,6 +227,7 @@ impl Session {
         header: &Header,
         payload: &[u8],
         budget: Budget,
+        spares: &mut Spares,
     ) -> Result<Taken, DropReason> {
         let id = header.command.0;
         let index = id.checked_sub(self.floor).ok_or(DropReason::OldCommand)?;
@@ -240,7 +249,7 @@ impl Session {
             }
             let index = index as usize;
             if payload.len() < header.message_len as usize {
-                let mut assembly = Assembly::new(header.message_len);
+                let mut assembly = Assembly::new(header.message_len, spares);
                 assembly.insert(header.segment_offset, payload)?;
                 let touched = now;
                 self.place(
@@ -256,7 +265,7 @@ impl Session {
             }
             self.place(index, fixed, charge, State::Executing);
             self.executing += 1;
-            return Ok(Taken::Complete(payload.to_vec()));
+            return Ok(Taken::Complete(spares.copy(payload)));
         };
         if entry.fixed != fixed {
             return Err(DropReason::Inconsistent);
@@ -273,7 +282,8 @@ impl Session {
                 if !assembly.is_complete() {
                     return Ok(Taken::Nothing);
                 }
-                let assembly = std::mem::replace(assembly, Assembly::new(0));
+                let empty = Assembly::new(0, spares);
+                let assembly = std::mem::replace(assembly, empty);
                 entry.state = State::Executing;
                 self.executing += 1;
                 Ok(Taken::Complete(assembly.into_bytes()))
@@ -533,6 +543,17 @@ impl Session {
 
     pub(super) const fn key(&self) -> (Guid, IocNumber) {
         (self.peer.guid, self.ioc)
+    }
+}
+
+impl Entry {
+    /// Gives back what it kept.
+    fn recycle(self, spares: &mut Spares) {
+        match self.state {
+            State::Incomplete { assembly, .. } => spares.give(assembly.into_bytes()),
+            State::Executing => {}
+            State::Answered(answer) => spares.give(answer.body),
+        }
     }
 }
 
