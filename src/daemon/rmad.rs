@@ -35,6 +35,8 @@ const TOKEN_COMMITS: u64 = 4;
 
 /// Commands that one connection to a controller may have outstanding.
 const SERVICE_CREDITS: u16 = 128;
+/// Memory that service frames are received into, bytes for each NIC: some 450 jumbo frames.
+const RING_BYTES: usize = 4 << 20;
 /// The most batches that are received before timers, administrators and sending have their turn.
 const MAX_RECEIVE_ROUNDS: usize = 16;
 
@@ -90,7 +92,7 @@ fn run_once(
     }
     let mtu = mtu(config, &interfaces)?;
     let management = Nics::open(&interfaces, config.ethertype_management)?;
-    let service_socket = Nics::open(&interfaces, config.ethertype_service)?;
+    let service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
     let macs = management.macs();
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
     for dir in [&config.state_dir, &config.run_dir] {

@@ -10,6 +10,9 @@ use crate::wire::{DropReason, Time};
 /// How often dropped frames are logged at most, and frames that could not be sent.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Memory that service frames are received into, bytes for each NIC: some 900 jumbo frames.
+const RING_BYTES: usize = 8 << 20;
+
 /// A socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
@@ -50,7 +53,8 @@ impl Port {
         token: u64,
         event_loop: &Loop,
     ) -> Result<Self, PortError> {
-        let nics = Nics::open(interfaces, ethertype)?;
+        let ring_bytes = if is_service { RING_BYTES } else { 0 };
+        let nics = Nics::open_with(interfaces, ethertype, ring_bytes)?;
         event_loop
             .add(&nics, token, Interest::Read)
             .map_err(wait("wait for frames"))?;

@@ -1,5 +1,6 @@
 //! Buffers of many frames: what one system call received, and what the next will send.
 
+use super::ring::Held;
 use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN};
 use crate::wire::Mac;
 use std::io::IoSlice;
@@ -31,6 +32,8 @@ pub struct Inbox {
     lengths: Vec<usize>,
     /// How many frames to ask for next: about as many as came last.
     want: usize,
+    /// Frames that are where the kernel has put them.
+    held: Held,
 }
 
 /// The least that is asked for at a time.
@@ -46,6 +49,7 @@ impl Inbox {
             slot,
             lengths: Vec::with_capacity(BATCH_FRAMES),
             want: LEAST_WANTED,
+            held: Held::default(),
         }
     }
 
@@ -61,11 +65,15 @@ impl Inbox {
 
     /// The frames in the order of their arrival. What is shorter than an Ethernet header is left out.
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        let mut held = self.held.frames().peekable();
+        // Where frames are held, the lengths are theirs.
+        let own = if held.peek().is_some() { 0 } else { self.lengths.len() };
         self.bytes
             .chunks_exact(self.slot)
-            .zip(&self.lengths)
-            .filter_map(|(slot, &len)| {
-                let bytes = slot.get(..len)?;
+            .zip(&self.lengths[..own])
+            .filter_map(|(slot, &len)| slot.get(..len))
+            .chain(held)
+            .filter_map(|bytes| {
                 let (destination, rest) = bytes.split_first_chunk()?;
                 let (source, _) = rest.split_first_chunk()?;
                 let payload = bytes.get(ETHERNET_HEADER_LEN..)?;
@@ -88,7 +96,15 @@ impl Inbox {
     pub(super) fn parts(&mut self) -> (&mut [u8], usize, usize, &mut Vec<usize>) {
         self.want = (self.lengths.len() * 2).clamp(LEAST_WANTED, BATCH_FRAMES);
         self.lengths.clear();
+        self.held.release();
         (&mut self.bytes, self.slot, self.want, &mut self.lengths)
+    }
+
+    /// Empties it, to be filled from a ring.
+    pub(super) fn ring_parts(&mut self) -> (&mut Held, &mut Vec<usize>) {
+        self.lengths.clear();
+        self.want = BATCH_FRAMES;
+        (&mut self.held, &mut self.lengths)
     }
 
     /// Whether a length stands for a frame that did not fit.

@@ -82,6 +82,18 @@ impl Nics {
     /// # Errors
     /// What [`PacketSocket::open`] says.
     pub fn open(interfaces: &[Interface], ethertype: u16) -> Result<Self, NetError> {
+        Self::open_with(interfaces, ethertype, 0)
+    }
+
+    /// The same with rings of about `ring_bytes` octets (see [`PacketSocket::open_with`]).
+    ///
+    /// # Errors
+    /// What [`PacketSocket::open`] says.
+    pub fn open_with(
+        interfaces: &[Interface],
+        ethertype: u16,
+        ring_bytes: usize,
+    ) -> Result<Self, NetError> {
         let name = interfaces.first().map_or("", |i| i.name.as_str());
         let kernel = |errno: nix::Error| NetError::Kernel {
             action: "wait for frames",
@@ -91,7 +103,7 @@ impl Nics {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
         let mut nics = Vec::with_capacity(interfaces.len());
         for interface in interfaces {
-            let socket = PacketSocket::open(interface, ethertype)?;
+            let socket = PacketSocket::open_with(interface, ethertype, ring_bytes)?;
             let event = EpollEvent::new(EpollFlags::EPOLLIN, nics.len() as u64);
             epoll.add(&socket, event).map_err(kernel)?;
             nics.push(Nic {

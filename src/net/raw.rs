@@ -75,6 +75,33 @@ pub fn bypass_queue(socket: &Socket) -> io::Result<()> {
     set_option(socket, libc::PACKET_QDISC_BYPASS, &1i32)
 }
 
+/// Has a socket put what it receives into a ring of `slots` slots in `blocks` blocks of memory, to be mapped
+/// (`TPACKET_V2`).
+///
+/// # Errors
+/// The kernel's.
+pub fn use_ring(
+    socket: &Socket,
+    block_bytes: usize,
+    blocks: usize,
+    slot_bytes: usize,
+    slots: usize,
+) -> io::Result<()> {
+    let number = |n: usize| u32::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
+    let request = libc::tpacket_req {
+        tp_block_size: number(block_bytes)?,
+        tp_block_nr: number(blocks)?,
+        tp_frame_size: number(slot_bytes)?,
+        tp_frame_nr: number(slots)?,
+    };
+    set_option(
+        socket,
+        libc::PACKET_VERSION,
+        &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
+    )?;
+    set_option(socket, libc::PACKET_RX_RING, &request)
+}
+
 /// Frames that the kernel dropped because the receive buffer was full, since the last call.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! One AF_PACKET socket for one interface and one EtherType, which follows its interface by name.
 
+use super::ring::Ring;
 use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Inbox, Interface, NetError, Outbox, raw};
 use crate::wire::Mac;
 use nix::errno::Errno;
@@ -64,6 +65,8 @@ pub struct PacketSocket {
     groups: Vec<Mac>,
     state: LinkState,
     counters: Counters,
+    /// Where the kernel puts what is received, instead of a buffer of its own.
+    ring: Option<Ring>,
 }
 
 impl PacketSocket {
@@ -72,6 +75,19 @@ impl PacketSocket {
     /// # Errors
     /// [`NetError::Permission`] without CAP_NET_RAW; [`NetError::Kernel`].
     pub fn open(interface: &Interface, ethertype: u16) -> Result<Self, NetError> {
+        Self::open_with(interface, ethertype, 0)
+    }
+
+    /// The same with a ring of about `ring_bytes` octets of memory (0: without one) that frames are received
+    /// into, for sockets that are polled a lot. Without a ring where the kernel has no memory for it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        interface: &Interface,
+        ethertype: u16,
+        ring_bytes: usize,
+    ) -> Result<Self, NetError> {
         let name = &interface.name;
         let kernel = |action| {
             move |source| NetError::Kernel {
@@ -88,6 +104,12 @@ impl PacketSocket {
             .attach_filter(&not_for_others())
             .map_err(kernel("filter frames"))?;
         grow_buffers(&socket).map_err(kernel("set buffer sizes"))?;
+        let ring = match ring_bytes {
+            0 => None,
+            bytes => Ring::new(&socket, interface.mtu, bytes)
+                .inspect_err(|e| log::warn!("{name}: frames are received without a ring: {e}"))
+                .ok(),
+        };
         raw::bind(&socket, interface.index, ethertype).map_err(kernel("bind a packet socket"))?;
         let state = if interface.up {
             LinkState::Up
@@ -103,6 +125,7 @@ impl PacketSocket {
             groups: Vec::new(),
             state,
             counters,
+            ring,
         })
     }
 
@@ -179,6 +202,14 @@ impl PacketSocket {
     /// # Errors
     /// [`NetError::Kernel`] for what is not explained by the state of the interface.
     pub fn recv(&mut self, inbox: &mut Inbox) -> Result<usize, NetError> {
+        if let Some(ring) = &mut self.ring {
+            let (held, lengths) = inbox.ring_parts();
+            let count = ring.receive(held, lengths);
+            if count > 0 {
+                self.count_received(inbox);
+            }
+            return Ok(count);
+        }
         let (buffer, slot, want, lengths) = inbox.parts();
         match raw::receive(self.socket.as_fd(), buffer, slot, want, lengths) {
             Ok(count) => {

@@ -186,6 +186,12 @@ impl Assembly {
         !self.have.is_prefix()
     }
 
+    /// How many bytes are missing in front of bytes that are here.
+    pub(super) fn gap_bytes(&self) -> u64 {
+        let gaps = self.have.missing(self.have.end());
+        gaps.map(|gap| u64::from(gap.len)).sum()
+    }
+
     /// What is missing in front of bytes that are here.
     pub(super) fn gaps(&self, max: usize) -> Vec<ByteRange> {
         self.have.missing(self.have.end()).take(max).collect()

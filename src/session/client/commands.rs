@@ -260,7 +260,9 @@ impl Commands {
         if command.gap_due(&rtt).is_some_and(|due| due <= now) {
             command.gap_since = None;
             command.gap_probed = Some(now);
-            self.window.lost(id, next);
+            let reply = command.reply.as_ref();
+            let bytes = reply.map_or(0, |r| r.assembly.gap_bytes());
+            self.window.lost(id, next, bytes);
             self.queue_probe(id, Probe::Gaps);
         } else {
             command.tries = command.tries.saturating_add(1);
@@ -430,7 +432,8 @@ impl Commands {
             _ if command.arrived => return Err(DropReason::Unexpected),
             Progress::Unknown => {
                 command.send_whole();
-                self.window.lost(id, next);
+                let bytes = command.body.len() as u64;
+                self.window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Incomplete => {
@@ -452,7 +455,7 @@ impl Commands {
                         .unsent
                         .insert(range.offset, range.offset + range.len);
                 }
-                self.window.lost(id, next);
+                self.window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Forgotten => return Err(DropReason::Unexpected),

@@ -1,12 +1,12 @@
 //! What a wire can carry: requests and replies of the same number and sizes as ours, and nothing else.
-//! Plain `sendmmsg` and `recvmmsg`, polled, no protocol, no checksum, no copy of our own.
+//! Plain `sendmmsg`, a ring to receive into that is polled, no protocol, no checksum, no copy of our own.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rma::net::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Interface, raw};
+use rma::net::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Inbox, Interface, PacketSocket, raw};
 use rma::wire::{HEADER_LEN, Mac};
 use rma_rig::Node;
 
@@ -16,6 +16,10 @@ use super::Result;
 const ETHERTYPE: u16 = 0x88b7;
 /// Silence after which everything under way counts as lost.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Memory that frames are received into.
+const RING_BYTES: usize = 8 << 20;
+/// Another thread may be waiting for the processor.
+const POLLS_BEFORE_YIELD: u32 = 64;
 /// Bytes of the request's own fields behind the header.
 const REQUEST_BYTES: usize = 32;
 
@@ -75,7 +79,7 @@ pub(super) fn measure(
         return Err("no ends".into());
     };
     let (mut host, mut unit) = (host?, unit?);
-    let macs = (host.mac, unit.mac);
+    let macs = (host.mac(), unit.mac());
     std::thread::scope(|scope| {
         let server = scope.spawn(|| unit.serve(macs.0, shape, &stop));
         let moved = host.ask(macs.1, shape, depth, time);
@@ -89,51 +93,35 @@ pub(super) fn measure(
 }
 
 struct End {
-    socket: socket2::Socket,
-    mac: Mac,
-    room: Vec<u8>,
-    slot: usize,
-    lengths: Vec<usize>,
+    socket: PacketSocket,
+    inbox: Inbox,
+    /// Polls in vain, in a row.
+    idle: u32,
 }
 
 impl End {
     fn open(interface: &str) -> io::Result<Self> {
         let interface = Interface::by_name(interface).map_err(io::Error::other)?;
-        let socket = raw::open()?;
-        raw::bypass_queue(&socket)?;
-        nix::sys::socket::setsockopt(
-            &socket,
-            nix::sys::socket::sockopt::RcvBufForce,
-            &(64 << 20),
-        )
-        .or_else(|_| {
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(64 << 20))
-        })?;
-        let _ = nix::sys::socket::setsockopt(
-            &socket,
-            nix::sys::socket::sockopt::SndBufForce,
-            &(4 << 20),
-        );
-        raw::bind(&socket, interface.index, ETHERTYPE)?;
-        let slot = usize::from(interface.mtu) + ETHERNET_HEADER_LEN;
+        let socket = PacketSocket::open_with(&interface, ETHERTYPE, RING_BYTES);
         Ok(Self {
-            socket,
-            mac: interface.mac,
-            room: vec![0; slot * BATCH_FRAMES],
-            slot,
-            lengths: Vec::new(),
+            socket: socket.map_err(io::Error::other)?,
+            inbox: Inbox::new(interface.mtu),
+            idle: 0,
         })
+    }
+
+    fn mac(&self) -> Mac {
+        self.socket.interface().mac
     }
 
     /// How many frames have come.
     fn receive(&mut self) -> io::Result<usize> {
-        self.lengths.clear();
-        let (socket, lengths) = (self.socket.as_fd(), &mut self.lengths);
-        match raw::receive(socket, &mut self.room, self.slot, BATCH_FRAMES, lengths) {
-            Ok(count) => Ok(count),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(e) => Err(e),
+        let count = self.socket.recv(&mut self.inbox).map_err(io::Error::other)?;
+        self.idle = if count == 0 { self.idle + 1 } else { 0 };
+        if self.idle > 0 && self.idle.is_multiple_of(POLLS_BEFORE_YIELD) {
+            std::thread::yield_now();
         }
+        Ok(count)
     }
 
     /// Sends `count` messages of these frames, batched.
@@ -165,7 +153,7 @@ impl End {
             .map(|size| {
                 let mut frame = vec![0xa5; ETHERNET_HEADER_LEN + size];
                 frame[..6].copy_from_slice(&to.0);
-                frame[6..12].copy_from_slice(&self.mac.0);
+                frame[6..12].copy_from_slice(&self.mac().0);
                 frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
                 frame
             })
