@@ -411,6 +411,7 @@ impl Rmad {
                 self.act(service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
+            Question::Statistics => service.send(ServiceCommand::Statistics(id.as_u64())),
             Question::Load { device, spec } => {
                 let among = [EntityType::Device, EntityType::Extent];
                 match self.agent.table().resolve_among(&device, &among) {
@@ -476,6 +477,10 @@ impl Rmad {
                 }
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
+                }
+                ServiceEvent::Statistics(token, devices, frames) => {
+                    let answer = Answer::Statistics { devices, frames };
+                    self.finish(ControlId::from_u64(token), &answer);
                 }
             }
         }

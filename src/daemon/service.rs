@@ -16,7 +16,7 @@ use super::loads::Loads;
 pub use super::service_words::{ServiceCommand, ServiceEvent};
 use super::service_words::{info, target, usable};
 use super::spin::Spin;
-use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
 use crate::export::block::{BlockError, BlockRequest};
 use crate::export::socket::NbdSockets;
 use crate::initiator::load::{Load, LoadSpec};
@@ -244,6 +244,10 @@ impl Service {
                 ServiceCommand::Report(token) => {
                     let report = self.report();
                     self.say(ServiceEvent::Report(token, report));
+                }
+                ServiceCommand::Statistics(token) => {
+                    let (devices, frames) = self.statistics();
+                    self.say(ServiceEvent::Statistics(token, devices, frames));
                 }
                 ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
                 ServiceCommand::EndLoad(token) => self.loads.end(token),
@@ -520,6 +524,26 @@ impl Service {
                 }
             })
             .collect()
+    }
+
+    fn statistics(&mut self) -> (Vec<DeviceStatistics>, FrameStatistics) {
+        let devices = self.exports.iter().filter_map(|(guid, export)| {
+            Some(DeviceStatistics {
+                guid: guid.to_string(),
+                name: export.owned.row.name.clone(),
+                done: self.initiator.stats(export.device)?,
+            })
+        });
+        let devices = devices.collect();
+        let counters = self.socket.counters();
+        let frames = FrameStatistics {
+            received: counters.received_frames,
+            receive_drops: counters.receive_drops,
+            malformed: counters.received_malformed,
+            sent: counters.sent_frames,
+            send_drops: counters.send_drops + counters.send_oversized,
+        };
+        (devices, frames)
     }
 
     fn stop(&mut self) {

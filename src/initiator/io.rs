@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::stats::DeviceStats;
 use super::{
     DeviceId, Io, IoError, IoOp, MAX_PART_BYTES, MAX_RANGE_PARTS, RANGE_PART_BYTES, RETRY_FIRST,
     RETRY_MAX,
 };
 use crate::wire::message::{IO_RANGE_BYTES, IoRange};
-use crate::wire::{Flags, Guid, Kind, Status, Wire};
+use crate::wire::{Flags, Guid, Kind, Status, Time, Wire};
 
 /// A part as a command.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ pub(super) enum Progress {
 pub(super) struct Running {
     pub(super) device: DeviceId,
     pub(super) token: u64,
+    begun: Time,
     op: IoOp,
     offset: u64,
     len: u64,
@@ -59,10 +61,11 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn new(device: DeviceId, io: Io, len: u64, token: u64) -> Self {
+    pub(super) fn new(now: Time, device: DeviceId, io: Io, len: u64, token: u64) -> Self {
         let mut running = Self {
             device,
             token,
+            begun: now,
             op: io.op,
             offset: io.offset,
             len,
@@ -222,6 +225,12 @@ impl Running {
     /// Whether nothing of it waits or is under way.
     pub(super) const fn has_ended(&self) -> bool {
         self.left == 0
+    }
+
+    /// Counts it, now that it has ended.
+    pub(super) fn count_in(&self, stats: &mut DeviceStats, now: Time) {
+        let took = now.since(self.begun);
+        stats.count(self.op, self.len, took, self.error.is_none());
     }
 
     /// The data of a write, which is not needed any more.

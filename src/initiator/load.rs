@@ -14,7 +14,7 @@ pub const MAX_DEPTH: u32 = 1024;
 /// The longest run.
 pub const MAX_SECONDS: u32 = 24 * 3600;
 /// Latencies are kept up to this many nanoseconds; longer ones count as this.
-const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
+pub(super) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
 /// Percentiles that a report has.
 const PERCENTILES: [f64; 6] = [50.0, 90.0, 95.0, 99.0, 99.9, 99.99];
 
@@ -297,7 +297,7 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3).expect("constant bounds, in order")
 }
 
-fn latencies(of: &Histogram<u64>) -> Option<Latencies> {
+pub(super) fn latencies(of: &Histogram<u64>) -> Option<Latencies> {
     (!of.is_empty()).then(|| Latencies {
         count: of.len(),
         min_ns: of.min(),

@@ -6,6 +6,7 @@
 mod controller;
 mod io;
 pub mod load;
+pub mod stats;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,6 +21,7 @@ use crate::wire::{
 };
 use controller::{Controller, Place};
 use io::{Part, Progress, Running};
+use stats::{DeviceReport, DeviceStats};
 use tables::Slots;
 
 /// The most bytes of one read or write command; longer I/O is split.
@@ -225,6 +227,7 @@ struct Device {
     waiting: VecDeque<(u64, u32)>,
     /// Whether the device is in its controller's list of those with waiting parts.
     ready: bool,
+    stats: DeviceStats,
 }
 
 /// A command that was given to a session.
@@ -265,6 +268,7 @@ impl Initiator {
             target,
             waiting: VecDeque::new(),
             ready: false,
+            stats: DeviceStats::new(),
         };
         self.devices.insert(id, device);
         self.note_use(key_of(&target));
@@ -274,6 +278,11 @@ impl Initiator {
     /// Where a device is, and under which epoch.
     pub fn target(&self, device: DeviceId) -> Option<&Target> {
         self.devices.get(&device).map(|d| &d.target)
+    }
+
+    /// What has been done on a device since it was opened.
+    pub fn stats(&self, device: DeviceId) -> Option<DeviceReport> {
+        self.devices.get(&device).map(|d| d.stats.report())
     }
 
     /// Tells where the device is now, and under which epoch; what waits is sent there. What was
@@ -342,7 +351,7 @@ impl Initiator {
         if len == 0 && io.op != IoOp::Flush {
             return self.done(token, Ok(Vec::new()));
         }
-        let running = Running::new(device, io, len, token);
+        let running = Running::new(now, device, io, len, token);
         if self.ios.len() >= MAX_IOS || self.held + running.held() > MAX_HELD_BYTES {
             return self.done(token, Err(IoError::Full));
         }
@@ -541,11 +550,11 @@ impl Initiator {
                 self.retries.retain(|(_, io, _)| *io != id);
             }
         }
-        self.end(id);
+        self.end(now, id);
     }
 
     /// Reports an I/O of which nothing is waiting or under way any more.
-    fn end(&mut self, id: u64) {
+    fn end(&mut self, now: Time, id: u64) {
         if !self.ios.get(id).is_some_and(Running::has_ended) {
             return;
         }
@@ -553,6 +562,9 @@ impl Initiator {
             return;
         };
         self.held -= io.held();
+        if let Some(device) = self.devices.get_mut(&io.device) {
+            io.count_in(&mut device.stats, now);
+        }
         let written = io.take_written();
         self.give_buffer(io.device, written);
         let (token, result) = io.into_result();
