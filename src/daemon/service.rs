@@ -426,7 +426,9 @@ impl Service {
         let (initiator, time) = (&mut self.initiator, now());
         if let Err(e) = self
             .socket
-            .send(time, |out| initiator.poll_transmit(time, out))
+            .send(time, |out, tail| {
+                initiator.poll_transmit_parts(time, out, tail)
+            })
         {
             log::warn!("{e}");
         }

@@ -69,9 +69,13 @@ impl Port {
     /// Sends what the unit has for this EtherType, as far as the kernel takes it.
     pub fn send(&mut self, now: Time, unit: &mut Unit) {
         let is_service = self.is_service;
-        let sent = self
-            .nics
-            .send(now, |bytes| unit.poll_transmit_on(is_service, now, bytes));
+        let sent = self.nics.send(now, |bytes, tail| {
+            if is_service {
+                unit.poll_service_parts(now, bytes, tail)
+            } else {
+                unit.poll_transmit_on(false, now, bytes)
+            }
+        });
         // As if a switch had lost them: the peers recover.
         if let Err(e) = sent {
             self.complain(now, &e);

@@ -17,7 +17,7 @@ use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
     ClusterName, CommandId, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac,
-    Status, Time,
+    Status, Tail, Time,
 };
 use controller::{Controller, Place};
 use io::{Part, Progress, Running};
@@ -418,6 +418,16 @@ impl Initiator {
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         self.hub.poll_transmit(now, out)
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
+        self.hub.poll_transmit_parts(now, out, tail)
     }
 
     /// Whether an answer is awaited.

@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::socket::Counters;
 use super::{Inbox, Interface, LinkState, NetError, Outbox, PacketSocket};
-use crate::wire::{Mac, Time};
+use crate::wire::{Mac, Tail, Time};
 
 /// How long a destination may be sent to by one NIC without being heard before the others have their turn.
 const PATH_PATIENCE: Duration = Duration::from_millis(500);
@@ -39,6 +39,14 @@ struct Nic {
 }
 
 impl Nic {
+    fn push(&mut self, destination: Mac, head: &[u8], end: Option<Tail>) {
+        self.outbox.push_parts(|bytes, tail| {
+            bytes.extend_from_slice(head);
+            *tail = end;
+            Some(destination)
+        });
+    }
+
     /// Whether frames can leave by it.
     fn works(&self) -> bool {
         self.socket.state() == LinkState::Up && self.socket.interface().carrier
@@ -202,7 +210,7 @@ impl Nics {
         }
     }
 
-    /// Sends what `emit` gives (see [`Outbox::push_with`]), as far as the kernel takes it; call it again when
+    /// Sends what `emit` gives (see [`Outbox::push_parts`]), as far as the kernel takes it; call it again when
     /// the file descriptor is ready.
     ///
     /// # Errors
@@ -211,11 +219,11 @@ impl Nics {
     pub fn send(
         &mut self,
         now: Time,
-        mut emit: impl FnMut(&mut Vec<u8>) -> Option<Mac>,
+        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
     ) -> Result<(), NetError> {
         loop {
             if let [nic] = &mut self.each[..] {
-                while nic.outbox.push_with(&mut emit) {}
+                while nic.outbox.push_parts(&mut emit) {}
             } else {
                 self.distribute(now, &mut emit);
             }
@@ -229,19 +237,24 @@ impl Nics {
     }
 
     /// Puts frames into the outboxes of the NICs they should leave by, until one of them is full.
-    fn distribute(&mut self, now: Time, emit: &mut impl FnMut(&mut Vec<u8>) -> Option<Mac>) {
+    fn distribute(
+        &mut self,
+        now: Time,
+        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
+    ) {
         while !self.each.iter().any(|nic| nic.outbox.is_full()) {
             let mut frame = std::mem::take(&mut self.frame);
             frame.clear();
-            let destination = emit(&mut frame);
+            let mut tail = None;
+            let destination = emit(&mut frame, &mut tail);
             if let Some(destination) = destination {
                 if destination.is_multicast() {
                     for nic in self.each.iter_mut().filter(|nic| nic.works()) {
-                        nic.outbox.push(destination, &frame);
+                        nic.push(destination, &frame, tail.clone());
                     }
                 } else {
                     let index = self.choose(now, destination);
-                    self.each[index].outbox.push(destination, &frame);
+                    self.each[index].push(destination, &frame, tail);
                 }
             }
             self.frame = frame;

@@ -171,7 +171,7 @@ pub fn receive(
             iov_base: slice.as_mut_ptr().cast(),
             iov_len: slot,
         });
-        header.write(message(vector));
+        header.write(message(vector, 1));
         count += 1;
     }
     // SAFETY: `count` headers are filled in; each points at one vector, each of those at `slot`
@@ -199,21 +199,23 @@ pub fn receive(
     Ok(received as usize)
 }
 
-/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included; returns
-/// how many were taken, from the front. An error says what became of the first frame.
+/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included, each in two parts
+/// of which the second may be empty; returns how many were taken, from the front. An error says what became of the first frame.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` if the send buffer is full.
-pub fn send(socket: BorrowedFd<'_>, frames: &[IoSlice<'_>]) -> io::Result<usize> {
+pub fn send(socket: BorrowedFd<'_>, frames: &[[IoSlice<'_>; 2]]) -> io::Result<usize> {
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (frame, header) in frames.iter().zip(&mut headers) {
         // An IoSlice is an iovec by its documentation; sending does not write through it.
-        let vector = ptr::from_ref(frame).cast::<libc::iovec>().cast_mut();
-        header.write(message(vector));
+        let vector = frame.as_ptr().cast::<libc::iovec>().cast_mut();
+        let parts = if frame[1].is_empty() { 1 } else { 2 };
+        header.write(message(vector, parts));
         count += 1;
     }
-    // SAFETY: `count` headers are filled in, each points at one of `frames`, which outlive the call.
+    // SAFETY: `count` headers are filled in, each points at the parts of one of `frames`, which outlive the
+    // call.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
@@ -226,12 +228,12 @@ pub fn send(socket: BorrowedFd<'_>, frames: &[IoSlice<'_>]) -> io::Result<usize>
     Ok(sent as usize)
 }
 
-/// The header of one message in one piece.
-fn message(vector: *mut libc::iovec) -> libc::mmsghdr {
+/// The header of one message in `parts` pieces.
+fn message(vector: *mut libc::iovec, parts: usize) -> libc::mmsghdr {
     // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
     let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
     header.msg_hdr.msg_iov = vector;
-    header.msg_hdr.msg_iovlen = 1;
+    header.msg_hdr.msg_iovlen = parts as _;
     header
 }
 

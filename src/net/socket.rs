@@ -235,7 +235,7 @@ impl PacketSocket {
     pub fn send(&mut self, outbox: &mut Outbox) -> Result<bool, NetError> {
         outbox.address(self.interface.mac, self.ethertype);
         while !outbox.is_empty() {
-            let mut slices = [IoSlice::new(&[]); BATCH_FRAMES];
+            let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
             let count = outbox.front(&mut slices);
             match raw::send(self.socket.as_fd(), &slices[..count]) {
                 Ok(sent) => {

@@ -37,7 +37,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Tail, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -400,6 +400,20 @@ impl Unit {
         if service {
             return self.service.poll_transmit(now, out);
         }
+        self.poll_management(now, out)
+    }
+
+    /// Appends one frame of the service EtherType, all but its `tail`, to `out`, and says whom it is for.
+    pub fn poll_service_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
+        self.service.poll_transmit_parts(now, out, tail)
+    }
+
+    fn poll_management(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         self.link
             .poll_transmit(now, out)
             .or_else(|| self.management.poll_transmit(now, out))

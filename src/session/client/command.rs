@@ -3,7 +3,7 @@
 use crate::session::flow::{RoundTrip, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{Epoch, Flags, IodNumber, Kind, Status, Time};
+use crate::wire::{Epoch, Flags, IodNumber, Kept, Kind, Status, Time};
 
 use super::Request;
 
@@ -52,7 +52,7 @@ pub(super) struct Command {
     pub(super) flags: Flags,
     pub(super) iod: IodNumber,
     pub(super) epoch: Epoch,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Kept,
     /// Request and expected reply bytes, for the window.
     pub(super) cost: usize,
     /// Bytes that the responder charges for it.
@@ -101,7 +101,7 @@ impl Command {
             epoch: request.epoch,
             cost: request.body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
             charge: request.body.len() + reply_charge(request.kind, &request.body),
-            body: request.body,
+            body: request.body.into(),
             phase: Phase::Queued,
             cancelled: false,
             unsent: Ranges::default(),

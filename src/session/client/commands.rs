@@ -152,7 +152,7 @@ impl Commands {
             command.charge = 0;
         }
         self.queued_bytes -= body.len();
-        self.spares.give(body);
+        self.spares.give(body.into_buffer());
         self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
         if phase == Phase::Flight {
             self.window.done(cost);

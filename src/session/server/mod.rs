@@ -14,7 +14,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Missing, Notification};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Time, Wire,
+    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Tail, Time, Wire,
 };
 use session::{Budget, Session, Taken};
 
@@ -441,6 +441,21 @@ impl Server {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        let mut tail = None;
+        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        mac
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
         if let Some((mac, header, body)) = self.control.pop_front() {
             header.emit_whole(&body, out);
             return Some(mac);
@@ -451,7 +466,7 @@ impl Server {
                 continue;
             };
             session.ready = false;
-            if session.transmit(now, cluster, out) {
+            if session.transmit(now, cluster, out, tail) {
                 let mac = session.peer.mac;
                 self.look_after(now, slot);
                 return Some(mac);

@@ -14,7 +14,7 @@ use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
-    IocNumber, IodNumber, Kind, ObservationStamp, Status, Time, Wire,
+    IocNumber, IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time, Wire,
 };
 
 /// What all frames of a request have in common.
@@ -58,7 +58,7 @@ enum State {
 #[derive(Debug)]
 struct Answer {
     status: Status,
-    body: Vec<u8>,
+    body: Kept,
     unsent: Ranges,
     unsent_empty: bool,
     /// Whether the command is in the list of those with something to send.
@@ -365,7 +365,7 @@ impl Session {
         let held = entry.held;
         let mut answer = Answer {
             status,
-            body,
+            body: body.into(),
             unsent: Ranges::default(),
             unsent_empty: false,
             queued: false,
@@ -459,9 +459,15 @@ impl Session {
         !self.sending.is_empty() || (self.confirmed && self.notes.values().any(|n| n.due))
     }
 
-    /// Appends one frame to `out` where there is one to send.
-    pub(super) fn transmit(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
-        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out)
+    /// Appends one frame to `out`, all but its `tail`, where there is one to send.
+    pub(super) fn transmit(
+        &mut self,
+        now: Time,
+        cluster: ClusterName,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
+        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out, tail)
     }
 
     /// A header of this connection.
@@ -495,7 +501,13 @@ impl Session {
         true
     }
 
-    fn transmit_reply(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
+    fn transmit_reply(
+        &mut self,
+        now: Time,
+        cluster: ClusterName,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
         let base = self.header(Kind::KeepAlive, cluster);
         let max = u32::from(self.mtu) - HEADER_LEN as u32;
         while let Some(&id) = self.sending.front() {
@@ -530,7 +542,7 @@ impl Session {
                 message_len: answer.body.len() as u32,
                 ..base
             };
-            header.emit(&answer.body[start as usize..end as usize], out);
+            header.emit_segment(&answer.body, (start, end), out, tail);
             if answer.unsent.is_empty() {
                 answer.sent_at = Some(now);
                 answer.queued = false;
@@ -552,7 +564,7 @@ impl Entry {
         match self.state {
             State::Incomplete { assembly, .. } => spares.give(assembly.into_bytes()),
             State::Executing => {}
-            State::Answered(answer) => spares.give(answer.body),
+            State::Answered(answer) => spares.give(answer.body.into_buffer()),
         }
     }
 }

@@ -445,8 +445,8 @@ impl Inbox {
 
 /// Sends one batch, at most [`BATCH_FRAMES`], to one port, without waiting for it.
 fn send(port: &mut Port, inbox: &Inbox, batch: &[Leaving]) {
-    let mut slices = [IoSlice::new(&[]); BATCH_FRAMES];
-    for (slice, leaving) in slices.iter_mut().zip(batch) {
+    let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
+    for ([slice, _], leaving) in slices.iter_mut().zip(batch) {
         *slice = IoSlice::new(match leaving {
             Leaving::Received(slot) => inbox.frame(*slot),
             Leaving::Changed(bytes) => bytes,
@@ -458,7 +458,7 @@ fn send(port: &mut Port, inbox: &Inbox, batch: &[Leaving]) {
             Ok(sent) => {
                 port.counters.sent_frames += sent as u64;
                 port.counters.sent_bytes +=
-                    rest[..sent].iter().map(|s| s.len() as u64).sum::<u64>();
+                    rest[..sent].iter().map(|s| s[0].len() as u64).sum::<u64>();
                 rest = &rest[sent..];
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -130,8 +130,8 @@ impl End {
         let mut next = message.iter().cycle();
         while left > 0 {
             let batch = left.min(BATCH_FRAMES);
-            let mut slices = [IoSlice::new(&[]); BATCH_FRAMES];
-            for (slice, frame) in slices.iter_mut().zip(next.by_ref().take(batch)) {
+            let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
+            for ([slice, _], frame) in slices.iter_mut().zip(next.by_ref().take(batch)) {
                 *slice = IoSlice::new(frame);
             }
             let mut from = 0;

@@ -1,7 +1,7 @@
 //! What was measured, as rows: medians over the rounds, and ratios within each round.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) const HEADING: &'static str = "WORKLOAD                            MTU        OURS    OURS NBD  NBDKIT TCP NBDKIT UNIX     CEILING  /TCP /CEIL  CPU/TCP P999/TCP  CPU US  P999 US";
+    pub(super) const HEADING: &'static str = "WORKLOAD                            MTU        OURS    OURS NBD  NBDKIT TCP NBDKIT UNIX     CEILING     /TCP /CEILING   CPU US CPU/TCP  P999 US P999/TCP";
 
     pub(super) fn new(workload: &'static str, mtu: u16, is_bytes: bool) -> Self {
         Self {
@@ -99,7 +99,53 @@ impl Row {
         figures.filter_map(part).collect()
     }
 
-    fn rate(&self, of: Candidate) -> Option<f64> {
+    pub(super) const fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    pub(super) const fn workload(&self) -> &'static str {
+        self.workload
+    }
+
+    /// A rate as people read it.
+    pub(super) fn shown(&self, rate: f64) -> String {
+        if self.is_bytes {
+            format!("{:.0} MB/s", rate / 1e6)
+        } else {
+            format!("{:.1} k/s", rate / 1e3)
+        }
+    }
+
+    pub(super) const MARKDOWN_HEADING: &'static str = "| workload | ours | ours NBD | nbdkit TCP | nbdkit UNIX | ceiling | of TCP | of the ceiling | CPU us | CPU of TCP | p99.9 us | p99.9 of TCP |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+
+    pub(super) fn markdown(&self) -> String {
+        let mut line = format!("| {} |", self.workload);
+        for candidate in Candidate::ALL {
+            let rate = self.rate(candidate);
+            let _ = write!(line, " {} |", rate.map_or("-".to_owned(), |r| self.shown(r)));
+        }
+        for number in self.numbers() {
+            let _ = write!(line, " {} |", number.map_or("-".to_owned(), |n| format!("{n:.2}")));
+        }
+        line.push('\n');
+        line
+    }
+
+    /// Ratios to nbdkit over TCP and to the ceiling, processor time and its ratio, p99.9 and its ratio.
+    fn numbers(&self) -> [Option<f64>; 6] {
+        use Candidate::{Ceiling, NbdkitTcp, Ours};
+        let rate = |figure: &Figure| Some(figure.rate);
+        [
+            median(self.ratio(Ours, NbdkitTcp, rate)),
+            median(self.ratio(Ours, Ceiling, rate)),
+            median(self.all(Ours, |f| f.cpu_us_per_io)),
+            median(self.ratio(Ours, NbdkitTcp, |f| f.cpu_us_per_io)),
+            median(self.all(Ours, |f| f.p999_us)),
+            median(self.ratio(Ours, NbdkitTcp, |f| f.p999_us)),
+        ]
+    }
+
+    pub(super) fn rate(&self, of: Candidate) -> Option<f64> {
         median(self.all(of, |f| Some(f.rate)))
     }
 
@@ -147,30 +193,15 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use Candidate::{Ceiling, NbdkitTcp, Ours};
-        let rate = |figure: &Figure| Some(figure.rate);
         write!(f, "{:<34} {:>4}", self.workload, self.mtu)?;
         for candidate in Candidate::ALL {
-            let text = self.rate(candidate).map_or("-".to_owned(), |v| {
-                if self.is_bytes {
-                    format!("{:.0} MB/s", v / 1e6)
-                } else {
-                    format!("{:.1} k/s", v / 1e3)
-                }
-            });
-            write!(f, " {text:>11}")?;
+            let rate = self.rate(candidate);
+            write!(f, " {:>11}", rate.map_or("-".to_owned(), |r| self.shown(r)))?;
         }
-        let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.2}"));
-        write!(
-            f,
-            " {:>5} {:>5} {:>8} {:>8} {:>7} {:>8}",
-            number(median(self.ratio(Ours, NbdkitTcp, rate))),
-            number(median(self.ratio(Ours, Ceiling, rate))),
-            number(median(self.ratio(Ours, NbdkitTcp, |f| f.cpu_us_per_io))),
-            number(median(self.ratio(Ours, NbdkitTcp, |f| f.p999_us))),
-            number(median(self.all(Ours, |f| f.cpu_us_per_io))),
-            number(median(self.all(Ours, |f| f.p999_us))),
-        )
+        for number in self.numbers() {
+            write!(f, " {:>8}", number.map_or("-".to_owned(), |n| format!("{n:.2}")))?;
+        }
+        Ok(())
     }
 }
 

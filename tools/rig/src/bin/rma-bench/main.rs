@@ -3,6 +3,7 @@
 
 mod ceiling;
 mod figures;
+mod page;
 mod peers;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,9 @@ struct Args {
     /// Write the rows as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with a table, and plots beside it
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -130,14 +134,19 @@ fn run(args: &Args) -> Result<()> {
                 }
             }
             println!("{row}");
-            rows.push(row.to_json());
+            rows.push(row);
         }
     }
     if let Some(path) = &args.json {
         fs::write(
             path,
-            serde_json::to_string_pretty(&json!({ "rows": rows }))?,
+            serde_json::to_string_pretty(&json!({
+                "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>()
+            }))?,
         )?;
+    }
+    if let Some(page) = &args.page {
+        page::write(page, &rows, args)?;
     }
     Ok(())
 }
