@@ -93,7 +93,12 @@ fn one_percent_of_loss_leaves_most_of_the_throughput() {
 
 #[test]
 fn a_tenth_of_all_frames_lost_loses_no_io() {
-    for (reads, bytes) in [(true, 4096), (false, 4096), (true, 128 << 10), (false, 128 << 10)] {
+    for (reads, bytes) in [
+        (true, 4096),
+        (false, 4096),
+        (true, 128 << 10),
+        (false, 128 << 10),
+    ] {
         load(0.1, reads, bytes, 8, 500);
     }
 }

@@ -574,7 +574,10 @@ impl Rmad {
 
     fn transmit(&mut self) {
         let (agent, time) = (&mut self.agent, now());
-        if let Err(e) = self.socket.send(time, |out, _| agent.poll_transmit(time, out)) {
+        if let Err(e) = self
+            .socket
+            .send(time, |out, _| agent.poll_transmit(time, out))
+        {
             log::warn!("{}", chain(&e));
         }
     }

@@ -30,9 +30,6 @@ const TOKEN_PACKETS: u64 = 0;
 const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
 
-/// While it polls for frames, every so many rounds everything else is looked at too.
-const LOOK_EVERY: u32 = 16;
-
 /// What the thread needs to start.
 pub struct ServiceConfig {
     /// The initiator's identity and limits.
@@ -159,13 +156,12 @@ impl Service {
     fn run(mut self, mut event_loop: Loop) {
         let mut seen = Vec::new();
         let mut spin = Spin::default();
-        let mut round = 0_u32;
         loop {
             seen.clear();
-            let polls = spin.polls(now());
-            round = round.wrapping_add(1);
+            let time = now();
+            let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
-            let looks = !polls || round.is_multiple_of(LOOK_EVERY);
+            let looks = !polls || spin.looks(time);
             if looks && !self.look(&mut event_loop, polls, &mut seen) {
                 return;
             }
@@ -193,6 +189,10 @@ impl Service {
         let deadline = if polls {
             Some(Time::ZERO)
         } else {
+            if let Err(e) = self.socket.arm() {
+                log::error!("service thread: {e}");
+                return false;
+            }
             let own = self.initiator.deadline().into_iter();
             own.chain(self.loads.deadline()).min()
         };
@@ -424,12 +424,9 @@ impl Service {
 
     fn transmit(&mut self) {
         let (initiator, time) = (&mut self.initiator, now());
-        if let Err(e) = self
-            .socket
-            .send(time, |out, tail| {
-                initiator.poll_transmit_parts(time, out, tail)
-            })
-        {
+        if let Err(e) = self.socket.send(time, |out, tail| {
+            initiator.poll_transmit_parts(time, out, tail)
+        }) {
             log::warn!("{e}");
         }
     }

@@ -44,9 +44,6 @@ const TOKEN_POOL: u64 = 2;
 const TOKEN_CONTROL: u64 = 3;
 const TOKEN_LINKS: u64 = 4;
 
-/// While it polls for frames, every so many rounds everything else is looked at too.
-const LOOK_EVERY: u32 = 16;
-
 /// Why the daemon cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
 enum UnitdError {
@@ -241,17 +238,19 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
         let mut spin = Spin::default();
-        let mut round = 0_u32;
         loop {
             seen.clear();
-            let polls = spin.polls(event_loop::now());
-            round = round.wrapping_add(1);
+            let now = event_loop::now();
+            let polls = spin.polls(now);
             // While it polls for frames, everything else is looked at now and then.
-            let looks = !polls || round.is_multiple_of(LOOK_EVERY);
+            let looks = !polls || spin.looks(now);
             if looks {
                 let deadline = if polls {
                     Some(Time::ZERO)
                 } else {
+                    for port in &mut self.ports {
+                        port.nics.arm()?;
+                    }
                     let own = self.unit.deadline().into_iter();
                     own.chain(self.drop_log.deadline()).min()
                 };

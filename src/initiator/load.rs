@@ -204,11 +204,7 @@ impl Load {
 
     /// The next I/O and the number under which its end is to be told; nothing while the depth is
     /// used up or the time is over. `room` gives empty buffers of a size for what is written.
-    pub fn next(
-        &mut self,
-        now: Time,
-        room: impl FnOnce(usize) -> Vec<u8>,
-    ) -> Option<(u32, Io)> {
+    pub fn next(&mut self, now: Time, room: impl FnOnce(usize) -> Vec<u8>) -> Option<(u32, Io)> {
         if now >= self.until {
             return None;
         }
@@ -341,7 +337,10 @@ mod tests {
             offsets.push(io.offset);
             let (second, io) = load.next(ms(at), Vec::with_capacity).unwrap();
             offsets.push(io.offset);
-            assert!(load.next(ms(at), Vec::with_capacity).is_none(), "the depth is used up");
+            assert!(
+                load.next(ms(at), Vec::with_capacity).is_none(),
+                "the depth is used up"
+            );
             load.done(ms(at), second, Ok(()));
             load.done(ms(at), first, Ok(()));
         }

@@ -121,6 +121,9 @@ mod tests {
         assert_eq!((report.others.ios, report.others.bytes), (1, 1 << 30));
         let latency = report.reads.latency.unwrap();
         let (percentile, median) = latency.percentiles_ns[0];
-        assert!(percentile == 50.0 && (465_000..540_000).contains(&median), "{median}");
+        assert!(
+            percentile == 50.0 && (465_000..540_000).contains(&median),
+            "{median}"
+        );
     }
 }

@@ -67,7 +67,11 @@ impl Inbox {
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         let mut held = self.held.frames().peekable();
         // Where frames are held, the lengths are theirs.
-        let own = if held.peek().is_some() { 0 } else { self.lengths.len() };
+        let own = if held.peek().is_some() {
+            0
+        } else {
+            self.lengths.len()
+        };
         self.bytes
             .chunks_exact(self.slot)
             .zip(&self.lengths[..own])

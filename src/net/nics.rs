@@ -28,6 +28,9 @@ pub struct Nics {
     /// The NIC that is received from first, and the one that an unknown station is tried by.
     turns: (usize, usize),
     frame: Vec<u8>,
+    /// Whether the file descriptor tells of frames once and then only after [`Nics::arm`]: telling costs
+    /// whoever sends the frame.
+    is_armed_by_hand: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,18 @@ impl Nic {
             *tail = end;
             Some(destination)
         });
+    }
+
+    /// Has `epoll` tell of its frames, and of room where it had none.
+    fn wait(&self, epoll: &Epoll, index: usize, once: bool) -> Result<(), NetError> {
+        let mut event = EpollEvent::new(wanted(once, self.blocked), index as u64);
+        epoll
+            .modify(&self.socket, &mut event)
+            .map_err(|errno| NetError::Kernel {
+                action: "wait for frames",
+                name: self.socket.interface().name.clone(),
+                source: io::Error::from(errno),
+            })
     }
 
     /// Whether frames can leave by it.
@@ -93,7 +108,8 @@ impl Nics {
         Self::open_with(interfaces, ethertype, 0)
     }
 
-    /// The same with rings of about `ring_bytes` octets (see [`PacketSocket::open_with`]).
+    /// The same with rings of about `ring_bytes` octets (see [`PacketSocket::open_with`]): for who looks for
+    /// frames again and again. The file descriptor tells of them only after [`Self::arm`].
     ///
     /// # Errors
     /// What [`PacketSocket::open`] says.
@@ -112,7 +128,7 @@ impl Nics {
         let mut nics = Vec::with_capacity(interfaces.len());
         for interface in interfaces {
             let socket = PacketSocket::open_with(interface, ethertype, ring_bytes)?;
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, nics.len() as u64);
+            let event = EpollEvent::new(wanted(ring_bytes > 0, false), nics.len() as u64);
             epoll.add(&socket, event).map_err(kernel)?;
             nics.push(Nic {
                 socket,
@@ -126,6 +142,7 @@ impl Nics {
             paths: BTreeMap::new(),
             turns: (0, 0),
             frame: Vec::new(),
+            is_armed_by_hand: ring_bytes > 0,
         })
     }
 
@@ -160,6 +177,19 @@ impl Nics {
     /// What the sockets have counted, added up.
     pub fn counters(&mut self) -> Counters {
         self.each.iter_mut().map(|nic| nic.socket.counters()).sum()
+    }
+
+    /// Has the file descriptor tell of frames that are there or come, where it does so only once.
+    ///
+    /// # Errors
+    /// [`NetError::Kernel`].
+    pub fn arm(&mut self) -> Result<(), NetError> {
+        if self.is_armed_by_hand {
+            for (index, nic) in self.each.iter().enumerate() {
+                nic.wait(&self.epoll, index, true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at the interfaces again, after a notice of the kernel: what has changed, and what could not be
@@ -296,19 +326,7 @@ impl Nics {
                 }
             };
             if blocked != std::mem::replace(&mut nic.blocked, blocked) {
-                let flags = if blocked {
-                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT
-                } else {
-                    EpollFlags::EPOLLIN
-                };
-                let mut event = EpollEvent::new(flags, index as u64);
-                self.epoll
-                    .modify(&nic.socket, &mut event)
-                    .map_err(|errno| NetError::Kernel {
-                        action: "wait for room to send",
-                        name: nic.socket.interface().name.clone(),
-                        source: io::Error::from(errno),
-                    })?;
+                nic.wait(&self.epoll, index, self.is_armed_by_hand)?;
             }
         }
         match failed {
@@ -316,6 +334,14 @@ impl Nics {
             None => Ok(self.each.iter().all(|nic| !nic.blocked)),
         }
     }
+}
+
+/// What a NIC's socket is waited for.
+fn wanted(once: bool, blocked: bool) -> EpollFlags {
+    let mut flags = EpollFlags::EPOLLIN;
+    flags.set(EpollFlags::EPOLLONESHOT, once);
+    flags.set(EpollFlags::EPOLLOUT, blocked);
+    flags
 }
 
 impl AsFd for Nics {

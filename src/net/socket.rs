@@ -170,6 +170,9 @@ impl PacketSocket {
     /// # Errors
     /// [`NetError::Kernel`]; the socket then still waits for its interface, and may be asked again.
     pub fn refresh(&mut self) -> Result<Option<LinkState>, NetError> {
+        // That the interface went down is told by an error, once, to whoever sends or receives by a system
+        // call next. What it is now is looked at here.
+        let _ = self.socket.take_error();
         let Ok(found) = Interface::by_name(&self.interface.name) else {
             return Ok(self.become_state(LinkState::Gone));
         };

@@ -12,10 +12,10 @@ use super::limits::{
     KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, KEEPALIVE_MISSED_MAX, KEEPALIVE_QUIET, KEEPALIVE_STEP,
     MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
 };
+use crate::wire::Tail;
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Notification, ProgressReport};
-use crate::wire::Tail;
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
     IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,

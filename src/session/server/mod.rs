@@ -1,5 +1,6 @@
 //! The responder's end of sessions: each command executed at most once, answers kept and repeated.
 
+mod answer;
 mod connect;
 mod session;
 

@@ -3,18 +3,17 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Peer;
+use super::answer::Answer;
 use crate::session::client::ranges_per_frame;
 use crate::session::flow::reply_charge;
-use crate::session::limits::{
-    MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL,
-};
+use crate::session::limits::{MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES};
 use crate::session::ranges::{Assembly, Ranges};
 use crate::session::spares::Spares;
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
-    IocNumber, IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time, Wire,
+    IocNumber, IodNumber, Kind, ObservationStamp, Status, Tail, Time, Wire,
 };
 
 /// What all frames of a request have in common.
@@ -53,18 +52,6 @@ enum State {
     Incomplete { assembly: Assembly, touched: Time },
     Executing,
     Answered(Answer),
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: Status,
-    body: Kept,
-    unsent: Ranges,
-    unsent_empty: bool,
-    /// Whether the command is in the list of those with something to send.
-    queued: bool,
-    /// When its last segment was sent.
-    sent_at: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -566,30 +553,6 @@ impl Entry {
             State::Executing => {}
             State::Answered(answer) => spares.give(answer.body.into_buffer()),
         }
-    }
-}
-
-impl Answer {
-    /// Whether the whole reply may be sent (again) now.
-    fn may_repeat(&self, now: Time) -> bool {
-        !self.queued && self.sent_at.is_none_or(|t| t + REPEAT_INTERVAL <= now)
-    }
-
-    /// Queues what an initiator needs that has heard nothing of the reply: all of it where it was
-    /// never sent, otherwise its last segment. If the rest is only late, that is all that is sent
-    /// twice; if the rest is lost, the last segment shows the gap and a probe names it.
-    fn repeat(&mut self, segment: usize) {
-        if self.sent_at.is_none() || self.body.len() <= segment {
-            return self.send_whole();
-        }
-        let len = self.body.len();
-        let start = (len - 1) / segment * segment;
-        self.unsent.insert(start as u32, len as u32);
-    }
-
-    fn send_whole(&mut self) {
-        self.unsent = Ranges::whole(self.body.len() as u32);
-        self.unsent_empty = self.body.is_empty();
     }
 }
 

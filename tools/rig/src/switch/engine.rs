@@ -231,7 +231,15 @@ impl Engine {
         inbox.lengths.clear();
         let Inbox { buffer, lengths } = &mut inbox;
         // A pulled cable is told once as an error, which reading takes away.
-        if raw::receive(port.socket.as_fd(), buffer, MAX_FRAME_BYTES, BATCH_FRAMES, lengths).is_ok() {
+        if raw::receive(
+            port.socket.as_fd(),
+            buffer,
+            MAX_FRAME_BYTES,
+            BATCH_FRAMES,
+            lengths,
+        )
+        .is_ok()
+        {
             for &len in &*lengths {
                 port.counters.received_frames += 1;
                 port.counters.received_bytes += len as u64;

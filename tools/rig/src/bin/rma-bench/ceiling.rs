@@ -84,7 +84,9 @@ pub(super) fn measure(
         let server = scope.spawn(|| unit.serve(macs.0, shape, &stop));
         let moved = host.ask(macs.1, shape, depth, time);
         stop.store(true, Ordering::Relaxed);
-        let served = server.join().map_err(|_| "the ceiling's server has panicked")?;
+        let served = server
+            .join()
+            .map_err(|_| "the ceiling's server has panicked")?;
         served?;
         Ok(Moved {
             ios_per_second: moved?,
@@ -116,7 +118,10 @@ impl End {
 
     /// How many frames have come.
     fn receive(&mut self) -> io::Result<usize> {
-        let count = self.socket.recv(&mut self.inbox).map_err(io::Error::other)?;
+        let count = self
+            .socket
+            .recv(&mut self.inbox)
+            .map_err(io::Error::other)?;
         self.idle = if count == 0 { self.idle + 1 } else { 0 };
         if self.idle > 0 && self.idle.is_multiple_of(POLLS_BEFORE_YIELD) {
             std::thread::yield_now();

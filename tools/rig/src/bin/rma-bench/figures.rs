@@ -122,10 +122,18 @@ impl Row {
         let mut line = format!("| {} |", self.workload);
         for candidate in Candidate::ALL {
             let rate = self.rate(candidate);
-            let _ = write!(line, " {} |", rate.map_or("-".to_owned(), |r| self.shown(r)));
+            let _ = write!(
+                line,
+                " {} |",
+                rate.map_or("-".to_owned(), |r| self.shown(r))
+            );
         }
         for number in self.numbers() {
-            let _ = write!(line, " {} |", number.map_or("-".to_owned(), |n| format!("{n:.2}")));
+            let _ = write!(
+                line,
+                " {} |",
+                number.map_or("-".to_owned(), |n| format!("{n:.2}"))
+            );
         }
         line.push('\n');
         line
@@ -157,7 +165,10 @@ impl Row {
         part: impl Fn(&Figure) -> Option<f64>,
     ) -> Vec<f64> {
         let (ours, theirs) = (self.all(ours, &part), self.all(theirs, &part));
-        let pairs = ours.iter().zip(&theirs).filter(|(_, theirs)| **theirs > 0.0);
+        let pairs = ours
+            .iter()
+            .zip(&theirs)
+            .filter(|(_, theirs)| **theirs > 0.0);
         pairs.map(|(ours, theirs)| ours / theirs).collect()
     }
 
@@ -199,7 +210,11 @@ impl fmt::Display for Row {
             write!(f, " {:>11}", rate.map_or("-".to_owned(), |r| self.shown(r)))?;
         }
         for number in self.numbers() {
-            write!(f, " {:>8}", number.map_or("-".to_owned(), |n| format!("{n:.2}")))?;
+            write!(
+                f,
+                " {:>8}",
+                number.map_or("-".to_owned(), |n| format!("{n:.2}"))
+            )?;
         }
         Ok(())
     }

@@ -202,8 +202,7 @@ impl Bench {
         );
         let policy = "policy = \"auto-join\"\n";
         let fabric = Daemon::start_on(&rig, fabric, Program::Fabric, &wires[0], policy)?;
-        let unit_daemon =
-            Daemon::start_on(&rig, unit.clone(), Program::Unit, &wires[1], &config)?;
+        let unit_daemon = Daemon::start_on(&rig, unit.clone(), Program::Unit, &wires[1], &config)?;
         let config = "name = \"h1\"\ncluster = \"A\"\n";
         let daemon = Daemon::start_on(&rig, host.clone(), Program::Host, &wires[2], config)?;
         daemon.wait_for(PATIENCE, &["status"], "its table", |s| {

@@ -57,7 +57,11 @@ pub(super) fn measure_own(
     let spent = processor_seconds(pids) - before;
     let report = &value["report"];
     let ios = report["ios"].as_f64().ok_or("rma bench tells no figure")?;
-    let side = if workload.is_read() { "reads" } else { "writes" };
+    let side = if workload.is_read() {
+        "reads"
+    } else {
+        "writes"
+    };
     let percentiles = report[side]["percentiles_ns"].as_array();
     let p999 = percentiles.and_then(|all| {
         let found = all.iter().find(|pair| pair[0] == 99.9)?;
