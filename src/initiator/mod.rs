@@ -17,11 +17,11 @@ use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, CommandId, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac,
-    Status, Tail, Time,
+    ClusterName, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac, Status, Tail,
+    Time,
 };
 use controller::{Controller, Place};
-use io::{Part, Progress, Running};
+use io::Running;
 use stats::{DeviceReport, DeviceStats};
 use tables::Slots;
 
