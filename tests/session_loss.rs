@@ -15,15 +15,20 @@ struct Outcome {
     ios_per_second: f64,
     /// 99.9th percentile of the latency.
     p999: Duration,
+    longest: Duration,
 }
 
-/// Keeps `depth` reads (or writes) of `bytes` under way until `count` are done.
+/// Keeps `depth` reads (or writes) of `bytes` under way until `count` are done, where frames are lost by
+/// chance.
 fn load(loss: f64, reads: bool, bytes: u64, depth: usize, count: usize) -> Outcome {
     let faults = Faults {
         loss,
         ..Faults::NONE
     };
-    let mut world = World::new(faults, 7, 9000);
+    run(World::new(faults, 7, 9000), reads, bytes, depth, count)
+}
+
+fn run(mut world: World, reads: bool, bytes: u64, depth: usize, count: usize) -> Outcome {
     // What two processors and a virtual wire make of a jumbo frame.
     world.segment.frame_time = Duration::from_micros(3);
     let data = vec![0xa5; bytes as usize];
@@ -65,6 +70,7 @@ fn load(loss: f64, reads: bool, bytes: u64, depth: usize, count: usize) -> Outco
     Outcome {
         ios_per_second: count as f64 / seconds,
         p999: latencies[count * 999 / 1000],
+        longest: latencies[count - 1],
     }
 }
 
@@ -88,6 +94,20 @@ fn one_percent_of_loss_leaves_most_of_the_throughput() {
         println!("{what}");
         assert!(kept >= 0.6, "{what}");
         assert!(bad.p999 <= Duration::from_millis(20), "{what}");
+    }
+}
+
+#[test]
+fn what_later_commands_have_overtaken_is_asked_after_before_its_timeout() {
+    for reads in [true, false] {
+        let mut world = World::new(Faults::NONE, 7, 9000);
+        world.segment.lose = Some(|number, _| number == 500);
+        let outcome = run(world, reads, 4096, 8, 2000);
+        let what = format!("{:?}", outcome.longest);
+        println!("{what}");
+        // Of this path the timeout would be RTO_MIN, 4 ms.
+        assert!(outcome.longest > Duration::from_millis(1), "lost: {what}");
+        assert!(outcome.longest < Duration::from_millis(3), "{what}");
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct Command {
     pub(super) tries: u32,
     /// Whether anything was sent twice: then round trips say nothing.
     pub(super) retried: bool,
+    /// Whether it was asked after: then it may have been answered for an earlier sending than the last.
+    pub(super) asked_again: bool,
     /// When it was sent the first time.
     pub(super) first_sent_at: Option<Time>,
     /// When it was last sent or asked after.
@@ -111,6 +113,7 @@ impl Command {
             arrived: false,
             tries: 0,
             retried: false,
+            asked_again: false,
             first_sent_at: None,
             sent_at: Time::ZERO,
             heard_at: Time::ZERO,

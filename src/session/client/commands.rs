@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
 use super::{Request, SubmitError};
 use crate::session::flow::{RoundTrip, Window};
-use crate::session::limits::{MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, RTO_MAX};
+use crate::session::limits::{
+    MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, REORDER_DELAY, RTO_MAX,
+};
 use crate::session::ranges::Assembly;
 use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
@@ -277,6 +279,7 @@ impl Commands {
         let Some(command) = self.flying(id) else {
             return;
         };
+        command.asked_again = true;
         if command.arrived || command.reply.is_some() || command.body.len() > max {
             self.queue_probe(id, Probe::All);
         } else {
@@ -384,13 +387,35 @@ impl Commands {
         let Some(command) = self.get(id) else {
             return Err(DropReason::Unexpected);
         };
-        let cancelled = command.cancelled;
+        let (cancelled, asked_again) = (command.cancelled, command.asked_again);
         self.finish(id);
+        if self.service && !asked_again {
+            self.ask_after_overtaken(now, sent_at);
+        }
         Ok((!cancelled).then_some(Answered {
             command: header.command,
             status: header.status,
             body,
         }))
+    }
+
+    /// A command that was sent at `sent_at` is answered: one that was sent longer before than frames are
+    /// reordered, and not heard of, is probably lost.
+    fn ask_after_overtaken(&mut self, now: Time, sent_at: Time) {
+        while let Some(&(id, at)) = self.fresh.front() {
+            if self.is_fresh((id, at)) {
+                let Some(command) = self.flying(id) else {
+                    break;
+                };
+                if at + REORDER_DELAY > sent_at || command.heard_at + REORDER_DELAY > now {
+                    break;
+                }
+                command.timer = Timer::None;
+                command.retried = true;
+                self.ask_again(id);
+            }
+            self.fresh.pop_front();
+        }
     }
 
     /// A part of a reply has arrived, and more is missing.
