@@ -80,8 +80,8 @@ mod tests {
         let first = spares.copy(&[7; 4096]);
         let place = first.as_ptr();
         spares.give(first);
-        assert_ne!(spares.empty(32).as_ptr(), place, "it would be wasted");
-        assert_ne!(spares.empty(1 << 20).capacity(), 4096);
+        assert!(spares.empty(32).capacity() < 4096, "it would be wasted");
+        assert!(spares.empty(1 << 20).capacity() >= 1 << 20);
         let again = spares.filled(4000);
         assert_eq!((again.len(), again.as_ptr()), (4000, place));
         spares.give(again);
