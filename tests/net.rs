@@ -25,6 +25,8 @@ rma_rig::test_main!(
     readiness_is_told_by_the_descriptor,
     a_socket_survives_its_interface_going_down,
     a_socket_follows_its_interface_through_removal,
+    a_ring_keeps_frames_in_order_and_counts_what_does_not_fit,
+    a_socket_with_a_ring_follows_its_interface,
     a_socket_opens_on_an_interface_that_is_down,
     a_watch_tells_of_every_change,
 );
@@ -65,6 +67,17 @@ impl Pair {
             on_b,
             inbox: Inbox::new(mtu),
         })
+    }
+
+    /// The same where b receives into a ring.
+    fn with_ring(mtu: u16, ring_bytes: usize) -> Result<Self> {
+        let mut pair = Self::new(mtu)?;
+        let open = || {
+            let interface = Interface::by_name("eth0")?;
+            PacketSocket::open_with(&interface, ETHERTYPE_SERVICE, ring_bytes)
+        };
+        pair.on_b = pair.b.enter(open)??;
+        Ok(pair)
     }
 
     /// Sends from a; everything must be taken.
@@ -362,6 +375,57 @@ fn a_socket_follows_its_interface_through_removal() -> TestResult {
     assert!(joined(&pair.b), "and joined its groups again");
     pair.send_one(FABRIC_MULTICAST, b"you are back")?;
     assert_eq!(pair.receive(1)?, [b"you are back".to_vec()]);
+    Ok(())
+}
+
+fn a_ring_keeps_frames_in_order_and_counts_what_does_not_fit() -> TestResult {
+    let mut pair = Pair::with_ring(9000, 256 << 10)?;
+    let mut number = 0_u32;
+    for round in 0..60_usize {
+        let frames: Vec<Vec<u8>> = (0..5)
+            .map(|_| {
+                number += 1;
+                number.to_be_bytes().repeat(1 + (round * 331) % 2250)
+            })
+            .collect();
+        for frame in &frames {
+            pair.send_one(pair.b.mac(), frame)?;
+        }
+        assert_eq!(pair.receive(5)?, frames, "round {round}");
+    }
+    for _ in 0..200 {
+        pair.send_one(pair.b.mac(), &[7; 9000])?;
+        pair.settle()?;
+    }
+    let delivered = pair.rig.switch().node_counters(&pair.b)?.sent_frames;
+    let mut left = 0;
+    while pair.on_b.recv(&mut pair.inbox)? > 0 {
+        left += pair.inbox.len() as u64;
+    }
+    let counters = pair.on_b.counters();
+    assert!(counters.receive_drops > 0 && left > 0);
+    assert_eq!(counters.received_frames, 300 + left);
+    assert_eq!(counters.received_frames + counters.receive_drops, delivered);
+    pair.send_one(pair.b.mac(), b"room again")?;
+    assert_eq!(pair.receive(1)?, [b"room again".to_vec()]);
+    Ok(())
+}
+
+fn a_socket_with_a_ring_follows_its_interface() -> TestResult {
+    let mut pair = Pair::with_ring(1500, 256 << 10)?;
+    pair.send_one(pair.b.mac(), b"before")?;
+    assert_eq!(pair.receive(1)?, [b"before".to_vec()]);
+    pair.b.remove_interface(0)?;
+    assert_eq!(refresh(&pair.b, &mut pair.on_b)?, Some(LinkState::Gone));
+    pair.b.restore_interface(0)?;
+    assert_eq!(refresh(&pair.b, &mut pair.on_b)?, Some(LinkState::Up));
+    pair.send_one(pair.b.mac(), b"after")?;
+    assert_eq!(pair.receive(1)?, [b"after".to_vec()]);
+    let mut outbox = Outbox::new();
+    assert!(outbox.push(pair.a.mac(), b"and back"));
+    assert!(pair.on_b.send(&mut outbox)?);
+    assert_eq!(pair.on_b.state(), LinkState::Up, "what was is over");
+    assert_eq!(pair.on_b.counters().sent_frames, 1);
     Ok(())
 }
 

@@ -103,6 +103,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "src/backend/syscalls.rs",
     "src/daemon/event_loop.rs",
     "src/net/raw.rs",
+    "src/net/ring.rs",
     "src/store/mmap.rs",
     "tools/rig/src/namespace.rs",
     "tools/rig/src/process.rs",

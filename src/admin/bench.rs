@@ -234,7 +234,7 @@ fn count(number: f64) -> String {
 }
 
 /// Nanoseconds as people read them.
-fn time(ns: f64) -> String {
+pub(super) fn time(ns: f64) -> String {
     if ns >= 1e9 {
         format!("{:.2} s", ns / 1e9)
     } else if ns >= 1e6 {

@@ -71,7 +71,11 @@ enum Verb {
     /// List the I/O units of the cluster
     Units,
     /// List the I/O devices of the cluster and their extents
-    Devices,
+    Devices {
+        /// Show what has been done on those that this host owns instead: counts, bytes, latencies
+        #[arg(long)]
+        stats: bool,
+    },
     /// Show hosts, units, controllers and devices with their owners as a tree
     Tree,
     /// List the devices that this host owns, and where the system finds them
@@ -225,7 +229,8 @@ impl Cli {
             Verb::Status => AdminRequest::Status,
             Verb::Hosts => AdminRequest::Hosts,
             Verb::Units => AdminRequest::Units,
-            Verb::Devices => AdminRequest::Devices,
+            Verb::Devices { stats: false } => AdminRequest::Devices,
+            Verb::Devices { stats: true } => return self.statistics(style),
             Verb::Tree => AdminRequest::Tree,
             Verb::Exports => return self.exports(style),
             Verb::Allocate {
@@ -408,6 +413,19 @@ impl Cli {
                     let headings = ["NAME", "BACKEND", "PATH", "SIZE#", "STATE", "GUID"];
                     text::list(style, &headings, rows)
                 })?;
+                Ok(true)
+            }
+            Answer::Error(error) => Err(CliError::Refused(error.message)),
+            _ => Err(CliError::unexpected()),
+        }
+    }
+
+    fn statistics(&self, style: Style) -> Result<bool, CliError> {
+        let question = super::protocol::Question::Statistics;
+        match ask(&self.socket("rmad.sock"), &question)? {
+            Answer::Statistics { devices, frames } => {
+                let json = serde_json::json!({ "devices": devices, "frames": frames });
+                self.print(&json, || super::stats_text::text(style, &devices, &frames))?;
                 Ok(true)
             }
             Answer::Error(error) => Err(CliError::Refused(error.message)),

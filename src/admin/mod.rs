@@ -13,5 +13,6 @@ pub mod daemon_text;
 pub mod fabric_protocol;
 mod lock_text;
 pub mod protocol;
+mod stats_text;
 pub mod text;
 pub mod unit_protocol;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::initiator::load::{LoadReport, LoadSpec};
+use crate::initiator::stats::DeviceReport;
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, WatchEvent};
 
 /// Version of everything that `-o json` prints. It grows when a field changes its meaning or
@@ -17,6 +18,8 @@ pub enum Question {
     Agent(AdminRequest),
     /// What is exported to this host's operating system, and where.
     Exports,
+    /// What has been done on the devices that this host owns, and on the wire.
+    Statistics,
     /// The udev rules for the devices that this host owns.
     UdevRules,
     /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
@@ -40,6 +43,13 @@ pub enum Answer {
     Exports {
         /// By name.
         exports: Vec<ExportInfo>,
+    },
+    /// What has been done.
+    Statistics {
+        /// Devices that this host owns, by GUID.
+        devices: Vec<DeviceStatistics>,
+        /// Frames of the service EtherType.
+        frames: FrameStatistics,
     },
     /// The rules' text.
     UdevRules {
@@ -76,4 +86,31 @@ pub struct ExportInfo {
     pub block_size_bytes: u32,
     /// `up`: the controller answers; `queueing`: it does not, and I/O waits; or what is wrong.
     pub state: String,
+}
+
+/// What has been done on a device since this host owns it, or since `rmad` has started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatistics {
+    /// The device's GUID.
+    pub guid: String,
+    /// The device's name.
+    pub name: String,
+    /// Counts, bytes and latencies.
+    #[serde(flatten)]
+    pub done: DeviceReport,
+}
+
+/// What has become of frames since `rmad` has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameStatistics {
+    /// Frames received.
+    pub received: u64,
+    /// Frames that the kernel dropped because they were not taken in time.
+    pub receive_drops: u64,
+    /// Frames received that were too long or too short.
+    pub malformed: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Frames that the interface did not take.
+    pub send_drops: u64,
 }

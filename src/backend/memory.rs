@@ -60,6 +60,37 @@ impl Memory {
     }
 }
 
+impl Memory {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        let state = read(&self.state);
+        let len = into.len() as u64;
+        check_range(state.size_bytes, offset, len)?;
+        state.for_each(offset, len, |chunk, part, from| {
+            let into = &mut into[from..from + part.len()];
+            match &*read(chunk) {
+                Some(bytes) => into.copy_from_slice(&bytes[part]),
+                None => into.fill(0),
+            }
+        });
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        let state = read(&self.state);
+        let len = data.len() as u64;
+        check_range(state.size_bytes, offset, len)?;
+        if self.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        state.for_each(offset, len, |chunk, part, from| {
+            let mut content = write(chunk);
+            let bytes = content.get_or_insert_with(|| vec![0; CHUNK_BYTES as usize].into());
+            bytes[part.clone()].copy_from_slice(&data[from..from + part.len()]);
+        });
+        Ok(())
+    }
+}
+
 impl State {
     /// Calls `each` with every chunk of a range inside the size: the chunk, the part of it that
     /// is in the range, and that part's place in the range.
@@ -110,36 +141,32 @@ impl Backend for Memory {
     }
 
     fn execute(&self, op: DiskOp) -> Result<Vec<u8>, DiskError> {
-        let state = read(&self.state);
-        if let Some((offset, len)) = op.range() {
-            check_range(state.size_bytes, offset, len)?;
-        }
         if self.read_only && op.is_change() {
             return Err(DiskError::ReadOnly);
         }
         match op {
             DiskOp::Read { offset, len } => {
-                let mut out = Vec::with_capacity(len as usize);
-                state.for_each(offset, len.into(), |chunk, part, _| match &*read(chunk) {
-                    Some(bytes) => out.extend_from_slice(&bytes[part]),
-                    None => out.resize(out.len() + part.len(), 0),
-                });
+                let mut out = vec![0; len as usize];
+                self.read(offset, &mut out)?;
                 return Ok(out);
             }
-            DiskOp::Write { offset, data, .. } => {
-                state.for_each(offset, data.len() as u64, |chunk, part, from| {
-                    let mut content = write(chunk);
-                    let bytes = content.get_or_insert_with(|| vec![0; CHUNK_BYTES as usize].into());
-                    let source = &data[from..from + part.len()];
-                    bytes[part].copy_from_slice(source);
-                });
-            }
+            DiskOp::Write { offset, data, .. } => self.write(offset, &data)?,
             DiskOp::Flush => {}
             DiskOp::Discard { offset, len } | DiskOp::WriteZeroes { offset, len, .. } => {
+                let state = read(&self.state);
+                check_range(state.size_bytes, offset, len)?;
                 state.zero(offset, len);
             }
         }
         Ok(Vec::new())
+    }
+
+    fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
+        Some(self.read(offset, into))
+    }
+
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+        Some(self.write(offset, data))
     }
 
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError> {

@@ -36,6 +36,18 @@ pub trait Backend: Send + Sync {
     /// Performs one operation, blocking. Only reads give bytes.
     fn execute(&self, op: DiskOp) -> Result<Vec<u8>, DiskError>;
 
+    /// Reads `into.len()` bytes where that needs no waiting. Nothing: [`Self::execute`] has to do it.
+    fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
+        let _ = (offset, into);
+        None
+    }
+
+    /// Writes `data`, not yet durable, where that needs no waiting. Nothing: [`Self::execute`] has to do it.
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+        let _ = (offset, data);
+        None
+    }
+
     /// Serves `wanted` bytes from now on (`None`: as many as the medium has). A medium that can
     /// grow does; none ever loses content.
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError>;

@@ -12,9 +12,7 @@ use crate::admin::control::{ControlError, ControlEvent, ControlServer};
 use crate::admin::fabric_protocol::{Counter, FabricReply, FabricRequest};
 use crate::fabric::report::FabricEvent;
 use crate::fabric::{CatalogError, Fabric, FabricConfig};
-use crate::net::{
-    BATCH_FRAMES, Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket,
-};
+use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError, Outbox, PacketSocket};
 use crate::store::catalog::{FILE_NAME, OpenError, SqliteCatalog};
 use crate::store::identity::{Identity, IdentityError};
 use crate::wire::{FABRIC_MULTICAST, Time};
@@ -274,7 +272,7 @@ impl Fabricd {
                     let _ = self.fabric.handle(time, frame.source, frame.payload);
                 }
             }
-            if count < BATCH_FRAMES {
+            if count == 0 || !self.inbox.is_full() {
                 return;
             }
             self.transmit();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::service::ServiceEvent;
 use crate::initiator::load::Load;
-use crate::initiator::{DeviceId, Io, IoError};
+use crate::initiator::{DeviceId, Initiator, IoError};
 use crate::wire::Time;
 
 /// The most loads at a time.
@@ -71,23 +71,35 @@ impl Loads {
         }
     }
 
-    /// The I/Os to submit now.
-    pub(super) fn next(&mut self, now: Time) -> Vec<(u64, DeviceId, Io)> {
-        let mut all = Vec::new();
+    /// Submits the I/Os that are to be begun now; whether there were any.
+    pub(super) fn submit(&mut self, now: Time, initiator: &mut Initiator) -> bool {
+        let mut any = false;
         for running in self.running.values_mut().filter(|r| !r.is_unwanted) {
             let high = LOAD | u64::from(running.number) << 32;
-            while let Some((slot, io)) = running.load.next(now) {
-                all.push((high | u64::from(slot), running.device, io));
+            let device = running.device;
+            while let Some((slot, io)) = running
+                .load
+                .next(now, |len| initiator.take_buffer(device, len))
+            {
+                any = true;
+                initiator.submit(now, device, io, high | u64::from(slot));
             }
         }
-        all
+        any
     }
 
-    /// An I/O has ended.
-    pub(super) fn done(&mut self, now: Time, token: u64, result: Result<(), IoError>) {
+    /// An I/O has ended; what it has read goes back to the initiator.
+    pub(super) fn done(
+        &mut self,
+        now: Time,
+        token: u64,
+        result: Result<Vec<u8>, IoError>,
+        initiator: &mut Initiator,
+    ) {
         let number = ((token & !LOAD) >> 32) as u32;
         let running = self.running.values_mut().find(|r| r.number == number);
         if let Some(running) = running {
+            let result = result.map(|read| initiator.give_buffer(running.device, read));
             running.load.done(now, token as u32, result);
         }
     }

@@ -19,7 +19,7 @@ use crate::crt::TableChange;
 use crate::export::rules_file::RulesFile;
 use crate::export::udev;
 use crate::initiator::InitiatorConfig;
-use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Nics};
+use crate::net::{Inbox, Interface, LinkWatch, Nics};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
 use crate::store::crt_file::CrtFile;
@@ -35,6 +35,8 @@ const TOKEN_COMMITS: u64 = 4;
 
 /// Commands that one connection to a controller may have outstanding.
 const SERVICE_CREDITS: u16 = 128;
+/// Memory that service frames are received into, bytes for each NIC: some 450 jumbo frames.
+const RING_BYTES: usize = 4 << 20;
 /// The most batches that are received before timers, administrators and sending have their turn.
 const MAX_RECEIVE_ROUNDS: usize = 16;
 
@@ -90,7 +92,7 @@ fn run_once(
     }
     let mtu = mtu(config, &interfaces)?;
     let management = Nics::open(&interfaces, config.ethertype_management)?;
-    let service_socket = Nics::open(&interfaces, config.ethertype_service)?;
+    let service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
     let macs = management.macs();
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
     for dir in [&config.state_dir, &config.run_dir] {
@@ -352,7 +354,7 @@ impl Rmad {
                         let _ = self.agent.handle(time, frame.source, frame.payload);
                         self.act(service);
                     }
-                    if count < BATCH_FRAMES {
+                    if count == 0 || !inbox.is_full() {
                         return;
                     }
                 }
@@ -410,6 +412,7 @@ impl Rmad {
                 self.act(service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
+            Question::Statistics => service.send(ServiceCommand::Statistics(id.as_u64())),
             Question::Load { device, spec } => {
                 let among = [EntityType::Device, EntityType::Extent];
                 match self.agent.table().resolve_among(&device, &among) {
@@ -475,6 +478,10 @@ impl Rmad {
                 }
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
+                }
+                ServiceEvent::Statistics(token, devices, frames) => {
+                    let answer = Answer::Statistics { devices, frames };
+                    self.finish(ControlId::from_u64(token), &answer);
                 }
             }
         }
@@ -568,7 +575,10 @@ impl Rmad {
 
     fn transmit(&mut self) {
         let (agent, time) = (&mut self.agent, now());
-        if let Err(e) = self.socket.send(time, |out| agent.poll_transmit(time, out)) {
+        if let Err(e) = self
+            .socket
+            .send(time, |out, _| agent.poll_transmit(time, out))
+        {
             log::warn!("{}", chain(&e));
         }
     }

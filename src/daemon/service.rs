@@ -16,7 +16,7 @@ use super::loads::Loads;
 pub use super::service_words::{ServiceCommand, ServiceEvent};
 use super::service_words::{info, target, usable};
 use super::spin::Spin;
-use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
 use crate::export::block::{BlockError, BlockRequest};
 use crate::export::socket::NbdSockets;
 use crate::initiator::load::{Load, LoadSpec};
@@ -29,9 +29,6 @@ use crate::wire::{ClusterName, Guid, IocNumber, Time};
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
-
-/// While it polls for frames, every so many rounds everything else is looked at too.
-const LOOK_EVERY: u32 = 8;
 
 /// What the thread needs to start.
 pub struct ServiceConfig {
@@ -159,17 +156,20 @@ impl Service {
     fn run(mut self, mut event_loop: Loop) {
         let mut seen = Vec::new();
         let mut spin = Spin::default();
-        let mut round = 0_u32;
         loop {
             seen.clear();
-            let polls = spin.polls(now());
-            round = round.wrapping_add(1);
+            let time = now();
+            let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
-            let looks = !polls || round.is_multiple_of(LOOK_EVERY);
+            let looks = !polls || spin.looks(time);
             if looks && !self.look(&mut event_loop, polls, &mut seen) {
                 return;
             }
             let received = self.state() == LinkState::Up && self.receive();
+            if !looks && !received {
+                std::hint::spin_loop();
+                continue;
+            }
             self.initiator.tick(now());
             self.serve(looks);
             self.transmit();
@@ -189,6 +189,10 @@ impl Service {
         let deadline = if polls {
             Some(Time::ZERO)
         } else {
+            if let Err(e) = self.socket.arm() {
+                log::error!("service thread: {e}");
+                return false;
+            }
             let own = self.initiator.deadline().into_iter();
             own.chain(self.loads.deadline()).min()
         };
@@ -241,6 +245,10 @@ impl Service {
                     let report = self.report();
                     self.say(ServiceEvent::Report(token, report));
                 }
+                ServiceCommand::Statistics(token) => {
+                    let (devices, frames) = self.statistics();
+                    self.say(ServiceEvent::Statistics(token, devices, frames));
+                }
                 ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
                 ServiceCommand::EndLoad(token) => self.loads.end(token),
                 ServiceCommand::LinkChanged => self.refresh(),
@@ -292,7 +300,7 @@ impl Service {
                         // What is wrong with a frame is counted by the initiator.
                         let _ = self.initiator.handle(time, frame.source, frame.payload);
                     }
-                    if count < crate::net::BATCH_FRAMES {
+                    if count == 0 || !self.inbox.is_full() {
                         break;
                     }
                 }
@@ -311,15 +319,12 @@ impl Service {
         let mut quiet = false;
         while !quiet {
             quiet = true;
+            let time = now();
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
-                self.take(event);
+                self.take(time, event);
             }
-            let time = now();
-            for (token, device, io) in self.loads.next(time) {
-                quiet = false;
-                self.initiator.submit(time, device, io, token);
-            }
+            quiet &= !self.loads.submit(time, &mut self.initiator);
             for told in self.loads.reports(time) {
                 self.say(told);
             }
@@ -337,10 +342,10 @@ impl Service {
         }
     }
 
-    fn take(&mut self, event: IoEvent) {
+    fn take(&mut self, time: Time, event: IoEvent) {
         match event {
             IoEvent::Done { token, result } if Loads::owns(token) => {
-                self.loads.done(now(), token, result.map(drop));
+                self.loads.done(time, token, result, &mut self.initiator);
             }
             IoEvent::Done { token, result } => {
                 self.sockets
@@ -419,10 +424,9 @@ impl Service {
 
     fn transmit(&mut self) {
         let (initiator, time) = (&mut self.initiator, now());
-        if let Err(e) = self
-            .socket
-            .send(time, |out| initiator.poll_transmit(time, out))
-        {
+        if let Err(e) = self.socket.send(time, |out, tail| {
+            initiator.poll_transmit_parts(time, out, tail)
+        }) {
             log::warn!("{e}");
         }
     }
@@ -519,6 +523,26 @@ impl Service {
                 }
             })
             .collect()
+    }
+
+    fn statistics(&mut self) -> (Vec<DeviceStatistics>, FrameStatistics) {
+        let devices = self.exports.iter().filter_map(|(guid, export)| {
+            Some(DeviceStatistics {
+                guid: guid.to_string(),
+                name: export.owned.row.name.clone(),
+                done: self.initiator.stats(export.device)?,
+            })
+        });
+        let devices = devices.collect();
+        let counters = self.socket.counters();
+        let frames = FrameStatistics {
+            received: counters.received_frames,
+            receive_drops: counters.receive_drops,
+            malformed: counters.received_malformed,
+            sent: counters.sent_frames,
+            send_drops: counters.send_drops + counters.send_oversized,
+        };
+        (devices, frames)
     }
 
     fn stop(&mut self) {

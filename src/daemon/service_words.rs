@@ -1,7 +1,7 @@
 //! What the management thread and the service thread of `rmad` say to each other, and what an owned
 //! device is to the initiator and to a client.
 
-use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
 use crate::export::block::ExportInfo;
 use crate::initiator::Target;
 use crate::initiator::load::{LoadReport, LoadSpec};
@@ -25,6 +25,8 @@ pub enum ServiceCommand {
     Export(Vec<OwnedDevice>),
     /// Tell what is exported; the token comes back.
     Report(u64),
+    /// Tell what has been done; the token comes back.
+    Statistics(u64),
     /// Make load on a device that this host owns, and tell how it goes; the token comes back.
     Load(u64, Guid, LoadSpec),
     /// Whoever wanted that load has gone: end it.
@@ -44,6 +46,8 @@ pub enum ServiceEvent {
     Notified(Guid, IocNumber, Notification),
     /// What is exported.
     Report(u64, Vec<ExportStatus>),
+    /// What has been done.
+    Statistics(u64, Vec<DeviceStatistics>, FrameStatistics),
     /// How a load goes, or why there is none. The last one says that it is over.
     Load {
         /// Which.

@@ -7,6 +7,8 @@ use crate::wire::Time;
 
 /// How long after the last frame the next is polled for.
 const POLL_FOR: Duration = Duration::from_micros(50);
+/// How often it is looked whether anything else is to be done, while frames are polled for.
+const LOOK_EVERY: Duration = Duration::from_micros(10);
 /// The score at its best and, negated, at its worst.
 const SCORE_LIMIT: i8 = 16;
 /// What polling in vain takes from the score; a frame in time gives 1.
@@ -20,6 +22,7 @@ pub(super) struct Spin {
     score: i8,
     until: Option<Time>,
     skipped: u32,
+    look_at: Time,
 }
 
 impl Spin {
@@ -33,6 +36,15 @@ impl Spin {
             self.skipped = 0;
             self.until = Some(now + POLL_FOR);
         }
+    }
+
+    /// Whether to look now at whatever is not a frame.
+    pub(super) fn looks(&mut self, now: Time) -> bool {
+        let due = self.look_at <= now;
+        if due {
+            self.look_at = now + LOOK_EVERY;
+        }
+        due
     }
 
     /// Nothing is awaited any more: sleeping is no failure.
@@ -81,6 +93,13 @@ mod tests {
             spin.worked(us(2_000_000 + at * 10));
         }
         assert!(spin.polls(us(2_010_000)), "it pays again");
+    }
+
+    #[test]
+    fn other_things_have_their_turn() {
+        let mut spin = Spin::default();
+        let looks = (0..1000).filter(|n| spin.looks(us(*n))).count();
+        assert_eq!(looks, 100);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser as _;
 use nix::errno::Errno;
@@ -24,8 +23,8 @@ use crate::backend::{Backend, Completion, Pool, PoolError};
 use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
-use crate::unit::{DiskError, Unit, UnitAction, UnitConfig, UnitFacts};
-use crate::wire::{Mac, Time};
+use crate::unit::{DiskError, DiskOp, Unit, UnitAction, UnitConfig, UnitFacts};
+use crate::wire::{Guid, Mac, Time};
 
 /// The largest MTU that is taken from an interface by itself.
 const MAX_DEFAULT_MTU: u16 = 9000;
@@ -44,9 +43,6 @@ const TOKEN_SERVICE: u64 = 1;
 const TOKEN_POOL: u64 = 2;
 const TOKEN_CONTROL: u64 = 3;
 const TOKEN_LINKS: u64 = 4;
-
-/// While it polls for frames, every so many rounds everything else is looked at too.
-const LOOK_EVERY: u32 = 8;
 
 /// Why the daemon cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
@@ -239,16 +235,19 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
         let mut spin = Spin::default();
-        let mut round = 0_u32;
         loop {
             seen.clear();
-            let polls = spin.polls(event_loop::now());
-            round = round.wrapping_add(1);
+            let now = event_loop::now();
+            let polls = spin.polls(now);
             // While it polls for frames, everything else is looked at now and then.
-            if !polls || round.is_multiple_of(LOOK_EVERY) {
+            let looks = !polls || spin.looks(now);
+            if looks {
                 let deadline = if polls {
                     Some(Time::ZERO)
                 } else {
+                    for port in &mut self.ports {
+                        port.nics.arm()?;
+                    }
                     let own = self.unit.deadline().into_iter();
                     own.chain(self.drop_log.deadline()).min()
                 };
@@ -280,6 +279,9 @@ impl Daemon {
             }
             if served {
                 spin.worked(now);
+            } else if !looks {
+                std::hint::spin_loop();
+                continue;
             } else if polls {
                 std::thread::yield_now();
             }
@@ -318,20 +320,12 @@ impl Daemon {
 
     /// Does what the unit wants done, until it wants no more.
     fn act(&mut self) {
+        let now = event_loop::now();
         while let Some(action) = self.unit.poll_action() {
             match action {
                 UnitAction::Disk { token, device, op } => {
-                    let Some(served) = self.media.get(device) else {
-                        let error = DiskError::Media(Errno::ENODEV as i32);
-                        self.unit.disk_done(event_loop::now(), token, Err(error));
-                        continue;
-                    };
-                    let backend: Arc<dyn Backend> = served.backend.clone();
-                    if backend.is_instant() {
-                        let outcome = backend.execute(op);
-                        self.unit.disk_done(event_loop::now(), token, outcome);
-                    } else {
-                        self.pool.submit(token, backend, op);
+                    if let Some(outcome) = self.perform(token, device, op) {
+                        self.unit.disk_done(now, token, outcome);
                     }
                 }
                 UnitAction::PersistRegisters { token, change } => {
@@ -373,6 +367,51 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Performs a disk operation where that needs no waiting; otherwise the pool does, and its completion
+    /// is reported.
+    fn perform(
+        &mut self,
+        token: u64,
+        device: Guid,
+        op: DiskOp,
+    ) -> Option<Result<Vec<u8>, DiskError>> {
+        let Some(served) = self.media.get(device) else {
+            return Some(Err(DiskError::Media(Errno::ENODEV as i32)));
+        };
+        let backend = &served.backend;
+        let op = match op {
+            DiskOp::Read { offset, len } => {
+                let mut buffer = self.unit.take_buffer(len as usize);
+                match backend.read_at_once(offset, &mut buffer) {
+                    Some(outcome) => return Some(outcome.map(|()| buffer)),
+                    None => self.unit.give_buffer(buffer),
+                }
+                op
+            }
+            DiskOp::Write {
+                offset,
+                data,
+                fua: false,
+            } => match backend.write_at_once(offset, &data) {
+                Some(outcome) => {
+                    self.unit.give_buffer(data.into_buffer());
+                    return Some(outcome.map(|()| Vec::new()));
+                }
+                None => DiskOp::Write {
+                    offset,
+                    data,
+                    fua: false,
+                },
+            },
+            op => op,
+        };
+        if backend.is_instant() {
+            return Some(backend.execute(op));
+        }
+        self.pool.submit(token, backend.clone(), op);
+        None
     }
 
     /// Follows the interface through down, up, removal and return.

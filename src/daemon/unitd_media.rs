@@ -109,6 +109,18 @@ impl Backend for Metered {
             .inspect_err(|e| self.failed(name, *e))
     }
 
+    fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
+        let outcome = self.inner.read_at_once(offset, into)?;
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        Some(outcome.inspect_err(|e| self.failed("read", *e)))
+    }
+
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+        let outcome = self.inner.write_at_once(offset, data)?;
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        Some(outcome.inspect_err(|e| self.failed("write", *e)))
+    }
+
     fn resize(&self, wanted: Option<u64>) -> Result<DiskInfo, OpenError> {
         self.inner.resize(wanted)
     }

@@ -10,6 +10,9 @@ use crate::wire::{DropReason, Time};
 /// How often dropped frames are logged at most, and frames that could not be sent.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Memory that service frames are received into, bytes for each NIC: some 900 jumbo frames.
+const RING_BYTES: usize = 8 << 20;
+
 /// A socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
@@ -50,7 +53,8 @@ impl Port {
         token: u64,
         event_loop: &Loop,
     ) -> Result<Self, PortError> {
-        let nics = Nics::open(interfaces, ethertype)?;
+        let ring_bytes = if is_service { RING_BYTES } else { 0 };
+        let nics = Nics::open_with(interfaces, ethertype, ring_bytes)?;
         event_loop
             .add(&nics, token, Interest::Read)
             .map_err(wait("wait for frames"))?;
@@ -65,9 +69,13 @@ impl Port {
     /// Sends what the unit has for this EtherType, as far as the kernel takes it.
     pub fn send(&mut self, now: Time, unit: &mut Unit) {
         let is_service = self.is_service;
-        let sent = self
-            .nics
-            .send(now, |bytes| unit.poll_transmit_on(is_service, now, bytes));
+        let sent = self.nics.send(now, |bytes, tail| {
+            if is_service {
+                unit.poll_service_parts(now, bytes, tail)
+            } else {
+                unit.poll_transmit_on(false, now, bytes)
+            }
+        });
         // As if a switch had lost them: the peers recover.
         if let Err(e) = sent {
             self.complain(now, &e);

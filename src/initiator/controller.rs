@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use super::tables::Window;
 use super::{ControllerKey, DeviceId, Initiator, IoEvent, Sent, Target, key_of};
 use crate::session::{Client, ClientConfig, Request};
 use crate::wire::kind::Role;
 use crate::wire::message::DevicesReply;
 use crate::wire::{
-    CommandId, Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
+    Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
 };
 
 /// Where commands to a device, or to an extent of it, go.
@@ -37,6 +38,8 @@ pub(super) struct Controller {
     list_wanted: bool,
     /// Open devices on it with parts to send, in turn.
     pub(super) ready: VecDeque<DeviceId>,
+    /// Commands that were given to the session and have not ended.
+    pub(super) sent: Window<Sent>,
 }
 
 impl Initiator {
@@ -72,6 +75,7 @@ impl Initiator {
                 listing: false,
                 list_wanted: false,
                 ready: VecDeque::new(),
+                sent: Window::new(),
             };
             self.controllers.insert(key, controller);
             let waiting: Vec<DeviceId> = self.devices_at(key);
@@ -229,7 +233,8 @@ impl Initiator {
             if let Ok(command) = client.submit(now, request) {
                 controller.listing = true;
                 controller.list_wanted = false;
-                self.commands.insert((key, command), Sent::List);
+                controller.sent.push(command.0, Sent::List);
+                self.under_way += 1;
             }
         }
         let depth = usize::from(self.config.credits) * 2;
@@ -244,8 +249,9 @@ impl Initiator {
             let Some((io, part)) = device.waiting.pop_front() else {
                 continue;
             };
-            if let Some(running) = self.ios.get_mut(&io) {
-                let command = running.send(part, device.target.extent);
+            if let Some(running) = self.ios.get_mut(io) {
+                let room = client.take_buffer(running.body_bytes(part));
+                let command = running.send(part, device.target.extent, room);
                 let request = Request {
                     kind: command.kind,
                     flags: command.flags,
@@ -263,8 +269,10 @@ impl Initiator {
                     return;
                 };
                 let target = device.target;
-                self.commands
-                    .insert((key, command), Sent::Part { io, part, target });
+                controller
+                    .sent
+                    .push(command.0, Sent::Part { io, part, target });
+                self.under_way += 1;
             }
             if !device.waiting.is_empty() {
                 device.ready = true;
@@ -276,22 +284,18 @@ impl Initiator {
     /// Ends the session of a controller that was removed, once nothing of an open device is under
     /// way on it. What closed devices left there is dead with it: the next session replaces it.
     pub(super) fn close_unused(&mut self, now: Time, key: ControllerKey) {
-        if !self.controllers.get(&key).is_some_and(|c| c.leaving) {
+        let Some(controller) = self.controllers.get(&key).filter(|c| c.leaving) else {
             return;
-        }
-        let sent = (key, CommandId(0))..=(key, CommandId(u64::MAX));
-        let ghosts: Vec<_> = self
-            .commands
-            .range(sent)
-            .map(|(at, sent)| (*at, *sent))
-            .collect();
+        };
+        let ghosts: Vec<Sent> = controller.sent.values().copied().collect();
         let in_use = ghosts
             .iter()
-            .any(|(_, s)| matches!(s, Sent::Part { io, .. } if self.ios.contains_key(io)));
+            .any(|s| matches!(s, Sent::Part { io, .. } if self.ios.contains(*io)));
         if in_use {
             return;
         }
         self.controllers.remove(&key);
+        self.under_way -= ghosts.len();
         for device in self.devices_at(key) {
             if let Some(open) = self.devices.get_mut(&device) {
                 open.ready = false;
@@ -301,8 +305,7 @@ impl Initiator {
             client.close(now);
         }
         self.hub.remove(&key);
-        for (at, sent) in ghosts {
-            self.commands.remove(&at);
+        for sent in ghosts {
             if let Sent::Part { target, .. } = sent {
                 self.on_ghost(now, &target);
             }

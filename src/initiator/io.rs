@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::stats::DeviceStats;
 use super::{
     DeviceId, Io, IoError, IoOp, MAX_PART_BYTES, MAX_RANGE_PARTS, RANGE_PART_BYTES, RETRY_FIRST,
     RETRY_MAX,
 };
-use crate::wire::message::IoRange;
-use crate::wire::{Flags, Guid, Kind, Status, Wire};
+use crate::wire::message::{IO_RANGE_BYTES, IoRange};
+use crate::wire::{Flags, Guid, Kind, Status, Time, Wire};
 
 /// A part as a command.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ pub(super) enum Progress {
 pub(super) struct Running {
     pub(super) device: DeviceId,
     pub(super) token: u64,
+    begun: Time,
     op: IoOp,
     offset: u64,
     len: u64,
@@ -59,10 +61,11 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn new(device: DeviceId, io: Io, len: u64, token: u64) -> Self {
+    pub(super) fn new(now: Time, device: DeviceId, io: Io, len: u64, token: u64) -> Self {
         let mut running = Self {
             device,
             token,
+            begun: now,
             op: io.op,
             offset: io.offset,
             len,
@@ -118,8 +121,17 @@ impl Running {
         (start, self.part_bytes().min(self.len - start))
     }
 
-    /// A part as a command that is being sent.
-    pub(super) fn send(&mut self, part: u32, extent: Guid) -> Part {
+    /// Bytes of the command's body that a part becomes.
+    pub(super) fn body_bytes(&self, part: u32) -> usize {
+        let data = match self.op {
+            IoOp::Write if part != Part::FLUSH => self.span(part).1 as usize,
+            _ => 0,
+        };
+        IO_RANGE_BYTES + data
+    }
+
+    /// A part as a command that is being sent; its body goes into `room`, which is empty.
+    pub(super) fn send(&mut self, part: u32, extent: Guid, room: Vec<u8>) -> Part {
         self.sent += 1;
         let kind = match self.op {
             _ if part == Part::FLUSH => Kind::Flush,
@@ -140,7 +152,7 @@ impl Running {
             offset,
             len,
         };
-        let (mut body, mut expect) = (range.to_body(), 0);
+        let (mut body, mut expect) = (range.to_body_in(room), 0);
         if kind == Kind::Write {
             body.extend_from_slice(&self.data[start as usize..(start + len) as usize]);
         } else if kind == Kind::Read {
@@ -213,6 +225,20 @@ impl Running {
     /// Whether nothing of it waits or is under way.
     pub(super) const fn has_ended(&self) -> bool {
         self.left == 0
+    }
+
+    /// Counts it, now that it has ended.
+    pub(super) fn count_in(&self, stats: &mut DeviceStats, now: Time) {
+        let took = now.since(self.begun);
+        stats.count(self.op, self.len, took, self.error.is_none());
+    }
+
+    /// The data of a write, which is not needed any more.
+    pub(super) fn take_written(&mut self) -> Vec<u8> {
+        match self.op {
+            IoOp::Write => std::mem::take(&mut self.data),
+            _ => Vec::new(),
+        }
     }
 
     /// Its token and result.

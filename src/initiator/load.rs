@@ -14,7 +14,7 @@ pub const MAX_DEPTH: u32 = 1024;
 /// The longest run.
 pub const MAX_SECONDS: u32 = 24 * 3600;
 /// Latencies are kept up to this many nanoseconds; longer ones count as this.
-const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
+pub(super) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
 /// Percentiles that a report has.
 const PERCENTILES: [f64; 6] = [50.0, 90.0, 95.0, 99.0, 99.9, 99.99];
 
@@ -203,8 +203,8 @@ impl Load {
     }
 
     /// The next I/O and the number under which its end is to be told; nothing while the depth is
-    /// used up or the time is over.
-    pub fn next(&mut self, now: Time) -> Option<(u32, Io)> {
+    /// used up or the time is over. `room` gives empty buffers of a size for what is written.
+    pub fn next(&mut self, now: Time, room: impl FnOnce(usize) -> Vec<u8>) -> Option<(u32, Io)> {
         if now >= self.until {
             return None;
         }
@@ -228,7 +228,9 @@ impl Load {
             data: if is_read {
                 Vec::new()
             } else {
-                self.pattern.clone()
+                let mut data = room(self.pattern.len());
+                data.extend_from_slice(&self.pattern);
+                data
             },
             fua: !is_read && self.spec.fua,
         };
@@ -291,7 +293,7 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3).expect("constant bounds, in order")
 }
 
-fn latencies(of: &Histogram<u64>) -> Option<Latencies> {
+pub(super) fn latencies(of: &Histogram<u64>) -> Option<Latencies> {
     (!of.is_empty()).then(|| Latencies {
         count: of.len(),
         min_ns: of.min(),
@@ -331,11 +333,14 @@ mod tests {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
         let mut offsets = Vec::new();
         for at in 0..5 {
-            let (first, io) = load.next(ms(at)).unwrap();
+            let (first, io) = load.next(ms(at), Vec::with_capacity).unwrap();
             offsets.push(io.offset);
-            let (second, io) = load.next(ms(at)).unwrap();
+            let (second, io) = load.next(ms(at), Vec::with_capacity).unwrap();
             offsets.push(io.offset);
-            assert!(load.next(ms(at)).is_none(), "the depth is used up");
+            assert!(
+                load.next(ms(at), Vec::with_capacity).is_none(),
+                "the depth is used up"
+            );
             load.done(ms(at), second, Ok(()));
             load.done(ms(at), first, Ok(()));
         }
@@ -345,12 +350,12 @@ mod tests {
     #[test]
     fn only_what_begins_after_the_ramp_counts_and_what_is_under_way_is_awaited() {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
-        let (early, _) = load.next(ms(999)).unwrap();
+        let (early, _) = load.next(ms(999), Vec::with_capacity).unwrap();
         load.done(ms(1500), early, Ok(()));
-        let (slot, _) = load.next(ms(1500)).unwrap();
+        let (slot, _) = load.next(ms(1500), Vec::with_capacity).unwrap();
         load.done(ms(1600), slot, Ok(()));
-        let (late, _) = load.next(ms(1999)).unwrap();
-        assert!(load.next(ms(2000)).is_none() && !load.is_over(ms(2000)));
+        let (late, _) = load.next(ms(1999), Vec::with_capacity).unwrap();
+        assert!(load.next(ms(2000), Vec::with_capacity).is_none() && !load.is_over(ms(2000)));
         load.done(ms(2100), late, Ok(()));
         assert!(load.is_over(ms(2100)));
         let report = load.report();
@@ -365,9 +370,9 @@ mod tests {
     #[test]
     fn an_error_is_told_and_ends_the_run() {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
-        let (slot, _) = load.next(ms(5)).unwrap();
+        let (slot, _) = load.next(ms(5), Vec::with_capacity).unwrap();
         load.done(ms(6), slot, Err(IoError::Closed));
-        assert!(load.next(ms(7)).is_none() && load.is_over(ms(7)));
+        assert!(load.next(ms(7), Vec::with_capacity).is_none() && load.is_over(ms(7)));
         let report = load.report();
         assert_eq!((report.errors, report.ios), (1, 0));
         assert_eq!(report.first_error, "the device is closed");
@@ -383,7 +388,7 @@ mod tests {
         let mut load = Load::new(ms(0), mixed, 1 << 20, 7);
         let mut reads = 0;
         for _ in 0..1000 {
-            let (slot, io) = load.next(ms(1)).unwrap();
+            let (slot, io) = load.next(ms(1), Vec::with_capacity).unwrap();
             assert!((8192..=16384).contains(&io.offset) && io.offset % 4096 == 0);
             assert_eq!(io.op == IoOp::Write, io.data.len() == 4096);
             reads += u32::from(io.op == IoOp::Read);

@@ -3,22 +3,27 @@
 //! Depends on [`crate::session`] and [`crate::wire`]. An [`Initiator`] holds one session for each I/O
 //! controller; devices are opened on them and take reads and writes of any length.
 
+mod answers;
 mod controller;
 mod io;
 pub mod load;
+pub mod stats;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{ClientEvent, Counters, Hub, HubEvent};
+use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent};
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, CommandId, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac,
-    Status, Time,
+    ClusterName, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac, Status, Tail,
+    Time,
 };
 use controller::{Controller, Place};
-use io::{Part, Progress, Running};
+use io::Running;
+use stats::{DeviceReport, DeviceStats};
+use tables::Slots;
 
 /// The most bytes of one read or write command; longer I/O is split.
 pub const MAX_PART_BYTES: u64 = 1 << 20;
@@ -198,12 +203,11 @@ pub struct Initiator {
     controllers: BTreeMap<ControllerKey, Controller>,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u64,
-    ios: BTreeMap<u64, Running>,
-    next_io: u64,
+    ios: Slots<Running>,
     /// Bytes of all I/Os' data.
     held: u64,
-    /// Commands that were given to a session.
-    commands: BTreeMap<(ControllerKey, CommandId), Sent>,
+    /// How many commands were given to sessions and have not ended.
+    under_way: usize,
     /// How many commands of closed devices have not ended: a device that is opened at the same
     /// place waits for them, as they would overtake its own (I3).
     ghosts: BTreeMap<Place, usize>,
@@ -220,11 +224,11 @@ type ControllerKey = (Guid, IocNumber);
 #[derive(Debug)]
 struct Device {
     target: Target,
-    ios: BTreeSet<u64>,
     /// Parts to be sent: I/O and the part's number.
     waiting: VecDeque<(u64, u32)>,
     /// Whether the device is in its controller's list of those with waiting parts.
     ready: bool,
+    stats: DeviceStats,
 }
 
 /// A command that was given to a session.
@@ -246,10 +250,9 @@ impl Initiator {
             controllers: BTreeMap::new(),
             devices: BTreeMap::new(),
             next_device: 1,
-            ios: BTreeMap::new(),
-            next_io: 1,
+            ios: Slots::new(),
             held: 0,
-            commands: BTreeMap::new(),
+            under_way: 0,
             ghosts: BTreeMap::new(),
             retries: BTreeSet::new(),
             sessions: 0,
@@ -264,9 +267,9 @@ impl Initiator {
         self.next_device += 1;
         let device = Device {
             target,
-            ios: BTreeSet::new(),
             waiting: VecDeque::new(),
             ready: false,
+            stats: DeviceStats::new(),
         };
         self.devices.insert(id, device);
         self.note_use(key_of(&target));
@@ -276,6 +279,11 @@ impl Initiator {
     /// Where a device is, and under which epoch.
     pub fn target(&self, device: DeviceId) -> Option<&Target> {
         self.devices.get(&device).map(|d| &d.target)
+    }
+
+    /// What has been done on a device since it was opened.
+    pub fn stats(&self, device: DeviceId) -> Option<DeviceReport> {
+        self.devices.get(&device).map(|d| d.stats.report())
     }
 
     /// Tells where the device is now, and under which epoch; what waits is sent there. What was
@@ -307,9 +315,9 @@ impl Initiator {
         if let Some(controller) = self.controllers.get_mut(&key) {
             controller.ready.retain(|d| *d != device);
         }
-        for id in open.ios {
+        for id in self.ios.keys_of(|io| io.device == device) {
             self.retries.retain(|(_, io, _)| *io != id);
-            let Some(io) = self.ios.remove(&id) else {
+            let Some(io) = self.ios.remove(id) else {
                 continue;
             };
             self.held -= io.held();
@@ -317,9 +325,9 @@ impl Initiator {
         }
         // What was sent may still be executed; only its end makes the place free again.
         self.ghosts.clear();
-        for sent in self.commands.values() {
+        for sent in self.controllers.values().flat_map(|c| c.sent.values()) {
             if let Sent::Part { io, target, .. } = sent
-                && !self.ios.contains_key(io)
+                && !self.ios.contains(*io)
             {
                 *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
             }
@@ -344,20 +352,37 @@ impl Initiator {
         if len == 0 && io.op != IoOp::Flush {
             return self.done(token, Ok(Vec::new()));
         }
-        let running = Running::new(device, io, len, token);
+        let running = Running::new(now, device, io, len, token);
         if self.ios.len() >= MAX_IOS || self.held + running.held() > MAX_HELD_BYTES {
             return self.done(token, Err(IoError::Full));
         }
-        let id = self.next_io;
-        self.next_io += 1;
         self.held += running.held();
-        open.ios.insert(id);
-        open.waiting
-            .extend((0..running.part_count()).map(|part| (id, part)));
+        let parts = running.part_count();
+        let id = self.ios.insert(running);
+        open.waiting.extend((0..parts).map(|part| (id, part)));
         let key = key_of(&open.target);
-        self.ios.insert(id, running);
         self.make_ready(device);
         self.feed(now, key);
+    }
+
+    /// An empty buffer with room for `len` bytes, for the data of a write to a device.
+    pub fn take_buffer(&mut self, device: DeviceId, len: usize) -> Vec<u8> {
+        match self.client_of(device) {
+            Some(client) => client.take_buffer(len),
+            None => Vec::with_capacity(len),
+        }
+    }
+
+    /// Takes back what was read from a device, to be used again.
+    pub fn give_buffer(&mut self, device: DeviceId, buffer: Vec<u8>) {
+        if let Some(client) = self.client_of(device) {
+            client.give_buffer(buffer);
+        }
+    }
+
+    fn client_of(&mut self, device: DeviceId) -> Option<&mut Client> {
+        let key = key_of(&self.devices.get(&device)?.target);
+        self.hub.client_mut(&key)
     }
 
     fn done(&mut self, token: u64, result: Result<Vec<u8>, IoError>) {
@@ -396,9 +421,19 @@ impl Initiator {
         self.hub.poll_transmit(now, out)
     }
 
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
+        self.hub.poll_transmit_parts(now, out, tail)
+    }
+
     /// Whether an answer is awaited.
     pub fn is_waiting(&self) -> bool {
-        !self.commands.is_empty()
+        self.under_way > 0
     }
 
     /// The next event.
@@ -437,132 +472,6 @@ impl Initiator {
                     notification,
                 }),
             }
-        }
-    }
-
-    fn on_reply(
-        &mut self,
-        now: Time,
-        key: ControllerKey,
-        command: CommandId,
-        status: Status,
-        body: Vec<u8>,
-    ) {
-        match self.commands.remove(&(key, command)) {
-            None => {}
-            Some(Sent::List) => self.on_list(now, key, status, &body),
-            Some(Sent::Part { io, part, target }) => {
-                if self.ios.contains_key(&io) {
-                    self.on_part(now, io, part, &target, status, body);
-                } else {
-                    self.on_ghost(now, &target);
-                }
-                self.close_unused(now, key);
-            }
-        }
-        self.feed(now, key);
-    }
-
-    /// A part of an I/O was answered.
-    fn on_part(
-        &mut self,
-        now: Time,
-        id: u64,
-        part: u32,
-        sent_to: &Target,
-        status: Status,
-        body: Vec<u8>,
-    ) {
-        let Some(io) = self.ios.get_mut(&id) else {
-            return;
-        };
-        let Some(device) = self.devices.get(&io.device) else {
-            return;
-        };
-        let moved =
-            (Place::of(sent_to), sent_to.epoch) != (Place::of(&device.target), device.target.epoch);
-        let again = match status {
-            Status::Busy | Status::NotReady => Some(now + io.back_off()),
-            // The refusal is about a place or an epoch that is not the device's any more.
-            Status::NotOwner | Status::StaleEpoch | Status::NoDevice | Status::NoController
-                if moved =>
-            {
-                Some(now)
-            }
-            _ => None,
-        };
-        match again {
-            Some(at) if io.error().is_none() => {
-                io.put_back();
-                if at > now {
-                    self.retries.insert((at, id, part));
-                } else {
-                    self.wait_again(now, id, part);
-                }
-                return;
-            }
-            _ => {}
-        }
-        match io.answered(part, status, body) {
-            Progress::Going | Progress::Ended => {}
-            Progress::Flush => {
-                let device = io.device;
-                if let Some(open) = self.devices.get_mut(&device) {
-                    open.waiting.push_front((id, Part::FLUSH));
-                }
-                self.make_ready(device);
-            }
-            Progress::Failed => {
-                // What was not sent is not sent any more; what was is waited for.
-                let device = io.device;
-                if let Some(open) = self.devices.get_mut(&device) {
-                    open.waiting.retain(|(io, _)| *io != id);
-                }
-                self.retries.retain(|(_, io, _)| *io != id);
-            }
-        }
-        self.end(id);
-    }
-
-    /// Reports an I/O of which nothing is waiting or under way any more.
-    fn end(&mut self, id: u64) {
-        if !self.ios.get(&id).is_some_and(Running::has_ended) {
-            return;
-        }
-        let Some(io) = self.ios.remove(&id) else {
-            return;
-        };
-        self.held -= io.held();
-        if let Some(device) = self.devices.get_mut(&io.device) {
-            device.ios.remove(&id);
-        }
-        let (token, result) = io.into_result();
-        self.done(token, result);
-    }
-
-    /// A command of a closed device has ended.
-    fn on_ghost(&mut self, now: Time, target: &Target) {
-        let place = Place::of(target);
-        let Some(count) = self.ghosts.get_mut(&place) else {
-            return;
-        };
-        *count -= 1;
-        if *count == 0 {
-            self.ghosts.remove(&place);
-            self.make_place_ready(now, place);
-        }
-    }
-
-    /// Puts a part back among those that wait to be sent.
-    fn wait_again(&mut self, now: Time, id: u64, part: u32) {
-        let Some(device) = self.ios.get(&id).map(|io| io.device) else {
-            return;
-        };
-        if let Some(open) = self.devices.get_mut(&device) {
-            open.waiting.push_front((id, part));
-            let key = key_of(&open.target);
-            self.make_ready(device);
-            self.feed(now, key);
         }
     }
 }

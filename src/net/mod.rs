@@ -14,6 +14,7 @@ mod batch;
 mod interface;
 mod nics;
 pub mod raw;
+mod ring;
 mod socket;
 mod watch;
 

@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::socket::Counters;
 use super::{Inbox, Interface, LinkState, NetError, Outbox, PacketSocket};
-use crate::wire::{Mac, Time};
+use crate::wire::{Mac, Tail, Time};
 
 /// How long a destination may be sent to by one NIC without being heard before the others have their turn.
 const PATH_PATIENCE: Duration = Duration::from_millis(500);
@@ -28,6 +28,9 @@ pub struct Nics {
     /// The NIC that is received from first, and the one that an unknown station is tried by.
     turns: (usize, usize),
     frame: Vec<u8>,
+    /// Whether the file descriptor tells of frames once and then only after [`Nics::arm`]: telling costs
+    /// whoever sends the frame.
+    is_armed_by_hand: bool,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,26 @@ struct Nic {
 }
 
 impl Nic {
+    fn push(&mut self, destination: Mac, head: &[u8], end: Option<Tail>) {
+        self.outbox.push_parts(|bytes, tail| {
+            bytes.extend_from_slice(head);
+            *tail = end;
+            Some(destination)
+        });
+    }
+
+    /// Has `epoll` tell of its frames, and of room where it had none.
+    fn wait(&self, epoll: &Epoll, index: usize, once: bool) -> Result<(), NetError> {
+        let mut event = EpollEvent::new(wanted(once, self.blocked), index as u64);
+        epoll
+            .modify(&self.socket, &mut event)
+            .map_err(|errno| NetError::Kernel {
+                action: "wait for frames",
+                name: self.socket.interface().name.clone(),
+                source: io::Error::from(errno),
+            })
+    }
+
     /// Whether frames can leave by it.
     fn works(&self) -> bool {
         self.socket.state() == LinkState::Up && self.socket.interface().carrier
@@ -82,6 +105,19 @@ impl Nics {
     /// # Errors
     /// What [`PacketSocket::open`] says.
     pub fn open(interfaces: &[Interface], ethertype: u16) -> Result<Self, NetError> {
+        Self::open_with(interfaces, ethertype, 0)
+    }
+
+    /// The same with rings of about `ring_bytes` octets (see [`PacketSocket::open_with`]): for who looks for
+    /// frames again and again. The file descriptor tells of them only after [`Self::arm`].
+    ///
+    /// # Errors
+    /// What [`PacketSocket::open`] says.
+    pub fn open_with(
+        interfaces: &[Interface],
+        ethertype: u16,
+        ring_bytes: usize,
+    ) -> Result<Self, NetError> {
         let name = interfaces.first().map_or("", |i| i.name.as_str());
         let kernel = |errno: nix::Error| NetError::Kernel {
             action: "wait for frames",
@@ -91,8 +127,8 @@ impl Nics {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
         let mut nics = Vec::with_capacity(interfaces.len());
         for interface in interfaces {
-            let socket = PacketSocket::open(interface, ethertype)?;
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, nics.len() as u64);
+            let socket = PacketSocket::open_with(interface, ethertype, ring_bytes)?;
+            let event = EpollEvent::new(wanted(ring_bytes > 0, false), nics.len() as u64);
             epoll.add(&socket, event).map_err(kernel)?;
             nics.push(Nic {
                 socket,
@@ -106,6 +142,7 @@ impl Nics {
             paths: BTreeMap::new(),
             turns: (0, 0),
             frame: Vec::new(),
+            is_armed_by_hand: ring_bytes > 0,
         })
     }
 
@@ -140,6 +177,19 @@ impl Nics {
     /// What the sockets have counted, added up.
     pub fn counters(&mut self) -> Counters {
         self.each.iter_mut().map(|nic| nic.socket.counters()).sum()
+    }
+
+    /// Has the file descriptor tell of frames that are there or come, where it does so only once.
+    ///
+    /// # Errors
+    /// [`NetError::Kernel`].
+    pub fn arm(&mut self) -> Result<(), NetError> {
+        if self.is_armed_by_hand {
+            for (index, nic) in self.each.iter().enumerate() {
+                nic.wait(&self.epoll, index, true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at the interfaces again, after a notice of the kernel: what has changed, and what could not be
@@ -190,7 +240,7 @@ impl Nics {
         }
     }
 
-    /// Sends what `emit` gives (see [`Outbox::push_with`]), as far as the kernel takes it; call it again when
+    /// Sends what `emit` gives (see [`Outbox::push_parts`]), as far as the kernel takes it; call it again when
     /// the file descriptor is ready.
     ///
     /// # Errors
@@ -199,11 +249,11 @@ impl Nics {
     pub fn send(
         &mut self,
         now: Time,
-        mut emit: impl FnMut(&mut Vec<u8>) -> Option<Mac>,
+        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
     ) -> Result<(), NetError> {
         loop {
             if let [nic] = &mut self.each[..] {
-                while nic.outbox.push_with(&mut emit) {}
+                while nic.outbox.push_parts(&mut emit) {}
             } else {
                 self.distribute(now, &mut emit);
             }
@@ -217,19 +267,24 @@ impl Nics {
     }
 
     /// Puts frames into the outboxes of the NICs they should leave by, until one of them is full.
-    fn distribute(&mut self, now: Time, emit: &mut impl FnMut(&mut Vec<u8>) -> Option<Mac>) {
+    fn distribute(
+        &mut self,
+        now: Time,
+        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
+    ) {
         while !self.each.iter().any(|nic| nic.outbox.is_full()) {
             let mut frame = std::mem::take(&mut self.frame);
             frame.clear();
-            let destination = emit(&mut frame);
+            let mut tail = None;
+            let destination = emit(&mut frame, &mut tail);
             if let Some(destination) = destination {
                 if destination.is_multicast() {
                     for nic in self.each.iter_mut().filter(|nic| nic.works()) {
-                        nic.outbox.push(destination, &frame);
+                        nic.push(destination, &frame, tail.clone());
                     }
                 } else {
                     let index = self.choose(now, destination);
-                    self.each[index].outbox.push(destination, &frame);
+                    self.each[index].push(destination, &frame, tail);
                 }
             }
             self.frame = frame;
@@ -271,19 +326,7 @@ impl Nics {
                 }
             };
             if blocked != std::mem::replace(&mut nic.blocked, blocked) {
-                let flags = if blocked {
-                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT
-                } else {
-                    EpollFlags::EPOLLIN
-                };
-                let mut event = EpollEvent::new(flags, index as u64);
-                self.epoll
-                    .modify(&nic.socket, &mut event)
-                    .map_err(|errno| NetError::Kernel {
-                        action: "wait for room to send",
-                        name: nic.socket.interface().name.clone(),
-                        source: io::Error::from(errno),
-                    })?;
+                nic.wait(&self.epoll, index, self.is_armed_by_hand)?;
             }
         }
         match failed {
@@ -291,6 +334,14 @@ impl Nics {
             None => Ok(self.each.iter().all(|nic| !nic.blocked)),
         }
     }
+}
+
+/// What a NIC's socket is waited for.
+fn wanted(once: bool, blocked: bool) -> EpollFlags {
+    let mut flags = EpollFlags::EPOLLIN;
+    flags.set(EpollFlags::EPOLLONESHOT, once);
+    flags.set(EpollFlags::EPOLLOUT, blocked);
+    flags
 }
 
 impl AsFd for Nics {

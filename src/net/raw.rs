@@ -9,7 +9,7 @@ use super::BATCH_FRAMES;
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use std::io::{self, IoSlice};
-use std::mem::{self, size_of};
+use std::mem::{self, MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -75,6 +75,33 @@ pub fn bypass_queue(socket: &Socket) -> io::Result<()> {
     set_option(socket, libc::PACKET_QDISC_BYPASS, &1i32)
 }
 
+/// Has a socket put what it receives into a ring of `slots` slots in `blocks` blocks of memory, to be mapped
+/// (`TPACKET_V2`).
+///
+/// # Errors
+/// The kernel's.
+pub fn use_ring(
+    socket: &Socket,
+    block_bytes: usize,
+    blocks: usize,
+    slot_bytes: usize,
+    slots: usize,
+) -> io::Result<()> {
+    let number = |n: usize| u32::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
+    let request = libc::tpacket_req {
+        tp_block_size: number(block_bytes)?,
+        tp_block_nr: number(blocks)?,
+        tp_frame_size: number(slot_bytes)?,
+        tp_frame_nr: number(slots)?,
+    };
+    set_option(
+        socket,
+        libc::PACKET_VERSION,
+        &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
+    )?;
+    set_option(socket, libc::PACKET_RX_RING, &request)
+}
+
 /// Frames that the kernel dropped because the receive buffer was full, since the last call.
 ///
 /// # Errors
@@ -119,7 +146,7 @@ pub fn mtu(name: &str) -> io::Result<u16> {
     Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
-/// Receives up to [`BATCH_FRAMES`] frames without waiting, each into its own `slot` octets of
+/// Receives up to `want` and [`BATCH_FRAMES`] frames without waiting, each into its own `slot` octets of
 /// `buffer`, and appends their lengths; a frame that did not fit has a length above `slot`.
 ///
 /// # Errors
@@ -128,21 +155,23 @@ pub fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     slot: usize,
+    want: usize,
     lengths: &mut Vec<usize>,
 ) -> io::Result<usize> {
-    // SAFETY: iovec and mmsghdr are integers and pointers, for which zero is a value.
-    let mut vectors: [libc::iovec; BATCH_FRAMES] = unsafe { mem::zeroed() };
-    // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH_FRAMES] = unsafe { mem::zeroed() };
+    // Only what is used is filled in: a call for one frame would else mostly clear memory.
+    let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH_FRAMES];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (slice, (vector, header)) in buffer
         .chunks_exact_mut(slot)
         .zip(vectors.iter_mut().zip(&mut headers))
+        .take(want)
     {
-        vector.iov_base = slice.as_mut_ptr().cast();
-        vector.iov_len = slot;
-        header.msg_hdr.msg_iov = vector;
-        header.msg_hdr.msg_iovlen = 1;
+        let vector = vector.write(libc::iovec {
+            iov_base: slice.as_mut_ptr().cast(),
+            iov_len: slot,
+        });
+        header.write(message(vector, 1));
         count += 1;
     }
     // SAFETY: `count` headers are filled in; each points at one vector, each of those at `slot`
@@ -150,7 +179,7 @@ pub fn receive(
     let received = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
+            headers.as_mut_ptr().cast(),
             count,
             libc::MSG_DONTWAIT as _,
             ptr::null_mut(),
@@ -158,6 +187,8 @@ pub fn receive(
     };
     check(received)?;
     lengths.extend(headers.iter().take(received as usize).map(|header| {
+        // SAFETY: the kernel receives into the first headers, no more than `count`, all filled in.
+        let header = unsafe { header.assume_init_ref() };
         let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         if truncated {
             slot + 1
@@ -168,32 +199,42 @@ pub fn receive(
     Ok(received as usize)
 }
 
-/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included; returns
-/// how many were taken, from the front. An error says what became of the first frame.
+/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included, each in two parts
+/// of which the second may be empty; returns how many were taken, from the front. An error says what became of the first frame.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` if the send buffer is full.
-pub fn send(socket: BorrowedFd<'_>, frames: &[IoSlice<'_>]) -> io::Result<usize> {
-    // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
-    let mut headers: [libc::mmsghdr; BATCH_FRAMES] = unsafe { mem::zeroed() };
+pub fn send(socket: BorrowedFd<'_>, frames: &[[IoSlice<'_>; 2]]) -> io::Result<usize> {
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (frame, header) in frames.iter().zip(&mut headers) {
         // An IoSlice is an iovec by its documentation; sending does not write through it.
-        header.msg_hdr.msg_iov = ptr::from_ref(frame).cast::<libc::iovec>().cast_mut();
-        header.msg_hdr.msg_iovlen = 1;
+        let vector = frame.as_ptr().cast::<libc::iovec>().cast_mut();
+        let parts = if frame[1].is_empty() { 1 } else { 2 };
+        header.write(message(vector, parts));
         count += 1;
     }
-    // SAFETY: `count` headers are filled in, each points at one of `frames`, which outlive the call.
+    // SAFETY: `count` headers are filled in, each points at the parts of one of `frames`, which outlive the
+    // call.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
+            headers.as_mut_ptr().cast(),
             count,
             libc::MSG_DONTWAIT as _,
         )
     };
     check(sent)?;
     Ok(sent as usize)
+}
+
+/// The header of one message in `parts` pieces.
+fn message(vector: *mut libc::iovec, parts: usize) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
+    let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+    header.msg_hdr.msg_iov = vector;
+    header.msg_hdr.msg_iovlen = parts as _;
+    header
 }
 
 fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {

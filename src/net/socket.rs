@@ -1,5 +1,6 @@
 //! One AF_PACKET socket for one interface and one EtherType, which follows its interface by name.
 
+use super::ring::Ring;
 use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Inbox, Interface, NetError, Outbox, raw};
 use crate::wire::Mac;
 use nix::errno::Errno;
@@ -64,6 +65,8 @@ pub struct PacketSocket {
     groups: Vec<Mac>,
     state: LinkState,
     counters: Counters,
+    /// Where the kernel puts what is received, instead of a buffer of its own.
+    ring: Option<Ring>,
 }
 
 impl PacketSocket {
@@ -72,6 +75,19 @@ impl PacketSocket {
     /// # Errors
     /// [`NetError::Permission`] without CAP_NET_RAW; [`NetError::Kernel`].
     pub fn open(interface: &Interface, ethertype: u16) -> Result<Self, NetError> {
+        Self::open_with(interface, ethertype, 0)
+    }
+
+    /// The same with a ring of about `ring_bytes` octets of memory (0: without one) that frames are received
+    /// into, for sockets that are polled a lot. Without a ring where the kernel has no memory for it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        interface: &Interface,
+        ethertype: u16,
+        ring_bytes: usize,
+    ) -> Result<Self, NetError> {
         let name = &interface.name;
         let kernel = |action| {
             move |source| NetError::Kernel {
@@ -88,6 +104,12 @@ impl PacketSocket {
             .attach_filter(&not_for_others())
             .map_err(kernel("filter frames"))?;
         grow_buffers(&socket).map_err(kernel("set buffer sizes"))?;
+        let ring = match ring_bytes {
+            0 => None,
+            bytes => Ring::new(&socket, interface.mtu, bytes)
+                .inspect_err(|e| log::warn!("{name}: frames are received without a ring: {e}"))
+                .ok(),
+        };
         raw::bind(&socket, interface.index, ethertype).map_err(kernel("bind a packet socket"))?;
         let state = if interface.up {
             LinkState::Up
@@ -103,6 +125,7 @@ impl PacketSocket {
             groups: Vec::new(),
             state,
             counters,
+            ring,
         })
     }
 
@@ -147,6 +170,9 @@ impl PacketSocket {
     /// # Errors
     /// [`NetError::Kernel`]; the socket then still waits for its interface, and may be asked again.
     pub fn refresh(&mut self) -> Result<Option<LinkState>, NetError> {
+        // That the interface went down is told by an error, once, to whoever sends or receives by a system
+        // call next. What it is now is looked at here.
+        let _ = self.socket.take_error();
         let Ok(found) = Interface::by_name(&self.interface.name) else {
             return Ok(self.become_state(LinkState::Gone));
         };
@@ -174,13 +200,21 @@ impl PacketSocket {
 
     /// Receives what waits, at most [`BATCH_FRAMES`] frames, into the emptied `inbox`; how many.
     ///
-    /// Fewer than [`BATCH_FRAMES`] means that nothing waits any more. A down interface gives none.
+    /// Where the inbox [is not full](Inbox::is_full), nothing waits any more. A down interface gives none.
     ///
     /// # Errors
     /// [`NetError::Kernel`] for what is not explained by the state of the interface.
     pub fn recv(&mut self, inbox: &mut Inbox) -> Result<usize, NetError> {
-        let (buffer, slot, lengths) = inbox.parts();
-        match raw::receive(self.socket.as_fd(), buffer, slot, lengths) {
+        if let Some(ring) = &mut self.ring {
+            let (held, lengths) = inbox.ring_parts();
+            let count = ring.receive(held, lengths);
+            if count > 0 {
+                self.count_received(inbox);
+            }
+            return Ok(count);
+        }
+        let (buffer, slot, want, lengths) = inbox.parts();
+        match raw::receive(self.socket.as_fd(), buffer, slot, want, lengths) {
             Ok(count) => {
                 self.count_received(inbox);
                 Ok(count)
@@ -204,7 +238,7 @@ impl PacketSocket {
     pub fn send(&mut self, outbox: &mut Outbox) -> Result<bool, NetError> {
         outbox.address(self.interface.mac, self.ethertype);
         while !outbox.is_empty() {
-            let mut slices = [IoSlice::new(&[]); BATCH_FRAMES];
+            let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
             let count = outbox.front(&mut slices);
             match raw::send(self.socket.as_fd(), &slices[..count]) {
                 Ok(sent) => {

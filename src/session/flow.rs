@@ -6,8 +6,8 @@ use crate::wire::message::IoRange;
 use crate::wire::{Kind, MAX_MESSAGE_BYTES, Reader};
 
 use super::limits::{
-    RTO_DOUBT_MAX, RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_MAX, WINDOW_MIN,
-    WINDOW_START,
+    LOSS_WEIGHT, RTO_DOUBT_MAX, RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_LEAST_CUT,
+    WINDOW_MAX, WINDOW_MIN, WINDOW_START,
 };
 
 /// The most bytes that the reply to a request may have, as far as its kind and body say: what a
@@ -141,10 +141,17 @@ impl Window {
         self.in_flight = self.in_flight.saturating_sub(cost);
     }
 
-    /// Something of `command` was lost, when commands below `next` had been sent.
-    pub(super) fn lost(&mut self, command: u64, next: u64) {
+    /// `bytes` of `command` were lost, when commands below `next` had been sent.
+    ///
+    /// A queue that overflows loses much of a window at once: then it is halved. A wire that loses a frame
+    /// now and then does so however little is sent: then it shrinks a little.
+    pub(super) fn lost(&mut self, command: u64, next: u64, bytes: u64) {
         if command >= self.recovering_until {
-            self.size = (self.size / 2).max(WINDOW_MIN);
+            let share = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let less = share
+                .saturating_mul(LOSS_WEIGHT)
+                .clamp(self.size / WINDOW_LEAST_CUT, self.size / 2);
+            self.size = (self.size - less).max(WINDOW_MIN);
             self.threshold = self.size;
             self.recovering_until = next;
         }
@@ -222,12 +229,24 @@ mod tests {
             window.done(65_536);
         }
         assert_eq!(window.size(), WINDOW_MAX);
-        window.lost(5, 9);
-        window.lost(7, 12);
+        let much = WINDOW_MAX as u64;
+        window.lost(5, 9, much);
+        window.lost(7, 12, much);
         assert_eq!(window.size(), WINDOW_MAX / 2);
         for id in 0..20 {
-            window.lost(100 + id * 10, 101 + id * 10);
+            window.lost(100 + id * 10, 101 + id * 10, much);
         }
         assert_eq!(window.size(), WINDOW_MIN);
+    }
+
+    #[test]
+    fn a_single_lost_frame_costs_little_of_a_large_window() {
+        let mut window = Window::new();
+        window.sent(WINDOW_START);
+        window.lost(1, 2, 1000);
+        let after = WINDOW_START - WINDOW_START / WINDOW_LEAST_CUT;
+        assert_eq!(window.size(), after);
+        window.lost(2, 3, after as u64 / 16);
+        assert_eq!(window.size(), after - after / 4);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
-use crate::wire::{ConnectionId, DropReason, Guid, Header, Incarnation, Kind, Mac, Time};
+use crate::wire::{ConnectionId, DropReason, Guid, Header, Incarnation, Kind, Mac, Tail, Time};
 
 /// By how much too early a client may be looked at: noting it anew costs more.
 const EARLY: Duration = Duration::from_millis(20);
@@ -311,32 +311,57 @@ impl<K: Ord + Clone> Hub<K> {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        let mut tail = None;
+        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        mac
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
         if let Some((mac, frame)) = self.farewells.pop_front() {
             out.extend_from_slice(&frame);
             return Some(mac);
         }
         self.server_turn = !self.server_turn;
         if self.server_turn
-            && let Some(mac) = self.transmit_server(now, out)
+            && let Some(mac) = self.transmit_server(now, out, tail)
         {
             return Some(mac);
         }
-        self.transmit_clients(now, out)
-            .or_else(|| self.transmit_server(now, out))
+        self.transmit_clients(now, out, tail)
+            .or_else(|| self.transmit_server(now, out, tail))
     }
 
-    fn transmit_server(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        self.server.as_mut()?.poll_transmit(now, out)
+    fn transmit_server(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
+        self.server.as_mut()?.poll_transmit_parts(now, out, tail)
     }
 
-    fn transmit_clients(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+    fn transmit_clients(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
         self.bring_up_to_date();
         while let Some(index) = self.ready.pop_front() {
             let Some(slot) = self.slots[index].as_mut() else {
                 continue;
             };
             slot.ready = false;
-            if let Some(mac) = slot.client.poll_transmit(now, out) {
+            if let Some(mac) = slot.client.poll_transmit_parts(now, out, tail) {
                 self.refresh(index);
                 return Some(mac);
             }

@@ -76,6 +76,10 @@ pub const NOTIFY_TRIES: u32 = 10;
 pub const WINDOW_START: usize = 256 << 10;
 /// The least bytes in flight after losses (one command is always allowed).
 pub const WINDOW_MIN: usize = 32 << 10;
+/// A loss takes so many times its bytes from the window …
+pub const LOSS_WEIGHT: usize = 4;
+/// … and at least this part of it; at most the half.
+pub const WINDOW_LEAST_CUT: usize = 16;
 /// The most bytes in flight.
 pub const WINDOW_MAX: usize = 4 << 20;
 /// The most separate pieces of one incomplete message.

@@ -12,10 +12,11 @@ mod hub;
 pub mod limits;
 mod ranges;
 mod server;
+mod spares;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
-pub use server::{Body, Peer, Server, ServerConfig, ServerEvent};
+pub use server::{Peer, Server, ServerConfig, ServerEvent};
 
 use crate::wire::DropReason;
 

@@ -1,13 +1,17 @@
 //! Sets of byte ranges of one message, and the message that grows out of its segments.
 
+use smallvec::SmallVec;
+
 use super::limits::MAX_SPANS;
+use super::spares::Spares;
 use crate::wire::DropReason;
 use crate::wire::message::ByteRange;
 
 /// Sorted, disjoint spans that do not touch: `start..end`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ranges {
-    spans: Vec<(u32, u32)>,
+    /// Mostly one, and then without an allocation.
+    spans: SmallVec<[(u32, u32); 2]>,
 }
 
 impl Ranges {
@@ -18,7 +22,7 @@ impl Ranges {
         all
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
@@ -26,7 +30,7 @@ impl Ranges {
         self.spans.clear();
     }
 
-    pub(super) const fn span_count(&self) -> usize {
+    pub(super) fn span_count(&self) -> usize {
         self.spans.len()
     }
 
@@ -121,11 +125,11 @@ pub(super) struct Assembly {
 
 impl Assembly {
     /// An empty message of `len` bytes. The memory is reserved: the caller has charged it.
-    pub(super) fn new(len: u32) -> Self {
+    pub(super) fn new(len: u32, spares: &mut Spares) -> Self {
         Self {
             len,
             have: Ranges::default(),
-            bytes: Vec::with_capacity(len as usize),
+            bytes: spares.empty(len as usize),
         }
     }
 
@@ -182,6 +186,12 @@ impl Assembly {
         !self.have.is_prefix()
     }
 
+    /// How many bytes are missing in front of bytes that are here.
+    pub(super) fn gap_bytes(&self) -> u64 {
+        let gaps = self.have.missing(self.have.end());
+        gaps.map(|gap| u64::from(gap.len)).sum()
+    }
+
     /// What is missing in front of bytes that are here.
     pub(super) fn gaps(&self, max: usize) -> Vec<ByteRange> {
         self.have.missing(self.have.end()).take(max).collect()
@@ -192,9 +202,8 @@ impl Assembly {
         self.have.missing(self.len).take(max).collect()
     }
 
-    /// The message, once complete.
+    /// The message, once complete; before, what of it is here.
     pub(super) fn into_bytes(self) -> Vec<u8> {
-        debug_assert!(self.is_complete());
         self.bytes
     }
 }
@@ -241,7 +250,7 @@ mod tests {
             cuts in proptest::collection::vec((0_usize..300, 1_usize..90), 0..60),
         ) {
             let body: Vec<u8> = (0..300).map(|i| (i * 7) as u8).collect();
-            let mut assembly = Assembly::new(300);
+            let mut assembly = Assembly::new(300, &mut Spares::default());
             for (at, len) in cuts {
                 let end = (at + len).min(300);
                 assembly.insert(at as u32, &body[at..end]).unwrap();
@@ -257,7 +266,7 @@ mod tests {
 
     #[test]
     fn contradicting_bytes_are_refused() {
-        let mut assembly = Assembly::new(100);
+        let mut assembly = Assembly::new(100, &mut Spares::default());
         assert_eq!(assembly.insert(10, &[1; 20]), Ok(true));
         assert_eq!(assembly.insert(12, &[1; 5]), Ok(false));
         assert_eq!(assembly.insert(25, &[2; 10]), Err(DropReason::Inconsistent));
@@ -269,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_message_in_crumbs_is_bounded() {
-        let mut assembly = Assembly::new(1 << 20);
+        let mut assembly = Assembly::new(1 << 20, &mut Spares::default());
         let mut refused = 0;
         for at in (0..1 << 20).step_by(64) {
             refused += u32::from(assembly.insert(at, &[1]) == Err(DropReason::Full));

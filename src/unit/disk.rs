@@ -18,6 +18,11 @@ impl Payload {
         let start = start.min(body.len());
         Self { bytes: body, start }
     }
+
+    /// The whole message body, to be used again.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 impl From<Vec<u8>> for Payload {

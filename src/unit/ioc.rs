@@ -7,12 +7,12 @@ use super::inventory::Device;
 use super::registers::Registers;
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
 use crate::planted::{self, Bug};
-use crate::session::{Body, ServerEvent};
+use crate::session::ServerEvent;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind,
-    Reader, Status, Time, Wire,
+    Kept, Reader, Status, Time, Wire,
 };
 
 /// A disk operation under way.
@@ -111,7 +111,7 @@ impl Unit {
     }
 
     /// The list of a controller as a cluster sees it, in memory once for all hosts that have been told it.
-    fn list_devices(&mut self, cluster: ClusterName, ioc: IocNumber) -> Result<Body, Status> {
+    fn list_devices(&mut self, cluster: ClusterName, ioc: IocNumber) -> Result<Kept, Status> {
         let list = match self.listing(cluster) {
             Some(listing) => listing.devices(ioc),
             None => self.inventory.devices(ioc),
@@ -123,9 +123,9 @@ impl Unit {
         let list = list.to_body();
         let told = self.told_lists.entry((cluster, ioc)).or_default();
         if **told != *list {
-            *told = list.into();
+            *told = Arc::new(list);
         }
-        Ok(Body::Shared(Arc::clone(told)))
+        Ok(Kept::Shared(Arc::clone(told)))
     }
 
     fn identify(

@@ -45,7 +45,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Tail, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -145,7 +145,7 @@ pub struct Unit {
     in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: u64,
     /// The lists of devices as they were told last.
-    told_lists: BTreeMap<(ClusterName, IocNumber), Arc<[u8]>>,
+    told_lists: BTreeMap<(ClusterName, IocNumber), Arc<Vec<u8>>>,
     next_token: u64,
     transaction: Option<Transaction>,
     /// Registers on their way back.
@@ -372,6 +372,16 @@ impl Unit {
         self.drain(now);
     }
 
+    /// A buffer of `len` bytes for what a read gives: whatever it holds has to be written over.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.service.take_buffer(len)
+    }
+
+    /// Takes the buffer of a write's data back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.service.give_buffer(buffer);
+    }
+
     /// Takes the outcome of a [`UnitAction::PersistRegisters`]; with `ok` they are durable,
     /// otherwise nothing was changed.
     pub fn registers_persisted(&mut self, now: Time, token: u64, ok: bool) {
@@ -417,6 +427,20 @@ impl Unit {
         if service {
             return self.service.poll_transmit(now, out);
         }
+        self.poll_management(now, out)
+    }
+
+    /// Appends one frame of the service EtherType, all but its `tail`, to `out`, and says whom it is for.
+    pub fn poll_service_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
+        self.service.poll_transmit_parts(now, out, tail)
+    }
+
+    fn poll_management(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         self.link
             .poll_transmit(now, out)
             .or_else(|| self.management.poll_transmit(now, out))

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::id::{ClusterName, CommandId, ConnectionId, Epoch, IocNumber, IodNumber};
 use super::kind::{Kind, Status};
+use super::tail::{Kept, Tail};
 
 /// The protocol version this code speaks.
 pub const VERSION: u8 = 1;
@@ -216,6 +217,33 @@ impl Header {
     /// # Panics
     /// When the payload is over 65,535 bytes or leaves the message: a programmer's mistake.
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) {
+        self.emit_head(payload, out);
+        out.extend_from_slice(payload);
+    }
+
+    /// Appends the segment from `start` to `end` of `message` to `out`; or only its header, where the payload
+    /// is better sent from where it is: then `tail` becomes that.
+    ///
+    /// # Panics
+    /// As [`Self::emit`].
+    pub fn emit_segment(
+        &self,
+        message: &Kept,
+        (start, end): (u32, u32),
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) {
+        let (start, end) = (start as usize, end as usize);
+        *tail = message.tail(start, end);
+        if tail.is_some() {
+            self.emit_head(&message[start..end], out);
+        } else {
+            self.emit(&message[start..end], out);
+        }
+    }
+
+    /// Appends the header alone.
+    fn emit_head(&self, payload: &[u8], out: &mut Vec<u8>) {
         let payload_len = u16::try_from(payload.len()).expect("payload fits a frame");
         assert!(self.segment_offset as usize + payload.len() <= self.message_len as usize);
         let raw = RawHeader {
@@ -240,8 +268,10 @@ impl Header {
         };
         let start = out.len();
         out.extend_from_slice(raw.as_bytes());
-        out.extend_from_slice(payload);
-        let sum = crc32fast::hash(&out[start..]);
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(raw.as_bytes());
+        sum.update(payload);
+        let sum = sum.finalize();
         out[start + CHECKSUM_AT..start + CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
     }
 

@@ -13,6 +13,7 @@ pub mod id;
 pub mod kind;
 pub mod message;
 pub mod row;
+pub mod tail;
 
 pub use body::Body;
 pub use codec::{DecodeError, Reader, Wire, Writer};
@@ -25,6 +26,7 @@ pub use kind::{EntityType, Kind, Status};
 pub use row::{
     Granularity, ObservationStamp, Ownership, OwnershipStamp, Row, RowState, Settings, TableStamp,
 };
+pub use tail::{Kept, Tail};
 
 /// Default EtherType of management traffic (fabric services, RMA to RMA, UMS): IEEE 802 local
 /// experimental 1.

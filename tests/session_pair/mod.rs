@@ -75,6 +75,9 @@ pub struct Segment {
     pub lose: Option<fn(u64, &InFlight) -> bool>,
     pub frames: u64,
     pub bytes: u64,
+    /// How long a station takes to send a frame: what it sends meanwhile waits.
+    pub frame_time: Duration,
+    busy_until: BTreeMap<Mac, Time>,
 }
 
 impl Segment {
@@ -88,6 +91,8 @@ impl Segment {
             lose: None,
             frames: 0,
             bytes: 0,
+            frame_time: Duration::ZERO,
+            busy_until: BTreeMap::new(),
         }
     }
 
@@ -111,6 +116,9 @@ impl Segment {
             return;
         }
         let faults = self.faults;
+        let busy = self.busy_until.entry(frame.src).or_insert(now);
+        *busy = (*busy).max(now) + self.frame_time;
+        let now = *busy;
         if self.chance(faults.loss) {
             return;
         }

@@ -3,7 +3,7 @@
 use crate::session::flow::{RoundTrip, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{Epoch, Flags, IodNumber, Kind, Status, Time};
+use crate::wire::{Epoch, Flags, IodNumber, Kept, Kind, Status, Time};
 
 use super::Request;
 
@@ -52,7 +52,7 @@ pub(super) struct Command {
     pub(super) flags: Flags,
     pub(super) iod: IodNumber,
     pub(super) epoch: Epoch,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Kept,
     /// Request and expected reply bytes, for the window.
     pub(super) cost: usize,
     /// Bytes that the responder charges for it.
@@ -72,6 +72,8 @@ pub(super) struct Command {
     pub(super) tries: u32,
     /// Whether anything was sent twice: then round trips say nothing.
     pub(super) retried: bool,
+    /// Whether it was asked after: then it may have been answered for an earlier sending than the last.
+    pub(super) asked_again: bool,
     /// When it was sent the first time.
     pub(super) first_sent_at: Option<Time>,
     /// When it was last sent or asked after.
@@ -101,7 +103,7 @@ impl Command {
             epoch: request.epoch,
             cost: request.body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
             charge: request.body.len() + reply_charge(request.kind, &request.body),
-            body: request.body,
+            body: request.body.into(),
             phase: Phase::Queued,
             cancelled: false,
             unsent: Ranges::default(),
@@ -111,6 +113,7 @@ impl Command {
             arrived: false,
             tries: 0,
             retried: false,
+            asked_again: false,
             first_sent_at: None,
             sent_at: Time::ZERO,
             heard_at: Time::ZERO,
@@ -129,7 +132,7 @@ impl Command {
     }
 
     /// Whether anything of the request waits to be sent.
-    pub(super) const fn has_unsent(&self) -> bool {
+    pub(super) fn has_unsent(&self) -> bool {
         self.unsent_empty || !self.unsent.is_empty()
     }
 

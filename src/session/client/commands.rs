@@ -5,8 +5,11 @@ use std::collections::{BTreeSet, VecDeque};
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
 use super::{Request, SubmitError};
 use crate::session::flow::{RoundTrip, Window};
-use crate::session::limits::{MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, RTO_MAX};
+use crate::session::limits::{
+    MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, REORDER_DELAY, RTO_MAX,
+};
 use crate::session::ranges::Assembly;
+use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
 use crate::wire::message::ProgressReport;
 use crate::wire::{
@@ -49,10 +52,11 @@ pub(super) struct Commands {
     pub(super) fresh: VecDeque<(u64, Time)>,
     /// Other wake-ups.
     pub(super) wakes: BTreeSet<(Time, u64)>,
+    pub(super) spares: Spares,
 }
 
 impl Commands {
-    pub(super) const fn new(credits: u16, mtu: u16, service: bool) -> Self {
+    pub(super) fn new(credits: u16, mtu: u16, service: bool) -> Self {
         Self {
             list: VecDeque::new(),
             floor: 1,
@@ -68,6 +72,7 @@ impl Commands {
             sending: VecDeque::new(),
             probing: VecDeque::new(),
             fresh: VecDeque::new(),
+            spares: Spares::default(),
             wakes: BTreeSet::new(),
         }
     }
@@ -161,6 +166,7 @@ impl Commands {
             command.charge = 0;
         }
         self.queued_bytes -= body.len();
+        self.spares.give(body.into_buffer());
         self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
         if phase == Phase::Flight {
             self.window.done(cost);
@@ -268,7 +274,9 @@ impl Commands {
         if command.gap_due(&rtt).is_some_and(|due| due <= now) {
             command.gap_since = None;
             command.gap_probed = Some(now);
-            self.window.lost(id, next);
+            let reply = command.reply.as_ref();
+            let bytes = reply.map_or(0, |r| r.assembly.gap_bytes());
+            self.window.lost(id, next, bytes);
             self.queue_probe(id, Probe::Gaps);
         } else {
             command.tries = command.tries.saturating_add(1);
@@ -283,6 +291,7 @@ impl Commands {
         let Some(command) = self.flying(id) else {
             return;
         };
+        command.asked_again = true;
         if command.arrived || command.reply.is_some() || command.body.len() > max {
             self.queue_probe(id, Probe::All);
         } else {
@@ -326,7 +335,8 @@ impl Commands {
             return Err(DropReason::OldCommand);
         }
         let reserved = self.reply_bytes;
-        let Some(command) = self.get(id) else {
+        let index = usize::try_from(id - self.floor).unwrap_or(usize::MAX);
+        let Some(command) = self.list.get_mut(index) else {
             return Err(DropReason::Unexpected);
         };
         match command.phase {
@@ -339,13 +349,13 @@ impl Commands {
         }
         let whole = payload.len() == header.message_len as usize;
         let body = match &mut command.reply {
-            None if whole => Some(payload.to_vec()),
+            None if whole => Some(self.spares.copy(payload)),
             None => {
                 let len = header.message_len as usize;
                 if reserved > 0 && reserved + len > MAX_REPLY_BYTES {
                     return Err(DropReason::Full);
                 }
-                let mut assembly = Assembly::new(header.message_len);
+                let mut assembly = Assembly::new(header.message_len, &mut self.spares);
                 assembly.insert(header.segment_offset, payload)?;
                 command.reply = Some(PartialReply {
                     status: header.status,
@@ -389,13 +399,35 @@ impl Commands {
         let Some(command) = self.get(id) else {
             return Err(DropReason::Unexpected);
         };
-        let cancelled = command.cancelled;
+        let (cancelled, asked_again) = (command.cancelled, command.asked_again);
         self.finish(id);
+        if self.service && !asked_again {
+            self.ask_after_overtaken(now, sent_at);
+        }
         Ok((!cancelled).then_some(Answered {
             command: header.command,
             status: header.status,
             body,
         }))
+    }
+
+    /// A command that was sent at `sent_at` is answered: one that was sent longer before than frames are
+    /// reordered, and not heard of, is probably lost.
+    fn ask_after_overtaken(&mut self, now: Time, sent_at: Time) {
+        while let Some(&(id, at)) = self.fresh.front() {
+            if self.is_fresh((id, at)) {
+                let Some(command) = self.flying(id) else {
+                    break;
+                };
+                if at + REORDER_DELAY > sent_at || command.heard_at + REORDER_DELAY > now {
+                    break;
+                }
+                command.timer = Timer::None;
+                command.retried = true;
+                self.ask_again(id);
+            }
+            self.fresh.pop_front();
+        }
     }
 
     /// A part of a reply has arrived, and more is missing.
@@ -437,7 +469,8 @@ impl Commands {
             _ if command.arrived => return Err(DropReason::Unexpected),
             Progress::Unknown => {
                 command.send_whole();
-                self.window.lost(id, next);
+                let bytes = command.body.len() as u64;
+                self.window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Incomplete => {
@@ -459,7 +492,7 @@ impl Commands {
                         .unsent
                         .insert(range.offset, range.offset + range.len);
                 }
-                self.window.lost(id, next);
+                self.window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Forgotten => return Err(DropReason::Unexpected),
@@ -523,6 +556,16 @@ impl Commands {
             self.finish(id);
         }
         self.next_send = self.floor;
+    }
+
+    /// An empty buffer with room for `len` bytes, for a request's body.
+    pub(super) fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.spares.empty(len)
+    }
+
+    /// Takes a reply's body back, to be used again.
+    pub(super) fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.spares.give(buffer);
     }
 
     /// Forgets everything.

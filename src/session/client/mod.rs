@@ -12,6 +12,7 @@ use super::limits::{
     KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, KEEPALIVE_MISSED_MAX, KEEPALIVE_QUIET, KEEPALIVE_STEP,
     MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
 };
+use crate::wire::Tail;
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Notification, ProgressReport};
@@ -259,6 +260,16 @@ impl Client {
         self.commands.submit(request)
     }
 
+    /// An empty buffer with room for `len` bytes, for a request's body.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.commands.take_buffer(len)
+    }
+
+    /// Takes a reply's body back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.commands.give_buffer(buffer);
+    }
+
     /// Gives up interest in a command: its reply will not be reported. What was sent may still be
     /// executed. Returns whether the command was outstanding.
     pub fn cancel(&mut self, command: CommandId) -> bool {
@@ -474,6 +485,21 @@ impl Client {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        let mut tail = None;
+        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        mac
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
         if let Some((mut header, body)) = self.control.pop_front() {
             (header.command, header.outstanding) = self.commands.mark();
             header.emit_whole(&body, out);
@@ -484,7 +510,7 @@ impl Client {
             State::Connecting(_) => self.transmit_connect(now, out),
             State::Connected(connection) => {
                 let unconfirmed = std::mem::take(&mut connection.unconfirmed);
-                let sent = self.commands.transmit(now, &base, out);
+                let sent = self.commands.transmit(now, &base, out, tail);
                 if !sent && unconfirmed {
                     // Nothing to ask: the first frame on the connection says that it is in use.
                     let mut confirm = base;

@@ -4,15 +4,23 @@ use super::command::{Phase, Probe};
 use super::commands::Commands;
 use crate::session::limits::MAX_SESSION_BYTES;
 use crate::wire::message::{MAX_RANGES, Missing};
-use crate::wire::{CommandId, Flags, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Time, Wire};
+use crate::wire::{
+    CommandId, Flags, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Tail, Time, Wire,
+};
 
 /// Bytes that the responder may have to keep for this session: a little less than it would.
 const MAX_HELD_BYTES: usize = MAX_SESSION_BYTES - 2 * MAX_MESSAGE_BYTES;
 
 impl Commands {
-    /// Appends one frame to `out` where there is one to send: `base` has what is the same in all
-    /// frames of the connection.
-    pub(super) fn transmit(&mut self, now: Time, base: &Header, out: &mut Vec<u8>) -> bool {
+    /// Appends one frame to `out`, all but its `tail`, where there is one to send: `base` has what is the
+    /// same in all frames of the connection.
+    pub(super) fn transmit(
+        &mut self,
+        now: Time,
+        base: &Header,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
         while let Some(id) = self.probing.pop_front() {
             if self.transmit_probe(now, id, base, out) {
                 return true;
@@ -20,7 +28,7 @@ impl Commands {
         }
         loop {
             while let Some(&id) = self.sending.front() {
-                if self.transmit_segment(now, id, base, out) {
+                if self.transmit_segment(now, id, base, out, tail) {
                     return true;
                 }
                 self.sending.pop_front();
@@ -60,7 +68,14 @@ impl Commands {
         }
     }
 
-    fn transmit_segment(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
+    fn transmit_segment(
+        &mut self,
+        now: Time,
+        id: u64,
+        base: &Header,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
         let floor = self.floor;
         let max = u32::from(self.mtu) - HEADER_LEN as u32;
         let Some(command) = self.get(id) else {
@@ -89,7 +104,7 @@ impl Commands {
             message_len: command.body.len() as u32,
             ..*base
         };
-        header.emit(&command.body[start as usize..end as usize], out);
+        header.emit_segment(&command.body, (start, end), out, tail);
         if !command.has_unsent() {
             command.sent_at = now;
             command.first_sent_at.get_or_insert(now);

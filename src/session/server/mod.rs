@@ -1,11 +1,10 @@
 //! The responder's end of sessions: each command executed at most once, answers kept and repeated.
 
+mod answer;
 mod connect;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Deref;
-use std::sync::Arc;
 
 use super::limits::{
     CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
@@ -16,9 +15,11 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Missing, Notification};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Time, Wire,
+    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Kept, Status, Tail, Time, Wire,
 };
 use session::{Budget, Session, Taken};
+
+use super::spares::Spares;
 
 /// What a server is and what it grants.
 #[derive(Debug, Clone, Copy)]
@@ -95,32 +96,6 @@ pub enum ServerEvent {
     },
 }
 
-/// The body of a reply.
-#[derive(Debug)]
-pub enum Body {
-    /// Of this reply alone.
-    Own(Vec<u8>),
-    /// Of several: many who ask the same are answered the same, and answers are kept for a while.
-    Shared(Arc<[u8]>),
-}
-
-impl Deref for Body {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Own(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Own(bytes)
-    }
-}
-
 /// A command handed out and not answered.
 #[derive(Debug)]
 struct Executing {
@@ -153,6 +128,7 @@ pub struct Server {
     control: VecDeque<(Mac, Header, Vec<u8>)>,
     events: VecDeque<ServerEvent>,
     relieved_at: Time,
+    spares: Spares,
 }
 
 impl Server {
@@ -178,6 +154,7 @@ impl Server {
             control: VecDeque::new(),
             events: VecDeque::new(),
             relieved_at: Time::ZERO,
+            spares: Spares::default(),
             config: ServerConfig {
                 mtu: config.mtu.max(MIN_MTU),
                 credits: config.credits.clamp(1, MAX_CREDITS),
@@ -305,7 +282,7 @@ impl Server {
         let Some(session) = self.sessions[slot].as_mut() else {
             return Err(DropReason::Connection);
         };
-        let freed = session.raise_floor(header)?;
+        let freed = session.raise_floor(header, &mut self.spares)?;
         let budget = Budget {
             used: self.held - freed,
             max: MAX_SERVER_BYTES,
@@ -324,7 +301,7 @@ impl Server {
                 session.on_probe(now, header, &missing)?
             }
             _ if self.executing.len() >= MAX_EXECUTING => return Err(DropReason::Full),
-            _ => session.on_request(now, header, payload, budget)?,
+            _ => session.on_request(now, header, payload, budget, &mut self.spares)?,
         };
         match taken {
             Taken::Nothing => {}
@@ -367,9 +344,9 @@ impl Server {
         connection: ConnectionId,
         command: CommandId,
         status: Status,
-        body: impl Into<Body>,
+        body: impl Into<Kept>,
     ) {
-        let body = body.into();
+        let body: Kept = body.into();
         let Some(executing) = self.executing.remove(&(connection, command)) else {
             return;
         };
@@ -395,6 +372,16 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// A buffer of `len` bytes for a reply's body: whatever it holds has to be written over.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.spares.filled(len)
+    }
+
+    /// Takes a request's body back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.spares.give(buffer);
     }
 
     /// Tells an initiator that something changed; repeated until acknowledged, a few times. The
@@ -473,6 +460,21 @@ impl Server {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        let mut tail = None;
+        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        mac
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Mac> {
         if let Some((mac, header, body)) = self.control.pop_front() {
             header.emit_whole(&body, out);
             return Some(mac);
@@ -483,7 +485,7 @@ impl Server {
                 continue;
             };
             session.ready = false;
-            if session.transmit(now, cluster, out) {
+            if session.transmit(now, cluster, out, tail) {
                 let mac = session.peer.mac;
                 self.look_after(now, slot);
                 return Some(mac);

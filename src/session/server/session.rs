@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Body, Peer};
+use super::Peer;
+use super::answer::Answer;
 use crate::session::client::ranges_per_frame;
 use crate::session::flow::reply_charge;
-use crate::session::limits::{
-    MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES, REPEAT_INTERVAL,
-};
+use crate::session::limits::{MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES};
 use crate::session::ranges::{Assembly, Ranges};
+use crate::session::spares::Spares;
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
-    IocNumber, IodNumber, Kind, ObservationStamp, Status, Time, Wire,
+    IocNumber, IodNumber, Kind, ObservationStamp, Kept, Status, Tail, Time, Wire,
 };
 
 /// What all frames of a request have in common.
@@ -52,18 +52,6 @@ enum State {
     Incomplete { assembly: Assembly, touched: Time },
     Executing,
     Answered(Answer),
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: Status,
-    body: Body,
-    unsent: Ranges,
-    unsent_empty: bool,
-    /// Whether the command is in the list of those with something to send.
-    queued: bool,
-    /// When its last segment was sent.
-    sent_at: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -184,7 +172,11 @@ impl Session {
     }
 
     /// Takes the initiator's word on what is finished, and forgets it. Returns the bytes freed.
-    pub(super) fn raise_floor(&mut self, header: &Header) -> Result<usize, DropReason> {
+    pub(super) fn raise_floor(
+        &mut self,
+        header: &Header,
+        spares: &mut Spares,
+    ) -> Result<usize, DropReason> {
         let floor = header
             .command
             .0
@@ -201,7 +193,10 @@ impl Session {
         while self.floor < floor {
             match self.window.pop_front() {
                 Some(entry) => {
-                    freed += entry.map_or(0, |e| e.held);
+                    if let Some(entry) = entry {
+                        freed += entry.held;
+                        entry.recycle(spares);
+                    }
                     self.floor += 1;
                 }
                 None => self.floor = floor,
@@ -219,6 +214,7 @@ impl Session {
         header: &Header,
         payload: &[u8],
         budget: Budget,
+        spares: &mut Spares,
     ) -> Result<Taken, DropReason> {
         let id = header.command.0;
         let index = id.checked_sub(self.floor).ok_or(DropReason::OldCommand)?;
@@ -240,7 +236,7 @@ impl Session {
             }
             let index = index as usize;
             if payload.len() < header.message_len as usize {
-                let mut assembly = Assembly::new(header.message_len);
+                let mut assembly = Assembly::new(header.message_len, spares);
                 assembly.insert(header.segment_offset, payload)?;
                 let touched = now;
                 self.place(
@@ -256,7 +252,7 @@ impl Session {
             }
             self.place(index, fixed, charge, State::Executing);
             self.executing += 1;
-            return Ok(Taken::Complete(payload.to_vec()));
+            return Ok(Taken::Complete(spares.copy(payload)));
         };
         if entry.fixed != fixed {
             return Err(DropReason::Inconsistent);
@@ -273,7 +269,8 @@ impl Session {
                 if !assembly.is_complete() {
                     return Ok(Taken::Nothing);
                 }
-                let assembly = std::mem::replace(assembly, Assembly::new(0));
+                let empty = Assembly::new(0, spares);
+                let assembly = std::mem::replace(assembly, empty);
                 entry.state = State::Executing;
                 self.executing += 1;
                 Ok(Taken::Complete(assembly.into_bytes()))
@@ -345,7 +342,7 @@ impl Session {
     }
 
     /// Takes the answer of a command that was handed out.
-    pub(super) fn on_answer(&mut self, id: u64, status: Status, body: Body) {
+    pub(super) fn on_answer(&mut self, id: u64, status: Status, body: Kept) {
         self.executing = self.executing.saturating_sub(1);
         let Some(entry) = self.entry(id) else { return };
         if !matches!(entry.state, State::Executing) {
@@ -449,9 +446,15 @@ impl Session {
         !self.sending.is_empty() || (self.confirmed && self.notes.values().any(|n| n.due))
     }
 
-    /// Appends one frame to `out` where there is one to send.
-    pub(super) fn transmit(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
-        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out)
+    /// Appends one frame to `out`, all but its `tail`, where there is one to send.
+    pub(super) fn transmit(
+        &mut self,
+        now: Time,
+        cluster: ClusterName,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
+        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out, tail)
     }
 
     /// A header of this connection.
@@ -485,7 +488,13 @@ impl Session {
         true
     }
 
-    fn transmit_reply(&mut self, now: Time, cluster: ClusterName, out: &mut Vec<u8>) -> bool {
+    fn transmit_reply(
+        &mut self,
+        now: Time,
+        cluster: ClusterName,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> bool {
         let base = self.header(Kind::KeepAlive, cluster);
         let max = u32::from(self.mtu) - HEADER_LEN as u32;
         while let Some(&id) = self.sending.front() {
@@ -520,7 +529,7 @@ impl Session {
                 message_len: answer.body.len() as u32,
                 ..base
             };
-            header.emit(&answer.body[start as usize..end as usize], out);
+            header.emit_segment(&answer.body, (start, end), out, tail);
             if answer.unsent.is_empty() {
                 answer.sent_at = Some(now);
                 answer.queued = false;
@@ -536,27 +545,14 @@ impl Session {
     }
 }
 
-impl Answer {
-    /// Whether the whole reply may be sent (again) now.
-    fn may_repeat(&self, now: Time) -> bool {
-        !self.queued && self.sent_at.is_none_or(|t| t + REPEAT_INTERVAL <= now)
-    }
-
-    /// Queues what an initiator needs that has heard nothing of the reply: all of it where it was
-    /// never sent, otherwise its last segment. If the rest is only late, that is all that is sent
-    /// twice; if the rest is lost, the last segment shows the gap and a probe names it.
-    fn repeat(&mut self, segment: usize) {
-        if self.sent_at.is_none() || self.body.len() <= segment {
-            return self.send_whole();
+impl Entry {
+    /// Gives back what it kept.
+    fn recycle(self, spares: &mut Spares) {
+        match self.state {
+            State::Incomplete { assembly, .. } => spares.give(assembly.into_bytes()),
+            State::Executing => {}
+            State::Answered(answer) => spares.give(answer.body.into_buffer()),
         }
-        let len = self.body.len();
-        let start = (len - 1) / segment * segment;
-        self.unsent.insert(start as u32, len as u32);
-    }
-
-    fn send_whole(&mut self) {
-        self.unsent = Ranges::whole(self.body.len() as u32);
-        self.unsent_empty = self.body.is_empty();
     }
 }
 

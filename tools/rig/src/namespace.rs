@@ -73,7 +73,7 @@ impl Namespace {
     }
 
     /// A path by which other processes reach the namespace while this one lives.
-    pub(crate) fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.fd.as_raw_fd())
     }
 

@@ -231,7 +231,15 @@ impl Engine {
         inbox.lengths.clear();
         let Inbox { buffer, lengths } = &mut inbox;
         // A pulled cable is told once as an error, which reading takes away.
-        if raw::receive(port.socket.as_fd(), buffer, MAX_FRAME_BYTES, lengths).is_ok() {
+        if raw::receive(
+            port.socket.as_fd(),
+            buffer,
+            MAX_FRAME_BYTES,
+            BATCH_FRAMES,
+            lengths,
+        )
+        .is_ok()
+        {
             for &len in &*lengths {
                 port.counters.received_frames += 1;
                 port.counters.received_bytes += len as u64;
@@ -445,8 +453,8 @@ impl Inbox {
 
 /// Sends one batch, at most [`BATCH_FRAMES`], to one port, without waiting for it.
 fn send(port: &mut Port, inbox: &Inbox, batch: &[Leaving]) {
-    let mut slices = [IoSlice::new(&[]); BATCH_FRAMES];
-    for (slice, leaving) in slices.iter_mut().zip(batch) {
+    let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
+    for ([slice, _], leaving) in slices.iter_mut().zip(batch) {
         *slice = IoSlice::new(match leaving {
             Leaving::Received(slot) => inbox.frame(*slot),
             Leaving::Changed(bytes) => bytes,
@@ -458,7 +466,7 @@ fn send(port: &mut Port, inbox: &Inbox, batch: &[Leaving]) {
             Ok(sent) => {
                 port.counters.sent_frames += sent as u64;
                 port.counters.sent_bytes +=
-                    rest[..sent].iter().map(|s| s.len() as u64).sum::<u64>();
+                    rest[..sent].iter().map(|s| s[0].len() as u64).sum::<u64>();
                 rest = &rest[sent..];
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

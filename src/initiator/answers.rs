@@ -1,0 +1,141 @@
+//! What the answers of controllers mean for the I/Os that their commands are parts of.
+
+use super::controller::Place;
+use super::io::{Part, Progress, Running};
+use super::{ControllerKey, Initiator, Sent, Target, key_of};
+use crate::wire::{CommandId, Status, Time};
+
+impl Initiator {
+    pub(super) fn on_reply(
+        &mut self,
+        now: Time,
+        key: ControllerKey,
+        command: CommandId,
+        status: Status,
+        body: Vec<u8>,
+    ) {
+        let sent = self
+            .controllers
+            .get_mut(&key)
+            .and_then(|controller| controller.sent.remove(command.0));
+        self.under_way -= usize::from(sent.is_some());
+        match sent {
+            None => {}
+            Some(Sent::List) => self.on_list(now, key, status, &body),
+            Some(Sent::Part { io, part, target }) => {
+                if self.ios.contains(io) {
+                    self.on_part(now, io, part, &target, status, body);
+                } else {
+                    self.on_ghost(now, &target);
+                }
+                self.close_unused(now, key);
+            }
+        }
+        self.feed(now, key);
+    }
+
+    /// A part of an I/O was answered.
+    fn on_part(
+        &mut self,
+        now: Time,
+        id: u64,
+        part: u32,
+        sent_to: &Target,
+        status: Status,
+        body: Vec<u8>,
+    ) {
+        let Some(io) = self.ios.get_mut(id) else {
+            return;
+        };
+        let Some(device) = self.devices.get(&io.device) else {
+            return;
+        };
+        let moved =
+            (Place::of(sent_to), sent_to.epoch) != (Place::of(&device.target), device.target.epoch);
+        let again = match status {
+            Status::Busy | Status::NotReady => Some(now + io.back_off()),
+            // The refusal is about a place or an epoch that is not the device's any more.
+            Status::NotOwner | Status::StaleEpoch | Status::NoDevice | Status::NoController
+                if moved =>
+            {
+                Some(now)
+            }
+            _ => None,
+        };
+        match again {
+            Some(at) if io.error().is_none() => {
+                io.put_back();
+                if at > now {
+                    self.retries.insert((at, id, part));
+                } else {
+                    self.wait_again(now, id, part);
+                }
+                return;
+            }
+            _ => {}
+        }
+        match io.answered(part, status, body) {
+            Progress::Going | Progress::Ended => {}
+            Progress::Flush => {
+                let device = io.device;
+                if let Some(open) = self.devices.get_mut(&device) {
+                    open.waiting.push_front((id, Part::FLUSH));
+                }
+                self.make_ready(device);
+            }
+            Progress::Failed => {
+                // What was not sent is not sent any more; what was is waited for.
+                let device = io.device;
+                if let Some(open) = self.devices.get_mut(&device) {
+                    open.waiting.retain(|(io, _)| *io != id);
+                }
+                self.retries.retain(|(_, io, _)| *io != id);
+            }
+        }
+        self.end(now, id);
+    }
+
+    /// Reports an I/O of which nothing is waiting or under way any more.
+    fn end(&mut self, now: Time, id: u64) {
+        if !self.ios.get(id).is_some_and(Running::has_ended) {
+            return;
+        }
+        let Some(mut io) = self.ios.remove(id) else {
+            return;
+        };
+        self.held -= io.held();
+        if let Some(device) = self.devices.get_mut(&io.device) {
+            io.count_in(&mut device.stats, now);
+        }
+        let written = io.take_written();
+        self.give_buffer(io.device, written);
+        let (token, result) = io.into_result();
+        self.done(token, result);
+    }
+
+    /// A command of a closed device has ended.
+    pub(super) fn on_ghost(&mut self, now: Time, target: &Target) {
+        let place = Place::of(target);
+        let Some(count) = self.ghosts.get_mut(&place) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.ghosts.remove(&place);
+            self.make_place_ready(now, place);
+        }
+    }
+
+    /// Puts a part back among those that wait to be sent.
+    pub(super) fn wait_again(&mut self, now: Time, id: u64, part: u32) {
+        let Some(device) = self.ios.get(id).map(|io| io.device) else {
+            return;
+        };
+        if let Some(open) = self.devices.get_mut(&device) {
+            open.waiting.push_front((id, part));
+            let key = key_of(&open.target);
+            self.make_ready(device);
+            self.feed(now, key);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The answer of a command, which is kept until the initiator has it.
+
+use crate::session::limits::REPEAT_INTERVAL;
+use crate::session::ranges::Ranges;
+use crate::wire::{Kept, Status, Time};
+
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: Status,
+    pub(super) body: Kept,
+    pub(super) unsent: Ranges,
+    pub(super) unsent_empty: bool,
+    /// Whether the command is in the list of those with something to send.
+    pub(super) queued: bool,
+    /// When its last segment was sent.
+    pub(super) sent_at: Option<Time>,
+}
+
+impl Answer {
+    /// Whether the whole reply may be sent (again) now.
+    pub(super) fn may_repeat(&self, now: Time) -> bool {
+        !self.queued && self.sent_at.is_none_or(|t| t + REPEAT_INTERVAL <= now)
+    }
+
+    /// Queues what an initiator needs that has heard nothing of the reply: all of it where it was
+    /// never sent, otherwise its last segment. If the rest is only late, that is all that is sent
+    /// twice; if the rest is lost, the last segment shows the gap and a probe names it.
+    pub(super) fn repeat(&mut self, segment: usize) {
+        if self.sent_at.is_none() || self.body.len() <= segment {
+            return self.send_whole();
+        }
+        let len = self.body.len();
+        let start = (len - 1) / segment * segment;
+        self.unsent.insert(start as u32, len as u32);
+    }
+
+    pub(super) fn send_whole(&mut self) {
+        self.unsent = Ranges::whole(self.body.len() as u32);
+        self.unsent_empty = self.body.is_empty();
+    }
+}

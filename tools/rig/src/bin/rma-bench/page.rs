@@ -1,0 +1,110 @@
+//! The rows as a page with a table, and as plots.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use super::figures::{Candidate, Row};
+use super::{Args, Result};
+
+/// What a plot's bars are coloured.
+const COLOURS: [(Candidate, &str); 5] = [
+    (Candidate::Ours, "#1b6ca8"),
+    (Candidate::OursNbd, "#7fb2d6"),
+    (Candidate::NbdkitTcp, "#c0562f"),
+    (Candidate::NbdkitUnix, "#dfa58c"),
+    (Candidate::Ceiling, "#9a9a9a"),
+];
+const BAR: u32 = 14;
+const LABELS: u32 = 250;
+const WIDTH: u32 = 560;
+
+/// Writes `page` and a plot for each MTU beside it.
+pub(super) fn write(page: &Path, rows: &[Row], args: &Args) -> Result<()> {
+    let mut text = format!(
+        "# Benchmarks\n\n\
+         Written by `tools/bench --page` ({} rounds of {} s each, medians; {}). Everything crosses one veth pair between two\n\
+         network namespaces; `ours` is `rma bench`, load made inside `rmad` against `rma-unitd`; `ours NBD` is fio through the\n\
+         owned device's NBD socket; nbdkit is driven by the same fio; the ceiling is a program of ours that moves frames of the\n\
+         same number and sizes and does nothing else. Memory is behind all.\n\n",
+        args.rounds,
+        args.seconds,
+        machine()
+    );
+    for mtu in &args.mtu {
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.mtu() == *mtu).collect();
+        let name = format!("benchmarks-{mtu}.svg");
+        fs::write(page.with_file_name(&name), plot(&rows))?;
+        let _ = write!(text, "## MTU {mtu}\n\n![rates at MTU {mtu}]({name})\n\n");
+        text.push_str(Row::MARKDOWN_HEADING);
+        for row in rows {
+            text.push_str(&row.markdown());
+        }
+        text.push('\n');
+    }
+    text.push_str(
+        "Ratios are medians of the ratios within each round. CPU is processor time of both ends for each I/O; p99.9 is of the\n\
+         latency. Both against nbdkit over TCP.\n",
+    );
+    fs::write(page, text)?;
+    Ok(())
+}
+
+/// What it ran on.
+fn machine() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("unknown processor");
+    let count = cpu.lines().filter(|l| l.starts_with("processor")).count();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{count} processors, {model}, Linux {}", kernel.trim())
+}
+
+/// Bars for each workload, of which the longest is the best candidate's.
+fn plot(rows: &[&Row]) -> String {
+    let group = BAR * COLOURS.len() as u32 + 16;
+    let height = group * rows.len() as u32 + 40;
+    let total = LABELS + WIDTH + 120;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{total}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"{total}\" height=\"{height}\" fill=\"white\"/>\n"
+    );
+    for (at, (candidate, colour)) in (0..).zip(COLOURS) {
+        let x = 10 + at * 120;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x}\" y=\"10\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
+             <text x=\"{}\" y=\"19\">{candidate}</text>",
+            x + 15
+        );
+    }
+    for (at, row) in (0_u32..).zip(rows) {
+        let top = 36 + at * group;
+        let _ = writeln!(
+            svg,
+            "<text x=\"10\" y=\"{}\">{}</text>",
+            top + BAR * 3,
+            row.workload()
+        );
+        let rates = COLOURS.map(|(candidate, _)| row.rate(candidate).unwrap_or(0.0));
+        let most = rates.iter().copied().fold(1.0, f64::max);
+        for (bar, ((_, colour), rate)) in (0_u32..).zip(COLOURS.iter().zip(rates)) {
+            let (y, width) = (top + bar * BAR, rate / most * f64::from(WIDTH));
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{LABELS}\" y=\"{y}\" width=\"{width:.0}\" height=\"{}\" fill=\"{colour}\"/>\
+                 <text x=\"{:.0}\" y=\"{}\">{}</text>",
+                BAR - 2,
+                f64::from(LABELS) + width + 4.0,
+                y + 10,
+                row.shown(rate)
+            );
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
