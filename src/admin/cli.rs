@@ -15,7 +15,7 @@ use super::control::ControlClient;
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
-use super::{apply, change_text};
+use super::{apply, change_text, device_text};
 use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
@@ -258,6 +258,7 @@ impl Cli {
             Verb::Watch => return self.watch(),
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
+            Verb::Udev(UdevVerb::Test { device }) => return self.udev_test(device, style),
             Verb::Bench(args) => {
                 let json = self.output == Format::Json;
                 return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
@@ -367,21 +368,7 @@ impl Cli {
         match ask(&self.socket("rmad.sock"), &question)? {
             Answer::Exports { exports } => {
                 self.print(&serde_json::json!({ "exports": exports }), || {
-                    let rows = exports
-                        .iter()
-                        .map(|e| {
-                            vec![
-                                e.name.clone(),
-                                e.backend.clone(),
-                                e.path.clone(),
-                                text::size(e.size_bytes),
-                                e.state.clone(),
-                                style.guid(&e.guid),
-                            ]
-                        })
-                        .collect();
-                    let headings = ["NAME", "BACKEND", "PATH", "SIZE#", "STATE", "GUID"];
-                    text::list(style, &headings, rows)
+                    device_text::exports(&exports, style)
                 })?;
                 Ok(true)
             }
@@ -398,6 +385,19 @@ impl Cli {
             Answer::UdevRules { rules } => {
                 self.print(&serde_json::json!({ "rules": rules }), || rules.clone())?;
                 Ok(true)
+            }
+            Answer::Error(error) => Err(CliError::Refused(error.message)),
+            _ => Err(CliError::unexpected()),
+        }
+    }
+
+    fn udev_test(&self, device: &str, style: Style) -> Result<bool, CliError> {
+        let device = device.to_owned();
+        let question = super::protocol::Question::UdevTest { device };
+        match ask(&self.socket("rmad.sock"), &question)? {
+            Answer::UdevTest(test) => {
+                self.print(&test, || device_text::udev_test(&test, style))?;
+                Ok(test.links.iter().all(|link| link.is_right))
             }
             Answer::Error(error) => Err(CliError::Refused(error.message)),
             _ => Err(CliError::unexpected()),

@@ -19,6 +19,11 @@ pub enum Question {
     Exports,
     /// The udev rules for the devices that this host owns.
     UdevRules,
+    /// How udev comes to the names of a device that this host owns.
+    UdevTest {
+        /// The device: GUID, its first digits (8 or more), address or name.
+        device: String,
+    },
     /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
     Load {
         /// The device: GUID, its first digits (8 or more), address or name.
@@ -46,6 +51,8 @@ pub enum Answer {
         /// As it is written into the rules directory.
         rules: String,
     },
+    /// How udev comes to a device's names.
+    UdevTest(UdevTest),
     /// How a load goes.
     Load {
         /// So far.
@@ -64,7 +71,7 @@ pub struct ExportInfo {
     pub guid: String,
     /// The device's name.
     pub name: String,
-    /// `nbd-socket`.
+    /// `ublk`, `nbd`, `nbd-socket`, or `none`.
     pub backend: String,
     /// Why this backend.
     pub reason: String,
@@ -76,4 +83,38 @@ pub struct ExportInfo {
     pub block_size_bytes: u32,
     /// `up`: the controller answers; `queueing`: it does not, and I/O waits; or what is wrong.
     pub state: String,
+}
+
+/// How udev comes to a device's names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdevTest {
+    /// The device's GUID.
+    pub guid: String,
+    /// The device's name.
+    pub name: String,
+    /// The kernel's name for it.
+    pub node: String,
+    /// The file with the rules; empty where none is written.
+    pub rules_file: String,
+    /// Its names and those of its partitions.
+    pub links: Vec<UdevLink>,
+    /// Which names it does not have, and why.
+    pub notes: Vec<String>,
+}
+
+/// A name that a rule gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdevLink {
+    /// The name.
+    pub link: String,
+    /// What it follows: the device, the place, the name.
+    pub follows: String,
+    /// The rule's line in the file.
+    pub line: usize,
+    /// The rule.
+    pub rule: String,
+    /// Where the name leads now; empty where it does not exist.
+    pub target: String,
+    /// Whether that is this device.
+    pub is_right: bool,
 }

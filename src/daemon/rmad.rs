@@ -3,25 +3,23 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::sync::mpsc::channel;
 
 use super::committer::Committer;
 use super::config::ConfigError;
+use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
 use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
 use super::rmad_error::{chain, system};
-use super::rmad_rules::rules_text;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
 use crate::crt::TableChange;
-use crate::export::rules_file::RulesFile;
-use crate::export::udev;
 use crate::initiator::InitiatorConfig;
 use crate::net::{BATCH_FRAMES, Inbox, Interface, LinkWatch, Nics};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
-use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
+use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
@@ -32,6 +30,7 @@ const TOKEN_LINKS: u64 = 1;
 const TOKEN_CONTROL: u64 = 2;
 const TOKEN_SERVICE: u64 = 3;
 const TOKEN_COMMITS: u64 = 4;
+const TOKEN_DEVICES: u64 = 5;
 
 /// Commands that one connection to a controller may have outstanding.
 const SERVICE_CREDITS: u16 = 128;
@@ -120,6 +119,7 @@ fn run_once(
         table.len(),
     );
     let seed = seed(&identity);
+    let (device_commands, device_queue) = channel();
     let service = ServiceHandle::start(
         ServiceConfig {
             initiator: InitiatorConfig {
@@ -132,10 +132,23 @@ fn run_once(
             },
             socket_dir: config.run_dir.join("nbd"),
             seed: seed.rotate_left(32),
+            devices: device_commands.clone(),
         },
         service_socket,
     )
     .map_err(system("start the service thread"))?;
+    let devices = DevicesHandle::start(
+        DevicesConfig {
+            host: identity.guid(),
+            choice: config.export,
+            rules_dir: config.udev_rules_dir.clone(),
+            access: config.device_access.clone(),
+            socket_dir: config.run_dir.join("nbd"),
+        },
+        service.sender(),
+        (device_commands, device_queue),
+    )
+    .map_err(system("start the device thread"))?;
     let commits =
         Committer::start(file).map_err(system("start the thread for the table's file"))?;
     let agent = Agent::new(
@@ -162,6 +175,7 @@ fn run_once(
         (control.as_fd(), TOKEN_CONTROL),
         (service.as_fd(), TOKEN_SERVICE),
         (commits.as_fd(), TOKEN_COMMITS),
+        (devices.as_fd(), TOKEN_DEVICES),
     ] {
         event_loop
             .add(fd, token, Interest::Read)
@@ -174,12 +188,7 @@ fn run_once(
         control,
         commits,
         vote,
-        rules: config
-            .udev_rules_dir
-            .as_deref()
-            .map(|dir| RulesFile::new(dir, udev::RULES_FILE_NAME)),
-        socket_dir: config.run_dir.join("nbd"),
-        owned: Vec::new(),
+        devices: Some(devices),
         cluster: ClusterName::NONE,
         watchers: BTreeSet::new(),
         moved: None,
@@ -225,16 +234,15 @@ fn mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> 
     }
 }
 
-struct Rmad {
+pub(super) struct Rmad {
     agent: Agent,
     socket: Nics,
     links: LinkWatch,
     control: ControlServer,
     commits: Committer,
     vote: VoteFile,
-    rules: Option<RulesFile>,
-    socket_dir: PathBuf,
-    owned: Vec<OwnedDevice>,
+    /// There until the end.
+    pub(super) devices: Option<DevicesHandle>,
     cluster: ClusterName,
     watchers: BTreeSet<ControlId>,
     moved: Option<Outcome>,
@@ -266,6 +274,7 @@ impl Rmad {
                         self.transmit();
                         self.agent.close(now());
                         self.transmit();
+                        self.end_devices(false);
                         return Ok(Outcome::Stopped);
                     }
                     Event::Reload => self.reload(reload),
@@ -288,12 +297,17 @@ impl Rmad {
                         token: TOKEN_COMMITS,
                         ..
                     } => self.stored(service),
+                    Event::Ready {
+                        token: TOKEN_DEVICES,
+                        ..
+                    } => self.told_of_devices(),
                     Event::Ready { .. } => {}
                 }
             }
             self.agent.tick(now());
             self.act(service);
             if let Some(moved) = self.moved {
+                self.end_devices(true);
                 return Ok(moved);
             }
             self.transmit();
@@ -417,9 +431,13 @@ impl Rmad {
                     Err(e) => self.finish(id, &Answer::Error(e.into())),
                 }
             }
-            Question::UdevRules => {
-                let rules = rules_text(&self.owned, &self.socket_dir);
-                self.finish(id, &Answer::UdevRules { rules });
+            Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
+            Question::UdevTest { device } => {
+                let among = [EntityType::Device, EntityType::Extent];
+                match self.agent.table().resolve_among(&device, &among) {
+                    Ok(guid) => self.device(DeviceCommand::Explain(id.as_u64(), guid)),
+                    Err(e) => self.finish(id, &Answer::Error(e.into())),
+                }
             }
         }
     }
@@ -440,7 +458,7 @@ impl Rmad {
         }
     }
 
-    fn finish(&mut self, id: ControlId, answer: &Answer) {
+    pub(super) fn finish(&mut self, id: ControlId, answer: &Answer) {
         match serde_json::to_string(answer) {
             Ok(line) => self.control.finish(id, &line),
             Err(e) => log::error!("an answer cannot be written: {e}"),
@@ -519,9 +537,9 @@ impl Rmad {
                     service.send(ServiceCommand::ListDevices(unit, ioc));
                 }
                 AgentAction::Export(owned) => {
-                    self.owned.clone_from(&owned);
-                    self.write_rules();
-                    service.send(ServiceCommand::Export(owned));
+                    // The service thread first: it stops at once what is no longer owned.
+                    service.send(ServiceCommand::Export(owned.clone()));
+                    self.device(DeviceCommand::Own(owned));
                 }
                 AgentAction::AdminReply { token, reply } => {
                     let id = ControlId::from_u64(token);
@@ -545,7 +563,12 @@ impl Rmad {
                         .join(cluster, TableChange::of(self.agent.table(), &[]));
                 }
                 AgentAction::Moved { from, to } => self.moved = Some(Outcome::Moved { from, to }),
-                AgentAction::Block(number, text) => log::info!("block {number}: {text}"),
+                AgentAction::Block(number, text) => {
+                    log::info!("block {number}: {text}");
+                    if number == 0 {
+                        self.device(DeviceCommand::Settled);
+                    }
+                }
             }
         }
     }
@@ -554,15 +577,6 @@ impl Rmad {
         match serde_json::to_string(answer) {
             Ok(line) => self.control.send(id, &line),
             Err(e) => log::error!("an answer cannot be written: {e}"),
-        }
-    }
-
-    fn write_rules(&mut self) {
-        let text = rules_text(&self.owned, &self.socket_dir);
-        if let Some(file) = &self.rules
-            && let Err(e) = file.write(&text)
-        {
-            log::error!("{e}");
         }
     }
 

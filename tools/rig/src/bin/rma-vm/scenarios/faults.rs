@@ -1,0 +1,126 @@
+//! Owned devices while something dies.
+
+use super::disks::verified_io;
+use super::{exporting, file, memory};
+use crate::Result;
+use crate::cluster::{Lab, start_rmad, wait_export};
+
+/// How often `rmad` is killed.
+const KILLS: u32 = 5;
+
+pub(super) fn kill(lab: &Lab, backend: &str) -> Result<()> {
+    lab.daemons(&memory(1, "d1", 32), &exporting(backend))?;
+    lab.share_parents()?;
+    let a = &lab.a;
+    a.sh("rma allocate d1 --to a")?;
+    let export = wait_export(a, "d1")?;
+    if export["backend"] != backend {
+        return Err(format!("not by {backend}: {export}").into());
+    }
+    let node = export["path"].as_str().unwrap_or_default();
+    a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
+    // It goes on until it is told to stop, and says how it ended.
+    let io = verified_io("/dev/rma/by-name/d1", 4, 1);
+    a.sh(&format!(
+        "(while [ ! -e /tmp/enough ]; do {io} || {{ echo failed >/tmp/io; exit; }}; echo >>/tmp/rounds; done; \
+         echo good >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
+    ))?;
+    for _ in 0..KILLS {
+        a.wait_sh(
+            60,
+            "I/O",
+            "rm -f /tmp/rounds; usleep 300000; [ -e /tmp/rounds ]",
+        )?;
+        a.sh("kill -9 $(pidof rmad)")?;
+        start_rmad(a)?;
+        wait_export(a, "d1")?;
+    }
+    a.wait_sh(
+        60,
+        "I/O after the last kill",
+        "rm -f /tmp/rounds; usleep 300000; [ -e /tmp/rounds ]",
+    )?;
+    a.sh("touch /tmp/enough")?;
+    a.wait_sh(60, "the end of the I/O", "[ -e /tmp/io ]")?;
+    let how = a.sh("cat /tmp/io; cat /tmp/fio.log")?;
+    if !how.starts_with("good") {
+        return Err(format!("the I/O failed: {how}").into());
+    }
+    let after = wait_export(a, "d1")?;
+    if after["path"] != node {
+        return Err(format!("another device than {node}: {after}").into());
+    }
+    a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
+    // A clean stop leaves it there too.
+    a.sh("kill $(pidof rmad)")?;
+    a.wait_sh(20, "rmad to end", "! pidof rmad >/dev/null")?;
+    a.sh("[ -b /dev/rma/by-name/d1 ]")?;
+    start_rmad(a)?;
+    wait_export(a, "d1")?;
+    a.sh_within(120, &verified_io("/dev/rma/by-name/d1", 2, 1))?;
+    Ok(())
+}
+
+pub(super) fn unit_reset(lab: &Lab, backend: &str) -> Result<()> {
+    lab.daemons(&file(1, "d1", 32), &exporting(backend))?;
+    lab.share_parents()?;
+    let a = &lab.a;
+    a.sh("rma allocate d1 --to a")?;
+    wait_export(a, "d1")?;
+    a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
+    let io = verified_io("/dev/rma/by-name/d1", 4, 4);
+    a.sh(&format!(
+        "rm -f /tmp/io; (if {io}; then echo good; else echo failed; fi >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
+    ))?;
+    a.wait_sh(
+        30,
+        "I/O",
+        "dd if=/dev/rma/by-name/d1 of=/dev/null bs=16k count=1 iflag=direct 2>/dev/null",
+    )?;
+    lab.unit.kill();
+    lab.unit.start()?;
+    lab.unit.wait_ready()?;
+    lab.start_unit()?;
+    a.wait_sh(180, "the end of the I/O", "[ -s /tmp/io ]")?;
+    let how = a.sh("cat /tmp/io; cat /tmp/fio.log")?;
+    if !how.starts_with("good") {
+        return Err(format!("the I/O failed: {how}").into());
+    }
+    a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
+    Ok(())
+}
+
+/// Devices of the host that is reset.
+const MANY: u32 = 32;
+
+pub(super) fn host_reset(lab: &Lab, backend: &str) -> Result<()> {
+    let mut devices = String::new();
+    for number in 1..=MANY {
+        devices += &memory(number, &format!("d{number}"), 8);
+    }
+    lab.daemons(&devices, &exporting(backend))?;
+    lab.share_parents()?;
+    let a = &lab.a;
+    a.sh_within(
+        120,
+        &format!("for i in $(seq {MANY}); do rma allocate d$i --to a || exit 1; done"),
+    )?;
+    let all = format!("[ $(ls /dev/rma/by-name | wc -l) = {MANY} ]");
+    a.wait_sh(90, "all names", &all)?;
+    let names = "cd /dev/rma; for l in by-name/* by-guid/* by-path/*/*/*; do echo $l; done; ls /dev/disk/by-id";
+    let before = a.sh(names)?;
+    a.sh("/sbin/mke2fs -q -t ext4 /dev/rma/by-name/d7 && mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d7 /mnt/x && \
+          echo kept >/mnt/x/file && sync && cp /etc/rma/rmad.toml /disk/")?;
+    a.kill();
+    a.start()?;
+    a.wait_ready()?;
+    a.sh("mkdir -p /etc/rma && cp /disk/rmad.toml /etc/rma/")?;
+    start_rmad(a)?;
+    a.wait_sh(120, "all names after the reset", &all)?;
+    let after = a.sh(names)?;
+    if before != after {
+        return Err(format!("other names than before:\n{before}\n{after}").into());
+    }
+    a.sh("mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d7 /mnt/x && grep -qx kept /mnt/x/file && umount /mnt/x")?;
+    Ok(())
+}
