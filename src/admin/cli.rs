@@ -89,6 +89,9 @@ enum Verb {
         /// Also take from hosts that lose the parent what lies below it
         #[arg(long)]
         recursive: bool,
+        /// Even where this host loses a device that is in use on it: its I/O fails
+        #[arg(long)]
+        force: bool,
     },
     /// Take a unit, controller, device or extent from its owners
     Release {
@@ -97,6 +100,9 @@ enum Verb {
         /// Also release what lies below
         #[arg(long)]
         recursive: bool,
+        /// Even where a device is in use on this host: its I/O fails
+        #[arg(long)]
+        force: bool,
     },
     /// Take a row out of the table for good, with all below it: a controller or device that its unit
     /// no longer lists, or a host or unit that is no member any more
@@ -219,13 +225,16 @@ impl Cli {
                 to,
                 shared,
                 recursive,
+                ..
             } => AdminRequest::Allocate {
                 target: target.clone(),
                 hosts: to.clone(),
                 shared: *shared,
                 recursive: *recursive,
             },
-            Verb::Release { target, recursive } => AdminRequest::Release {
+            Verb::Release {
+                target, recursive, ..
+            } => AdminRequest::Release {
                 target: target.clone(),
                 recursive: *recursive,
             },
@@ -331,10 +340,13 @@ impl Cli {
     }
 
     fn ask(&self, request: AdminRequest) -> Result<AdminReply, CliError> {
-        match ask(
-            &self.socket("rmad.sock"),
-            &super::protocol::Question::Agent(request),
-        )? {
+        let question = match self.verb {
+            Verb::Allocate { force: true, .. } | Verb::Release { force: true, .. } => {
+                super::protocol::Question::Forced(request)
+            }
+            _ => super::protocol::Question::Agent(request),
+        };
+        match ask(&self.socket("rmad.sock"), &question)? {
             Answer::Agent(AdminReply::Error(error)) | Answer::Error(error) => {
                 Err(CliError::Refused(error.message))
             }

@@ -15,6 +15,8 @@ pub const SCHEMA: u32 = 1;
 pub enum Question {
     /// Something for the agent.
     Agent(AdminRequest),
+    /// The same, though it takes from this host what is in use on it.
+    Forced(AdminRequest),
     /// What is exported to this host's operating system, and where.
     Exports,
     /// The udev rules for the devices that this host owns.

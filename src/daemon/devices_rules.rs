@@ -10,7 +10,7 @@ use crate::export::udev::{self, Access, KernelName, Node};
 use crate::rma::OwnedDevice;
 
 /// How udev comes to a device's names.
-pub type Explained = UdevTest;
+pub(super) type Explained = UdevTest;
 
 /// The text of the rules for devices that are exported so.
 pub(super) fn rules_text(named: &[(&OwnedDevice, Node)], access: &Access) -> String {

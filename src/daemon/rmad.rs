@@ -1,7 +1,7 @@
 //! `rmad`: the management thread. Packets, administrators, the table's file and the service thread
 //! meet here; every decision is the agent's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::mpsc::channel;
 
@@ -235,7 +235,7 @@ fn mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> 
 }
 
 pub(super) struct Rmad {
-    agent: Agent,
+    pub(super) agent: Agent,
     socket: Nics,
     links: LinkWatch,
     control: ControlServer,
@@ -419,9 +419,12 @@ impl Rmad {
                 if request == AdminRequest::Watch {
                     self.watchers.insert(id);
                 }
-                let caller = self.caller(id);
-                self.agent.admin(now(), id.as_u64(), caller, request);
-                self.act(service);
+                self.look_who_uses(&request);
+                self.request(id, request, service);
+            }
+            Question::Forced(request) => {
+                self.agent.set_used(BTreeMap::new());
+                self.request(id, request, service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
             Question::Load { device, spec } => {
@@ -440,6 +443,12 @@ impl Rmad {
                 }
             }
         }
+    }
+
+    fn request(&mut self, id: ControlId, request: AdminRequest, service: &ServiceHandle) {
+        let caller = self.caller(id);
+        self.agent.admin(now(), id.as_u64(), caller, request);
+        self.act(service);
     }
 
     /// Who asks: the kernel names the process, the system's user database the user.

@@ -4,9 +4,23 @@ use super::devices::{DeviceCommand, DeviceEvent, DevicesHandle};
 use super::rmad::Rmad;
 use crate::admin::control::ControlId;
 use crate::admin::protocol::Answer;
-use crate::rma::request::{AdminError, ErrorKind};
+use crate::rma::request::{AdminError, AdminRequest, ErrorKind};
 
 impl Rmad {
+    /// Before a change that may take a device from this host, looks who uses its devices.
+    pub(super) fn look_who_uses(&mut self, request: &AdminRequest) {
+        let may_take = matches!(
+            request,
+            AdminRequest::Allocate { .. }
+                | AdminRequest::Release { .. }
+                | AdminRequest::Apply { .. }
+                | AdminRequest::Uncarve { .. }
+        );
+        if may_take && let Some(devices) = &self.devices {
+            self.agent.set_used(devices.users());
+        }
+    }
+
     pub(super) fn device(&self, command: DeviceCommand) {
         if let Some(devices) = &self.devices {
             devices.send(command);

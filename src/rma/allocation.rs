@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::agent::Agent;
 use super::carve::{self, Carving};
 use super::config::MAX_PENDING_REQUESTS;
+use super::in_use::in_use;
 use super::journal::Waiter;
 use super::plan::{changes, error, ownership, target};
 use super::report::{self, label};
@@ -94,6 +95,8 @@ pub(super) struct Allocation {
     pub(super) retries: u32,
     changes: Vec<Change>,
     before: BTreeMap<Guid, Ownership>,
+    /// What this host may not lose by it, and why.
+    used: BTreeMap<Guid, String>,
 }
 
 /// The allocations on their way.
@@ -159,6 +162,7 @@ impl Agent {
             retries: 0,
             changes: Vec::new(),
             before: BTreeMap::new(),
+            used: self.used.clone(),
         };
         self.allocations.active.insert(id, allocation);
         let patience = self.config.intervals.allocation_patience;
@@ -254,6 +258,9 @@ impl Agent {
             Ok(changes) => changes,
             Err(e) => return self.fail_allocation(now, id, e),
         };
+        if let Some(e) = in_use(&self.table, self.config.guid, &allocation.used, &changes) {
+            return self.fail_allocation(now, id, e);
+        }
         allocation.before = changes
             .iter()
             .filter_map(|c| Some((c.row, self.table.get(c.row)?.ownership.clone())))

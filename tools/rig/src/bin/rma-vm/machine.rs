@@ -171,18 +171,6 @@ impl Machine {
         }
     }
 
-    /// Waits until it has ended by itself.
-    pub(crate) fn wait_end(&self, patience: Duration) -> Result<()> {
-        wait_until(patience, &format!("{} to end", self.name), || {
-            let mut running = self.lock();
-            running
-                .as_mut()
-                .is_none_or(|running| !matches!(running.qemu.try_wait(), Ok(None)))
-        })?;
-        self.kill();
-        Ok(())
-    }
-
     /// Runs a shell command, at most `seconds`.
     pub(crate) fn try_sh(&self, seconds: u64, command: &str) -> Result<Output> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;

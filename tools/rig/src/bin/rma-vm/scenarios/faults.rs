@@ -61,8 +61,9 @@ pub(super) fn kill(lab: &Lab, backend: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn unit_reset(lab: &Lab, backend: &str) -> Result<()> {
-    lab.daemons(&file(1, "d1", 32), &exporting(backend))?;
+/// A host `a` with a device `d1`, whose verified I/O has begun.
+fn under_io(lab: &Lab, device: &str, backend: &str) -> Result<()> {
+    lab.daemons(device, &exporting(backend))?;
     lab.share_parents()?;
     let a = &lab.a;
     a.sh("rma allocate d1 --to a")?;
@@ -70,23 +71,93 @@ pub(super) fn unit_reset(lab: &Lab, backend: &str) -> Result<()> {
     a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
     let io = verified_io("/dev/rma/by-name/d1", 4, 4);
     a.sh(&format!(
-        "rm -f /tmp/io; (if {io}; then echo good; else echo failed; fi >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
+        "(if {io}; then echo good; else echo failed; fi >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
     ))?;
-    a.wait_sh(
-        30,
-        "I/O",
-        "dd if=/dev/rma/by-name/d1 of=/dev/null bs=16k count=1 iflag=direct 2>/dev/null",
-    )?;
+    let first = "dd if=/dev/rma/by-name/d1 of=/dev/null bs=16k count=1 iflag=direct 2>/dev/null";
+    a.wait_sh(30, "I/O", first)?;
+    Ok(())
+}
+
+/// The I/O of [`under_io`] ends well, and the kernel has seen no error.
+fn io_ends_well(lab: &Lab) -> Result<()> {
+    lab.a.wait_sh(180, "the end of the I/O", "[ -s /tmp/io ]")?;
+    let how = lab.a.sh("cat /tmp/io; cat /tmp/fio.log")?;
+    if !how.starts_with("good") {
+        return Err(format!("the I/O failed: {how}").into());
+    }
+    lab.a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
+    Ok(())
+}
+
+pub(super) fn unit_reset(lab: &Lab, backend: &str) -> Result<()> {
+    under_io(lab, &file(1, "d1", 32), backend)?;
     lab.unit.kill();
     lab.unit.start()?;
     lab.unit.wait_ready()?;
     lab.start_unit()?;
-    a.wait_sh(180, "the end of the I/O", "[ -s /tmp/io ]")?;
-    let how = a.sh("cat /tmp/io; cat /tmp/fio.log")?;
-    if !how.starts_with("good") {
-        return Err(format!("the I/O failed: {how}").into());
+    io_ends_well(lab)
+}
+
+pub(super) fn cut(lab: &Lab, backend: &str) -> Result<()> {
+    under_io(lab, &memory(1, "d1", 32), backend)?;
+    lab.cut_unit(true);
+    // Longer than two of the kernel's timeouts.
+    lab.a.sh("sleep 13; [ ! -e /tmp/io ]")?;
+    lab.a.wait_sh(
+        30,
+        "the export to wait",
+        "rma exports | grep d1 | grep -q queueing",
+    )?;
+    lab.cut_unit(false);
+    io_ends_well(lab)
+}
+
+pub(super) fn reallocate(lab: &Lab, backend: &str) -> Result<()> {
+    lab.daemons(&memory(1, "d1", 32), &exporting(backend))?;
+    lab.share_parents()?;
+    let (a, b) = (&lab.a, &lab.b);
+    a.sh("rma allocate d1 --to a")?;
+    wait_export(a, "d1")?;
+    a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
+    a.sh("/sbin/mke2fs -q -t ext4 /dev/rma/by-name/d1 && mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d1 /mnt/x && \
+          echo before >/mnt/x/file && sync")?;
+    for attempt in ["rma allocate d1 --to b", "rma release d1"] {
+        let said = a.sh_fails(attempt)?;
+        if !said.contains("mounted at /mnt/x") || !said.contains("--force") {
+            return Err(format!("{attempt}: not said who uses it: {said}").into());
+        }
     }
-    a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
+    a.sh("echo still >/mnt/x/still && sync && [ -b /dev/rma/by-name/d1 ]")?;
+    // From now on it writes without an end.
+    a.sh("(while :; do dd if=/dev/urandom of=/mnt/x/noise bs=64k count=8 conv=fsync 2>/dev/null || { echo >/tmp/failed; exit; }; done) \
+          </dev/null >/dev/null 2>&1 &")?;
+    a.sh("rma allocate d1 --to b --force")?;
+    wait_export(b, "d1")?;
+    b.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
+    a.wait_sh(20, "the writes to fail", "[ -e /tmp/failed ]")?;
+    a.wait_sh(
+        10,
+        "the names to be gone",
+        "! ls /dev/rma/by-name/d1 /dev/rma/by-guid/* 2>/dev/null",
+    )?;
+    a.sh_fails("echo late >/mnt/x/late && sync /mnt/x/late")?;
+    // What b finds is what it stays, whatever a does.
+    let sum = "md5sum </dev/rma/by-name/d1; echo 3 >/proc/sys/vm/drop_caches";
+    let before = b.sh(sum)?;
+    a.sh("umount /mnt/x 2>/dev/null; sync; true")?;
+    let after = b.sh(sum)?;
+    if before != after {
+        return Err("the disk has changed after it was taken".into());
+    }
+    // The journal's replay is all that it takes.
+    b.sh("/sbin/e2fsck -f -y /dev/rma/by-name/d1; [ $? -le 1 ] && /sbin/e2fsck -f -n /dev/rma/by-name/d1")?;
+    b.sh("mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d1 /mnt/x && grep -qx before /mnt/x/file && \
+          grep -qx still /mnt/x/still && [ ! -e /mnt/x/late ] && umount /mnt/x")?;
+    a.wait_sh(
+        20,
+        "the kernel's device to be gone",
+        "! ls /sys/block | grep -qE '^ublkb'",
+    )?;
     Ok(())
 }
 

@@ -17,6 +17,16 @@ pub(crate) struct Scenario {
 /// All of them, in the order in which they run.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
+        name: "disk-ublk",
+        about: "ublk: names within a second, a filesystem on disk and partition and extent, gone within a second",
+        run: |lab| disks::disk(lab, "ublk"),
+    },
+    Scenario {
+        name: "kill-ublk",
+        about: "ublk: rmad is killed again and again under verified I/O; no error, the device stays",
+        run: |lab| faults::kill(lab, "ublk"),
+    },
+    Scenario {
         name: "disk-nbd",
         about: "nbd: names within a second, a filesystem on disk and partition and extent, gone within a second",
         run: |lab| disks::disk(lab, "nbd"),
@@ -25,6 +35,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "kill-nbd",
         about: "nbd: rmad is killed again and again under verified I/O; no error, the device stays",
         run: |lab| faults::kill(lab, "nbd"),
+    },
+    Scenario {
+        name: "reallocate",
+        about: "a mounted device is not taken without --force; with it, not one of its writes is applied any more",
+        run: |lab| faults::reallocate(lab, "auto"),
+    },
+    Scenario {
+        name: "cut-ublk",
+        about: "ublk: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        run: |lab| faults::cut(lab, "ublk"),
+    },
+    Scenario {
+        name: "cut-nbd",
+        about: "nbd: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        run: |lab| faults::cut(lab, "nbd"),
     },
     Scenario {
         name: "unit-reset",
