@@ -38,7 +38,7 @@ fn owned_devices_are_disks_of_a_real_kernel() {
     let dir = tempfile::tempdir().expect("a directory");
     let json = dir.path().join("vm.json");
     let output = rma_vm()
-        .args(["--only", &SCENARIOS.join(",")])
+        .args(["--kills", "3", "--only", &SCENARIOS.join(",")])
         .arg("--json")
         .arg(&json)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -66,8 +66,14 @@ fn scenarios_are_listed_and_a_mistake_is_named() {
     for name in SCENARIOS {
         assert!(said.lines().any(|line| line.starts_with(name)), "{said}");
     }
-    let output = rma_vm().args(["--only", "no-such"]).output().expect("rma-vm is built");
+    let output = rma_vm()
+        .args(["--only", "no-such"])
+        .output()
+        .expect("rma-vm is built");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("no-such") && said.lines().count() == 1, "{said}");
+    assert!(
+        said.contains("no-such") && said.lines().count() == 1,
+        "{said}"
+    );
 }

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use super::devices_kernel::{Kernel, Unclaimed};
 use super::devices_rules::{explain, rules_text, section};
 pub use super::devices_words::{DeviceCommand, DeviceEvent, DevicesConfig, DevicesHandle};
 use super::devices_words::{KernelNames, Said, lock};
 use super::service::{ServiceCommand, ServiceSender};
 use super::service_words::{Exposure, How, info, usable};
-use crate::export::block::ExportInfo;
 use crate::export::choice::Way;
 use crate::export::kernel::{flusher, nbd, ublk, udevd, usage};
 use crate::export::rules_file::RulesFile;
@@ -24,7 +24,7 @@ use crate::rma::OwnedDevice;
 use crate::wire::Guid;
 
 /// How long after a loss connections are replaced: the kernel may not have seen all of it before.
-const REPLACE_AFTER: Duration = Duration::from_millis(200);
+pub(super) const REPLACE_AFTER: Duration = Duration::from_millis(200);
 /// How often what did not work is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// How long after the end of Fig. 5 devices of an earlier start that nobody claims are removed.
@@ -33,68 +33,6 @@ const CLAIM_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Numbers below are left to whoever uses the driver by hand.
 const FIRST_INDEX: u32 = 16;
-
-/// A block device of the kernel that we made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    Ublk(u32),
-    Nbd(u32),
-}
-
-impl Kernel {
-    fn name(self) -> KernelName {
-        let name = match self {
-            Self::Ublk(id) => format!("ublkb{id}"),
-            Self::Nbd(index) => format!("nbd{index}"),
-        };
-        KernelName::new(&name).expect("a word and a number")
-    }
-
-    const fn way(self) -> Way {
-        match self {
-            Self::Ublk(_) => Way::Ublk,
-            Self::Nbd(_) => Way::Nbd,
-        }
-    }
-
-    /// Has the kernel remove it; whoever uses it has errors from now on.
-    fn remove(self) -> std::io::Result<()> {
-        match self {
-            Self::Ublk(id) => ublk::remove(id),
-            Self::Nbd(index) => nbd::disconnect(index),
-        }
-    }
-}
-
-/// A device of an earlier start that has not been found among what this host owns.
-enum Unclaimed {
-    Ublk(ublk::LeftOver),
-    Nbd(u32, Guid),
-}
-
-impl Unclaimed {
-    /// All that are there.
-    fn all(host: Guid) -> Vec<Self> {
-        let ublk = ublk::left_over(host).into_iter().map(Self::Ublk);
-        let nbd = nbd::left_over(host).into_iter();
-        ublk.chain(nbd.map(|(index, guid)| Self::Nbd(index, guid)))
-            .collect()
-    }
-
-    fn is_of(&self, host: Guid, guid: Guid) -> bool {
-        match self {
-            Self::Ublk(left) => left.is_of(host, guid),
-            Self::Nbd(_, device) => *device == guid,
-        }
-    }
-
-    const fn kernel(&self) -> Kernel {
-        match self {
-            Self::Ublk(left) => Kernel::Ublk(left.id),
-            Self::Nbd(index, _) => Kernel::Nbd(*index),
-        }
-    }
-}
 
 #[derive(Debug)]
 enum State {
@@ -107,17 +45,17 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Held {
-    owned: OwnedDevice,
+pub(super) struct Held {
+    pub(super) owned: OwnedDevice,
     state: State,
     /// Why this way.
-    reason: String,
+    pub(super) reason: String,
     /// Connections that the kernel lacks, and since when.
-    missing: Option<(usize, Instant)>,
+    pub(super) missing: Option<(usize, Instant)>,
 }
 
 impl Held {
-    fn kernel(&self) -> Option<Kernel> {
+    pub(super) fn kernel(&self) -> Option<Kernel> {
         match self.state {
             State::Kernel(kernel) => Some(kernel),
             _ => None,
@@ -137,12 +75,12 @@ impl Held {
 }
 
 pub(super) struct Devices {
-    config: DevicesConfig,
-    service: ServiceSender,
+    pub(super) config: DevicesConfig,
+    pub(super) service: ServiceSender,
     said: Said,
-    names: KernelNames,
+    pub(super) names: KernelNames,
     rules: Option<RulesFile>,
-    held: BTreeMap<Guid, Held>,
+    pub(super) held: BTreeMap<Guid, Held>,
     /// Devices whose controllers have answered.
     reachable: BTreeSet<Guid>,
     /// Devices to be removed that the kernel did not remove, and their names for people.
@@ -459,107 +397,6 @@ impl Devices {
         }
     }
 
-    fn make(&mut self, guid: Guid, kernel: Kernel, reason: String) -> std::io::Result<()> {
-        let Some(held) = self.held.get(&guid) else {
-            return Ok(());
-        };
-        let (facts, host) = (info(&held.owned), self.config.host);
-        match kernel {
-            Kernel::Ublk(id) => {
-                let file = ublk::add(id, host, guid, &facts)?;
-                self.expose(guid, kernel, reason, How::Ublk(file));
-                ublk::start(id)?;
-            }
-            Kernel::Nbd(index) => {
-                let (ours, theirs) = nbd::pairs(nbd::CONNECTIONS)?;
-                self.expose(guid, kernel, reason, How::Nbd(ours));
-                nbd::connect(index, host, guid, &facts, theirs)?;
-            }
-        }
-        log::info!(
-            "export {} ({guid}) as /dev/{}",
-            held_name(&self.held, guid),
-            kernel.name().as_str()
-        );
-        Ok(())
-    }
-
-    fn expose(&self, guid: Guid, kernel: Kernel, reason: String, how: How) {
-        let exposure = Exposure {
-            backend: kernel.way().name(),
-            reason,
-            path: PathBuf::from("/dev").join(kernel.name().as_str()),
-            how,
-        };
-        self.service.send(ServiceCommand::Expose(guid, exposure));
-    }
-
-    /// Gives the kernel new connections for those that it has lost.
-    fn replace(&mut self) {
-        let now = Instant::now();
-        let due: Vec<_> = self
-            .held
-            .iter_mut()
-            .filter_map(|(guid, held)| {
-                let (count, _) = held.missing.filter(|(_, at)| *at + REPLACE_AFTER <= now)?;
-                held.missing = None;
-                Some((
-                    *guid,
-                    count,
-                    held.kernel()?,
-                    held.reason.clone(),
-                    info(&held.owned),
-                ))
-            })
-            .collect();
-        for (guid, count, kernel, reason, facts) in due {
-            lock(&self.names).insert(guid, kernel.name());
-            let name = kernel.name();
-            match self.reconnect(guid, count, kernel, reason, &facts) {
-                Ok(()) if count > 0 => log::info!("/dev/{} is served again", name.as_str()),
-                Ok(()) => log::info!(
-                    "/dev/{} has {} bytes now",
-                    name.as_str(),
-                    facts.served_bytes()
-                ),
-                Err(e) if count == 0 => {
-                    log::warn!("/dev/{} keeps its size: {e}", name.as_str());
-                }
-                Err(e) => {
-                    log::warn!("/dev/{} is not served yet: {e}", name.as_str());
-                    if let Some(held) = self.held.get_mut(&guid) {
-                        held.missing = Some((count, Instant::now()));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Serves a device of the kernel (again), with `count` new connections; where that is 0, only
-    /// its size is told.
-    fn reconnect(
-        &self,
-        guid: Guid,
-        count: usize,
-        kernel: Kernel,
-        reason: String,
-        facts: &ExportInfo,
-    ) -> std::io::Result<()> {
-        match kernel {
-            Kernel::Ublk(id) if count == 0 => ublk::resize(id, facts),
-            Kernel::Ublk(id) => {
-                let file = ublk::take_over(id)?;
-                self.expose(guid, kernel, reason, How::Ublk(file));
-                ublk::resume(id)
-            }
-            Kernel::Nbd(index) => {
-                let (ours, theirs) = nbd::pairs(count)?;
-                self.expose(guid, kernel, reason, How::Nbd(ours));
-                nbd::reconnect(index, self.config.host, guid, facts, theirs)
-            }
-        }
-    }
-
     /// Removes a device whose rules are gone already.
     fn remove(&mut self, kernel: Kernel, name: &str) {
         let node = kernel.name();
@@ -669,7 +506,7 @@ impl Devices {
     }
 }
 
-fn held_name(held: &BTreeMap<Guid, Held>, guid: Guid) -> String {
+pub(super) fn held_name(held: &BTreeMap<Guid, Held>, guid: Guid) -> String {
     let name = held.get(&guid).map(|held| held.owned.row.name.as_str());
     name.unwrap_or_default().escape_default().to_string()
 }

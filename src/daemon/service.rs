@@ -14,10 +14,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::devices::DeviceCommand;
 use super::event_loop::{Event, Interest, Loop, now};
 use super::loads::Loads;
-use super::service_words::{Exposure, How, info, target};
+use super::service_shown::Shown;
 pub use super::service_words::{ServiceCommand, ServiceEvent, ServiceSender};
+use super::service_words::{info, target};
 use super::spin::Spin;
-use crate::admin::protocol::ExportInfo as ExportStatus;
 use crate::export::block::{BlockError, BlockRequest};
 use crate::export::kernel::flusher;
 use crate::export::socket::NbdSockets;
@@ -140,33 +140,25 @@ impl AsFd for ServiceHandle {
     }
 }
 
-struct Export {
-    owned: OwnedDevice,
+pub(super) struct Export {
+    pub(super) owned: OwnedDevice,
     device: DeviceId,
     /// How it is exported; `None` until the device thread has said it.
-    shown: Option<Shown>,
+    pub(super) shown: Option<Shown>,
 }
 
-/// How an export looks from outside.
-struct Shown {
-    backend: &'static str,
-    reason: String,
-    path: PathBuf,
-    problem: Option<String>,
-}
-
-struct Service {
+pub(super) struct Service {
     initiator: Initiator,
     config: InitiatorConfig,
     seed: u64,
     /// The controllers connected to, and whether they answer.
-    controllers: BTreeMap<(Guid, IocNumber), bool>,
+    pub(super) controllers: BTreeMap<(Guid, IocNumber), bool>,
     socket: Nics,
     inbox: Inbox,
-    sockets: NbdSockets,
-    queues: UblkQueues,
+    pub(super) sockets: NbdSockets,
+    pub(super) queues: UblkQueues,
     devices: Sender<DeviceCommand>,
-    exports: BTreeMap<Guid, Export>,
+    pub(super) exports: BTreeMap<Guid, Export>,
     loads: Loads,
     commands: Receiver<ServiceCommand>,
     wake: Arc<EventFd>,
@@ -510,52 +502,6 @@ impl Service {
         );
     }
 
-    /// Serves a device in the way that the device thread has chosen.
-    fn expose(&mut self, guid: Guid, exposure: Exposure) {
-        // One that is no longer owned is no longer served either: what came with it is closed.
-        let Some(export) = self.exports.get_mut(&guid) else {
-            return;
-        };
-        let facts = info(&export.owned);
-        let Exposure {
-            backend,
-            reason,
-            path,
-            how,
-        } = exposure;
-        let problem = match how {
-            How::Socket => match self.sockets.open(guid, &path, facts) {
-                Ok(()) => {
-                    let name = export.owned.row.name.escape_default();
-                    log::info!("export {name} ({guid}) at {}", path.display());
-                    None
-                }
-                Err(e) => {
-                    let name = export.owned.row.name.escape_default();
-                    log::error!("device {name} ({guid}) is not exported: {e}");
-                    Some(e.to_string())
-                }
-            },
-            How::Nbd(streams) => self
-                .sockets
-                .serve_kernel(guid, facts, streams)
-                .err()
-                .map(|e| e.to_string()),
-            How::Ublk(file) => self
-                .queues
-                .open(guid, facts, file)
-                .err()
-                .map(|e| e.to_string()),
-            How::Failed(why) => Some(why),
-        };
-        export.shown = Some(Shown {
-            backend,
-            reason,
-            path,
-            problem,
-        });
-    }
-
     fn withdraw(&mut self, guid: Guid) {
         if let Some(export) = self.exports.remove(&guid) {
             self.sockets.close(guid);
@@ -566,32 +512,6 @@ impl Service {
                 export.owned.row.name.escape_default()
             );
         }
-    }
-
-    fn report(&self) -> Vec<ExportStatus> {
-        self.exports
-            .values()
-            .map(|export| {
-                let row = &export.owned.row;
-                let up = self.controllers.get(&(export.owned.unit, row.ioc)) == Some(&true);
-                let shown = export.shown.as_ref();
-                ExportStatus {
-                    guid: row.guid.to_string(),
-                    name: row.name.clone(),
-                    backend: shown.map_or("none", |shown| shown.backend).into(),
-                    reason: shown.map_or_else(String::new, |shown| shown.reason.clone()),
-                    path: shown.map_or_else(String::new, |shown| shown.path.display().to_string()),
-                    size_bytes: row.size_bytes,
-                    block_size_bytes: row.block_size,
-                    state: match shown.map(|shown| &shown.problem) {
-                        None => "waiting for its controller".into(),
-                        Some(Some(why)) => why.clone(),
-                        Some(None) if up => "up".into(),
-                        Some(None) => "queueing".into(),
-                    },
-                }
-            })
-            .collect()
     }
 
     fn stop(&mut self) {

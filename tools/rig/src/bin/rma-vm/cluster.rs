@@ -25,11 +25,13 @@ pub(crate) struct Lab {
     pub(crate) a: Machine,
     /// The host `b`.
     pub(crate) b: Machine,
+    /// How often `rmad` is killed where that is tried.
+    pub(crate) kills: u32,
 }
 
 impl Lab {
     /// Starts the guests and waits for them; no daemon runs yet.
-    pub(crate) fn start(image: &Image, directory: &Path) -> Result<Self> {
+    pub(crate) fn start(image: &Image, directory: &Path, kills: u32) -> Result<Self> {
         let segment = Segment::start(directory, PORTS)?;
         let machine = |name, ports: &[usize]| Machine::new(name, image, &segment, ports, directory);
         let unit = machine("unit", &[UNIT_PORT, FABRIC_PORT])?;
@@ -47,6 +49,7 @@ impl Lab {
             unit,
             a,
             b,
+            kills,
         })
     }
 

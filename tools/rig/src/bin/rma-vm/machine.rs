@@ -87,7 +87,8 @@ impl Machine {
             "-initrd".into(),
             image.initramfs.display().to_string(),
             "-append".into(),
-            format!("console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 rma_vm={name}"),
+            // An emulated timer may be late when the machine is busy: the kernel is not to wonder.
+            format!("console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check net.ifnames=0 rma_vm={name}"),
         ])
         .chain(ports.iter().flat_map(|port| {
             let nic = format!(

@@ -43,6 +43,9 @@ struct Args {
     /// Where the kernel's package is unpacked
     #[arg(long, value_name = "DIR", default_value = "target/vm/kernel")]
     kernel: PathBuf,
+    /// How often rmad is killed in the scenarios about that
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    kills: u32,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -98,7 +101,7 @@ fn run(args: &Args) -> Result<bool> {
         if args.only.is_empty() || args.only.iter().any(|only| only == scenario.name) {
             let place = directory.path().join(scenario.name);
             fs::create_dir(&place)?;
-            outcomes.push(one(scenario, &image, &place, &args.keep));
+            outcomes.push(one(scenario, &image, &place, args));
             fs::remove_dir_all(&place)?;
         }
     }
@@ -114,9 +117,10 @@ fn run(args: &Args) -> Result<bool> {
 }
 
 /// Runs one scenario in guests of its own, and says how it went.
-fn one(scenario: &Scenario, image: &Image, place: &Path, keep: &Path) -> Outcome {
+fn one(scenario: &Scenario, image: &Image, place: &Path, args: &Args) -> Outcome {
+    let keep = &args.keep;
     let started = Instant::now();
-    let result = Lab::start(image, place).and_then(|lab| {
+    let result = Lab::start(image, place, args.kills).and_then(|lab| {
         let result = (scenario.run)(&lab);
         lab.finish(result.is_err());
         result

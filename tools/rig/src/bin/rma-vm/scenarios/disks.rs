@@ -1,6 +1,6 @@
 //! Owned devices as disks: names, filesystems, partitions, extents.
 
-use super::{exporting, memory};
+use super::{exporting, file, memory};
 use crate::Result;
 use crate::cluster::{Lab, wait_export};
 use crate::machine::Machine;
@@ -73,7 +73,7 @@ fn names(guest: &Machine, name: &str, guid: &str, node: &str, part: &str) -> Res
 
 pub(super) fn disk(lab: &Lab, backend: &str) -> Result<()> {
     lab.daemons(
-        &(memory(1, "d1", 32) + &memory(2, "d2", 48)),
+        &(memory(1, "d1", 32) + &memory(2, "d2", 48) + &file(3, "d3", 16)),
         &exporting(backend),
     )?;
     lab.share_parents()?;
@@ -112,6 +112,9 @@ pub(super) fn disk(lab: &Lab, backend: &str) -> Result<()> {
     )?;
     println!("    names went after {went} ms");
     a.wait_sh(5, "the device to be gone", &format!("! grep -q . /sys/class/block/{}/size 2>/dev/null || grep -qx 0 /sys/class/block/{}/size", node.trim_start_matches("/dev/"), node.trim_start_matches("/dev/")))?;
+    if backend == "nbd" {
+        resize(lab)?;
+    }
     extent(a, backend)?;
     in_time("the names' coming", came)?;
     in_time("the names' going", went)
@@ -129,6 +132,24 @@ fn partition(a: &Machine, guid: &str, node: &str) -> Result<()> {
         "the filesystem's properties",
         &format!("udevadm info {node}p1 | grep -q ID_FS_TYPE=ext4 && udevadm info {node}p1 | grep -q ID_SERIAL=rma-{guid}"),
     )?;
+    Ok(())
+}
+
+/// A device that grows at its unit grows at its owner, while it is mounted.
+fn resize(lab: &Lab) -> Result<()> {
+    let a = &lab.a;
+    a.sh("rma allocate d3 --to a")?;
+    wait_export(a, "d3")?;
+    a.wait_sh(5, "the name", "[ -b /dev/rma/by-name/d3 ]")?;
+    a.sh("/sbin/mke2fs -q -t ext4 /dev/rma/by-name/d3 && mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d3 /mnt/x")?;
+    lab.unit
+        .sh("sed -i 's/\"16MiB\"/\"24MiB\"/' /etc/rma/unitd.toml && rma unit reload")?;
+    a.wait_sh(
+        20,
+        "the new size",
+        "[ $(blockdev --getsize64 /dev/rma/by-name/d3) = 25165824 ]",
+    )?;
+    a.sh("echo more >/mnt/x/file && umount /mnt/x && /sbin/e2fsck -f -n /dev/rma/by-name/d3")?;
     Ok(())
 }
 

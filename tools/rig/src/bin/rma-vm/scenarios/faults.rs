@@ -4,9 +4,7 @@ use super::disks::verified_io;
 use super::{exporting, file, memory};
 use crate::Result;
 use crate::cluster::{Lab, start_rmad, wait_export};
-
-/// How often `rmad` is killed.
-const KILLS: u32 = 5;
+use crate::machine::Machine;
 
 pub(super) fn kill(lab: &Lab, backend: &str) -> Result<()> {
     lab.daemons(&memory(1, "d1", 32), &exporting(backend))?;
@@ -19,38 +17,18 @@ pub(super) fn kill(lab: &Lab, backend: &str) -> Result<()> {
     }
     let node = export["path"].as_str().unwrap_or_default();
     a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
-    // It goes on until it is told to stop, and says how it ended.
-    let io = verified_io("/dev/rma/by-name/d1", 4, 1);
-    a.sh(&format!(
-        "(while [ ! -e /tmp/enough ]; do {io} || {{ echo failed >/tmp/io; exit; }}; echo >>/tmp/rounds; done; \
-         echo good >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
-    ))?;
-    for _ in 0..KILLS {
-        a.wait_sh(
-            60,
-            "I/O",
-            "rm -f /tmp/rounds; usleep 300000; [ -e /tmp/rounds ]",
-        )?;
+    begin_io(a)?;
+    for _ in 0..lab.kills {
+        io_goes_on(a)?;
         a.sh("kill -9 $(pidof rmad)")?;
         start_rmad(a)?;
         wait_export(a, "d1")?;
     }
-    a.wait_sh(
-        60,
-        "I/O after the last kill",
-        "rm -f /tmp/rounds; usleep 300000; [ -e /tmp/rounds ]",
-    )?;
-    a.sh("touch /tmp/enough")?;
-    a.wait_sh(60, "the end of the I/O", "[ -e /tmp/io ]")?;
-    let how = a.sh("cat /tmp/io; cat /tmp/fio.log")?;
-    if !how.starts_with("good") {
-        return Err(format!("the I/O failed: {how}").into());
-    }
+    io_ends_well(a)?;
     let after = wait_export(a, "d1")?;
     if after["path"] != node {
         return Err(format!("another device than {node}: {after}").into());
     }
-    a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
     // A clean stop leaves it there too.
     a.sh("kill $(pidof rmad)")?;
     a.wait_sh(20, "rmad to end", "! pidof rmad >/dev/null")?;
@@ -69,23 +47,42 @@ fn under_io(lab: &Lab, device: &str, backend: &str) -> Result<()> {
     a.sh("rma allocate d1 --to a")?;
     wait_export(a, "d1")?;
     a.wait_sh(10, "the name", "[ -b /dev/rma/by-name/d1 ]")?;
-    let io = verified_io("/dev/rma/by-name/d1", 4, 4);
+    begin_io(a)?;
+    io_goes_on(a)
+}
+
+/// Verified I/O on `d1`, round after round until it is told that it is enough; then it says how it
+/// ended.
+fn begin_io(a: &Machine) -> Result<()> {
+    let io = verified_io("/dev/rma/by-name/d1", 4, 1);
     a.sh(&format!(
-        "(if {io}; then echo good; else echo failed; fi >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
+        "(while [ ! -e /tmp/enough ]; do {io} || {{ echo failed >/tmp/io; exit; }}; echo >>/tmp/rounds; done; \
+         echo good >/tmp/io) </dev/null >/tmp/io.log 2>&1 &"
     ))?;
-    let first = "dd if=/dev/rma/by-name/d1 of=/dev/null bs=16k count=1 iflag=direct 2>/dev/null";
-    a.wait_sh(30, "I/O", first)?;
     Ok(())
 }
 
-/// The I/O of [`under_io`] ends well, and the kernel has seen no error.
-fn io_ends_well(lab: &Lab) -> Result<()> {
-    lab.a.wait_sh(180, "the end of the I/O", "[ -s /tmp/io ]")?;
-    let how = lab.a.sh("cat /tmp/io; cat /tmp/fio.log")?;
+/// Another round has ended from now on, or the I/O has.
+fn io_goes_on(a: &Machine) -> Result<()> {
+    a.sh("rm -f /tmp/rounds")?;
+    a.wait_sh(
+        120,
+        "a round of I/O",
+        "[ -e /tmp/rounds ] || [ -e /tmp/io ]",
+    )?;
+    Ok(())
+}
+
+/// The I/O goes on and ends well, and the kernel has seen no error.
+fn io_ends_well(a: &Machine) -> Result<()> {
+    io_goes_on(a)?;
+    a.sh("touch /tmp/enough")?;
+    a.wait_sh(120, "the end of the I/O", "[ -s /tmp/io ]")?;
+    let how = a.sh("cat /tmp/io; cat /tmp/fio.log")?;
     if !how.starts_with("good") {
         return Err(format!("the I/O failed: {how}").into());
     }
-    lab.a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
+    a.sh_fails("dmesg | grep -E 'I/O error|Buffer I/O'")?;
     Ok(())
 }
 
@@ -95,7 +92,7 @@ pub(super) fn unit_reset(lab: &Lab, backend: &str) -> Result<()> {
     lab.unit.start()?;
     lab.unit.wait_ready()?;
     lab.start_unit()?;
-    io_ends_well(lab)
+    io_ends_well(&lab.a)
 }
 
 pub(super) fn cut(lab: &Lab, backend: &str) -> Result<()> {
@@ -109,7 +106,7 @@ pub(super) fn cut(lab: &Lab, backend: &str) -> Result<()> {
         "rma exports | grep d1 | grep -q queueing",
     )?;
     lab.cut_unit(false);
-    io_ends_well(lab)
+    io_ends_well(&lab.a)
 }
 
 pub(super) fn reallocate(lab: &Lab, backend: &str) -> Result<()> {

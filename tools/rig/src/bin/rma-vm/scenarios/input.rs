@@ -5,7 +5,7 @@ use crate::Result;
 use crate::cluster::{Lab, start_rmad, wait_export, write};
 
 /// A name that would do harm if it reached a rule as it is (a basic string of TOML).
-const HOSTILE: &str = r#"a\", RUN+=\"/bin/touch /tmp/harm\n/../%n $kernel"#;
+const HOSTILE: &str = r#"a\", RUN+=\"/bin/touch /tmp/harm\\ /../%n $kernel"#;
 
 pub(super) fn bad_input(lab: &Lab) -> Result<()> {
     let devices =
