@@ -78,9 +78,11 @@ pub(super) fn disk(lab: &Lab, backend: &str) -> Result<()> {
     )?;
     lab.share_parents()?;
     let a = &lab.a;
-    // The first device may have to wait until the driver's module is loaded.
+    // The first device may have to wait until the driver's module is loaded, which brings devices of
+    // its own to udev.
     a.sh("rma allocate d2 --to a")?;
     wait_export(a, "d2")?;
+    a.sh("udevadm settle --timeout=30")?;
     let came = timed(a, "rma allocate d1 --to a", "[ -b /dev/rma/by-name/d1 ]")?;
     println!("    names came after {came} ms");
     let export = wait_export(a, "d1")?;

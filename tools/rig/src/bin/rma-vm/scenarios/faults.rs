@@ -178,11 +178,10 @@ pub(super) fn host_reset(lab: &Lab, backend: &str) -> Result<()> {
     let names = "cd /dev/rma; for l in by-name/* by-guid/* by-path/*/*/*; do echo $l; done; ls /dev/disk/by-id";
     let before = a.sh(names)?;
     a.sh("/sbin/mke2fs -q -t ext4 /dev/rma/by-name/d7 && mkdir -p /mnt/x && mount -t ext4 /dev/rma/by-name/d7 /mnt/x && \
-          echo kept >/mnt/x/file && sync && cp /etc/rma/rmad.toml /disk/")?;
+          echo kept >/mnt/x/file && sync")?;
     a.kill();
     a.start()?;
     a.wait_ready()?;
-    a.sh("mkdir -p /etc/rma && cp /disk/rmad.toml /etc/rma/")?;
     start_rmad(a)?;
     a.wait_sh(120, "all names after the reset", &all)?;
     let after = a.sh(names)?;
