@@ -490,7 +490,10 @@ fn udev_makes_of_them_what_we_mean() {
         device.node = kernel("loop0");
         let bystander = hostile_device(2, "ublkb");
         let devices = [device, bystander];
-        std::fs::write(&file, rules(&devices, &no_access())).unwrap();
+        // Nothing is behind loop0, so it has no size, and we want to see what one that has gets.
+        let text = rules(&devices, &no_access());
+        let text: Vec<_> = text.lines().filter(|l| !l.contains("ATTR{size}")).collect();
+        std::fs::write(&file, text.join("\n") + "\n").unwrap();
         let output = namespace(
             "keep=$(mktemp -d); mount -t tmpfs none $keep; cp $RULES $keep/rules
              touch $keep/node; mount --bind /dev/loop0 $keep/node

@@ -118,9 +118,11 @@ impl Lab {
     }
 }
 
-/// Writes a file in a guest.
+/// Writes a file in a guest, so that a reset leaves it.
 pub(crate) fn write(guest: &Machine, path: &str, text: &str) -> Result<()> {
-    guest.sh(&format!("cat >{path} <<'END-OF-FILE'\n{text}\nEND-OF-FILE"))?;
+    guest.sh(&format!(
+        "cat >{path} <<'END-OF-FILE'\n{text}\nEND-OF-FILE\nsync"
+    ))?;
     Ok(())
 }
 
