@@ -171,7 +171,7 @@ impl Devices {
                 }
             }
             DeviceCommand::Rules(token) => {
-                self.said.say(DeviceEvent::Rules(token, self.text.clone()))
+                self.said.say(DeviceEvent::Rules(token, self.text.clone()));
             }
             DeviceCommand::Explain(token, guid) => {
                 let explained = match self.held.get(&guid).map(|held| (held, held.kernel())) {
@@ -228,7 +228,7 @@ impl Devices {
                 owned,
                 state,
                 reason: "it was there before rmad was started".into(),
-                missing: claimed.then(|| (nbd::CONNECTIONS, Instant::now() - REPLACE_AFTER)),
+                missing: claimed.then(|| (nbd::CONNECTIONS, Instant::now())),
             };
             self.held.insert(guid, held);
         }

@@ -25,12 +25,10 @@ pub(super) fn in_use(
     used: &BTreeMap<Guid, String>,
     changes: &[Change],
 ) -> Option<AdminError> {
-    let lost = changes
+    let mut lost = changes
         .iter()
         .filter(|change| !change.ownership.owners().contains(&host));
-    let (row, users) = lost
-        .filter_map(|c| Some((c.row, used.get(&c.row)?)))
-        .next()?;
+    let (row, users) = lost.find_map(|c| Some((c.row, used.get(&c.row)?)))?;
     Some(error(
         ErrorKind::Refused,
         format!(

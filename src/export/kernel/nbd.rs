@@ -45,6 +45,8 @@ const SOCKET_FD: u16 = 1;
 
 /// The device goes away when it is disconnected.
 const DESTROY_ON_DISCONNECT: u64 = 1;
+/// More numbers than this are not looked at for one that is free.
+const MAX_DEVICES: u32 = 4096;
 /// The largest blocks that the driver has.
 const MAX_BLOCK_BYTES: u32 = 4096;
 
@@ -76,7 +78,8 @@ pub fn fits(info: &ExportInfo) -> Result<(), String> {
 /// A number that no nbd device has, at least `from`.
 pub fn free_index(from: u32) -> u32 {
     let taken = |index: &u32| Path::new(&format!("/sys/block/nbd{index}")).exists();
-    (from..).find(|index| !taken(index)).unwrap_or(from)
+    let last = from.saturating_add(MAX_DEVICES);
+    (from..last).find(|index| !taken(index)).unwrap_or(last)
 }
 
 /// What tells our devices from others' after a restart.

@@ -24,6 +24,8 @@ const CONTROL: &str = "/dev/ublk-control";
 /// A control command's bytes, which its number tells too.
 const COMMAND_BYTES: u32 = 32;
 const INFO_BYTES: usize = 64;
+/// More numbers than this are not looked at for one that is free.
+const MAX_DEVICES: u32 = 4096;
 /// The largest blocks that the driver has: a page.
 const MAX_BLOCK_BYTES: u32 = 4096;
 
@@ -126,7 +128,8 @@ pub fn fits(info: &ExportInfo) -> Result<(), String> {
 /// A number that no ublk device has, at least `from`.
 pub fn free_id(from: u32) -> u32 {
     let taken = |id: &u32| Path::new(&format!("/dev/ublkc{id}")).exists();
-    (from..).find(|id| !taken(id)).unwrap_or(from)
+    let last = from.saturating_add(MAX_DEVICES);
+    (from..last).find(|id| !taken(id)).unwrap_or(last)
 }
 
 /// What tells a device of ours from others' after a restart: 16 bits for the host, 48 for host and
