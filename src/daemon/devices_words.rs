@@ -128,11 +128,14 @@ impl DevicesHandle {
     /// Which exported devices are in use on this machine, and by whom.
     pub fn users(&self) -> BTreeMap<Guid, String> {
         let names = lock(&self.names).clone();
-        let users = |(guid, name): (Guid, KernelName)| {
-            let users = usage::users(name.as_str());
-            (!users.is_empty()).then(|| (guid, users.join(", ")))
-        };
-        names.into_iter().filter_map(users).collect()
+        let kernel: Vec<&str> = names.values().map(KernelName::as_str).collect();
+        let users = usage::users_of_all(&kernel);
+        let used = names
+            .keys()
+            .zip(users)
+            .filter(|(_, users)| !users.is_empty());
+        used.map(|(guid, users)| (*guid, users.join(", ")))
+            .collect()
     }
 
     /// Ends the thread, with all devices where `remove` is set; otherwise they stay and their I/O

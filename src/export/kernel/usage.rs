@@ -59,30 +59,40 @@ impl Disk {
 
 /// Each use of the device of this kernel name, in words: `mounted at /mnt`, `open by fio (712)`.
 pub fn users(kernel_name: &str) -> Vec<String> {
-    users_in(Path::new("/proc"), Path::new("/sys"), kernel_name)
+    let all = users_of_all(&[kernel_name]);
+    all.into_iter().next().unwrap_or_default()
 }
 
-fn users_in(proc: &Path, sys: &Path, kernel_name: &str) -> Vec<String> {
-    let disk = Disk::of(sys, kernel_name);
-    let mut users = mounts(proc, &disk);
+/// The same for several devices, one list for each, with one look at the processes.
+pub fn users_of_all(kernel_names: &[&str]) -> Vec<Vec<String>> {
+    users_in(Path::new("/proc"), Path::new("/sys"), kernel_names)
+}
+
+fn users_in(proc: &Path, sys: &Path, kernel_names: &[&str]) -> Vec<Vec<String>> {
+    let disks: Vec<Disk> = kernel_names
+        .iter()
+        .map(|name| Disk::of(sys, name))
+        .collect();
     let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
-    for line in swaps.lines().skip(1) {
-        let path = line.split_whitespace().next().unwrap_or_default();
-        if disk.is(path) {
-            users.push(format!("swap on {path}"));
+    let openers = openers(proc, &disks);
+    let each = disks.iter().zip(openers).map(|(disk, openers)| {
+        let mut users = mounts(proc, disk);
+        for line in swaps.lines().skip(1) {
+            let path = line.split_whitespace().next().unwrap_or_default();
+            if disk.is(path) {
+                users.push(format!("swap on {path}"));
+            }
         }
-    }
-    for place in &disk.places {
-        for holder in fs::read_dir(place.join("holders"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            users.push(format!("part of {}", name_of(&holder.path())));
+        for place in &disk.places {
+            let holders = fs::read_dir(place.join("holders"));
+            for holder in holders.into_iter().flatten().flatten() {
+                users.push(format!("part of {}", name_of(&holder.path())));
+            }
         }
-    }
-    users.extend(openers(proc, &disk));
-    users
+        users.extend(openers);
+        users
+    });
+    each.collect()
 }
 
 /// What is mounted, here and where the first process lives, which may be elsewhere.
@@ -110,44 +120,55 @@ fn mounts(proc: &Path, disk: &Disk) -> Vec<String> {
     found
 }
 
-fn openers(proc: &Path, disk: &Disk) -> Vec<String> {
-    let mut found = Vec::new();
-    let own = std::process::id();
+/// The processes that have each of the disks open.
+fn openers(proc: &Path, disks: &[Disk]) -> Vec<Vec<String>> {
+    let mut found = vec![Vec::new(); disks.len()];
     for process in fs::read_dir(proc).into_iter().flatten().flatten() {
         let path = process.path();
-        let Ok(id) = name_of(&path).parse::<u32>() else {
+        let id = name_of(&path).parse::<u32>();
+        let Some(id) = id.ok().filter(|id| *id != std::process::id()) else {
             continue;
         };
-        let opens = |fd: fs::DirEntry| {
-            let target = fs::read_link(fd.path()).unwrap_or_default();
-            disk.is(&target.to_string_lossy())
-                && fs::metadata(fd.path()).is_ok_and(|meta| {
-                    let (major, minor) = (
-                        nix::sys::stat::major(meta.rdev()),
-                        nix::sys::stat::minor(meta.rdev()),
-                    );
-                    meta.file_type().is_block_device()
-                        && disk.numbers.contains(&format!("{major}:{minor}"))
-                })
-        };
-        let mut fds = fs::read_dir(path.join("fd"))
+        let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        let name = name.trim();
+        if PASSERS_BY.contains(&name) {
+            continue;
+        }
+        let user = format!("open by {name} ({id})");
+        for fd in fs::read_dir(path.join("fd"))
             .into_iter()
             .flatten()
-            .flatten();
-        if id != own && fds.any(opens) {
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            let name = name.trim();
-            if !PASSERS_BY.contains(&name) {
-                found.push(format!("open by {name} ({id})"));
+            .flatten()
+        {
+            let opened = disks.iter().position(|disk| is_open(&fd.path(), disk));
+            if let Some(at) = opened
+                && !found[at].contains(&user)
+            {
+                found[at].push(user.clone());
             }
         }
     }
-    if found.len() > MAX_NAMED {
-        let more = found.len() - MAX_NAMED;
-        found.truncate(MAX_NAMED);
-        found.push(format!("{more} more"));
+    for users in &mut found {
+        let more = users.len().saturating_sub(MAX_NAMED);
+        users.truncate(MAX_NAMED);
+        if more > 0 {
+            users.push(format!("{more} more"));
+        }
     }
     found
+}
+
+/// Whether a descriptor is of the disk or one of its partitions.
+fn is_open(fd: &Path, disk: &Disk) -> bool {
+    let target = fs::read_link(fd).unwrap_or_default();
+    disk.is(&target.to_string_lossy())
+        && fs::metadata(fd).is_ok_and(|meta| {
+            let (major, minor) = (
+                nix::sys::stat::major(meta.rdev()),
+                nix::sys::stat::minor(meta.rdev()),
+            );
+            meta.file_type().is_block_device() && disk.numbers.contains(&format!("{major}:{minor}"))
+        })
 }
 
 #[cfg(test)]
@@ -179,7 +200,8 @@ mod tests {
             proc.join("swaps"),
             "Filename Type Size Used Priority\n/dev/nbd3p1 partition 1 0 -2\n/dev/sda1 partition 1 0 -2\n",
         );
-        let mut users = users_in(&proc, &sys, "nbd3");
+        let [mut users, others]: [Vec<String>; 2] =
+            users_in(&proc, &sys, &["nbd3", "nbd4"]).try_into().unwrap();
         users.sort();
         assert_eq!(
             users,
@@ -190,6 +212,6 @@ mod tests {
                 "swap on /dev/nbd3p1"
             ]
         );
-        assert!(users_in(&proc, &sys, "nbd4").is_empty());
+        assert!(others.is_empty());
     }
 }

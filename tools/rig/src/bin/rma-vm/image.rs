@@ -199,7 +199,7 @@ impl Tree {
                 .lines()
                 .next()
                 .ok_or_else(|| format!("the kernel has no module {name}"))?;
-            let content = if packed.ends_with(".xz") {
+            let content = if Path::new(packed).extension().is_some_and(|ext| ext == "xz") {
                 let output = Command::new("xz").args(["-dc", packed]).output()?;
                 output.stdout
             } else {

@@ -167,12 +167,9 @@ pub(super) fn host_reset(lab: &Lab, backend: &str) -> Result<()> {
         devices += &memory(number, &format!("d{number}"), 8);
     }
     lab.daemons(&devices, &exporting(backend))?;
-    lab.share_parents()?;
     let a = &lab.a;
-    a.sh_within(
-        120,
-        &format!("for i in $(seq {MANY}); do rma allocate d$i --to a || exit 1; done"),
-    )?;
+    // All of them at once.
+    a.sh("rma granularity set controller && rma allocate unit --to a && rma allocate c1 --to a")?;
     let all = format!("[ $(ls /dev/rma/by-name | wc -l) = {MANY} ]");
     a.wait_sh(90, "all names", &all)?;
     let names = "cd /dev/rma; for l in by-name/* by-guid/* by-path/*/*/*; do echo $l; done; ls /dev/disk/by-id";
