@@ -95,7 +95,6 @@ pub(super) struct Allocation {
     pub(super) retries: u32,
     changes: Vec<Change>,
     before: BTreeMap<Guid, Ownership>,
-    /// What this host may not lose by it, and why.
     used: BTreeMap<Guid, String>,
 }
 
@@ -254,13 +253,12 @@ impl Agent {
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
-        let changes = match allocation.wish.changes(&self.table) {
+        let (own, used) = (self.config.guid, &allocation.used);
+        let planned = allocation.wish.changes(&self.table);
+        let changes = match planned.and_then(|planned| in_use(&self.table, own, used, planned)) {
             Ok(changes) => changes,
             Err(e) => return self.fail_allocation(now, id, e),
         };
-        if let Some(e) = in_use(&self.table, self.config.guid, &allocation.used, &changes) {
-            return self.fail_allocation(now, id, e);
-        }
         allocation.before = changes
             .iter()
             .filter_map(|c| Some((c.row, self.table.get(c.row)?.ownership.clone())))

@@ -18,18 +18,20 @@ impl Agent {
     }
 }
 
-/// Why `changes` may not be made: they take from `host` something that is in use there.
+/// The changes, unless they take from `host` something that is in use there.
 pub(super) fn in_use(
     table: &Table,
     host: Guid,
     used: &BTreeMap<Guid, String>,
-    changes: &[Change],
-) -> Option<AdminError> {
+    changes: Vec<Change>,
+) -> Result<Vec<Change>, AdminError> {
     let mut lost = changes
         .iter()
         .filter(|change| !change.ownership.owners().contains(&host));
-    let (row, users) = lost.find_map(|c| Some((c.row, used.get(&c.row)?)))?;
-    Some(error(
+    let Some((row, users)) = lost.find_map(|c| Some((c.row, used.get(&c.row)?))) else {
+        return Ok(changes);
+    };
+    Err(error(
         ErrorKind::Refused,
         format!(
             "{} is in use on this host ({users}); end that first, or add --force, with which its \
@@ -52,7 +54,7 @@ mod tests {
         row.name = "disk".into();
         table.insert(row);
         let change = |ownership| {
-            [Change {
+            vec![Change {
                 row: device,
                 expected: Epoch(1),
                 ownership,
@@ -60,7 +62,7 @@ mod tests {
             }]
         };
         let used = BTreeMap::from([(device, "mounted at /srv".to_owned())]);
-        let refused = |ownership| in_use(&table, host, &used, &change(ownership));
+        let refused = |ownership| in_use(&table, host, &used, change(ownership)).err();
         let e = refused(Ownership::Dedicated(other)).expect("it is lost");
         assert_eq!(e.kind, ErrorKind::Refused);
         assert!(e.message.contains("disk") && e.message.contains("mounted at /srv"));
@@ -69,15 +71,8 @@ mod tests {
         assert!(refused(Ownership::shared(vec![host, other]).unwrap()).is_none());
         let nothing = BTreeMap::new();
         let taken = change(Ownership::Unallocated);
-        assert!(in_use(&table, host, &nothing, &taken).is_none());
-        assert!(
-            in_use(
-                &table,
-                other,
-                &BTreeMap::from([(Guid(9), String::new())]),
-                &taken
-            )
-            .is_none()
-        );
+        assert!(in_use(&table, host, &nothing, taken.clone()).is_ok());
+        let elsewhere = BTreeMap::from([(Guid(9), String::new())]);
+        assert!(in_use(&table, other, &elsewhere, taken).is_ok());
     }
 }
