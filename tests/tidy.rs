@@ -102,6 +102,8 @@ const FORBIDDEN_NAMES_IN_CORE: &[&str] = &[
 const UNSAFE_ALLOWED: &[&str] = &[
     "src/backend/syscalls.rs",
     "src/daemon/event_loop.rs",
+    "src/export/kernel/flusher.rs",
+    "src/export/kernel/uring.rs",
     "src/net/raw.rs",
     "src/net/ring.rs",
     "src/store/mmap.rs",

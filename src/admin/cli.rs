@@ -15,7 +15,7 @@ use super::control::ControlClient;
 use super::protocol::{Answer, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
-use super::{apply, change_text};
+use super::{apply, change_text, device_text};
 use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
@@ -93,6 +93,9 @@ enum Verb {
         /// Also take from hosts that lose the parent what lies below it
         #[arg(long)]
         recursive: bool,
+        /// Even where this host loses a device that is in use on it: its I/O fails
+        #[arg(long)]
+        force: bool,
     },
     /// Take a unit, controller, device or extent from its owners
     Release {
@@ -101,6 +104,9 @@ enum Verb {
         /// Also release what lies below
         #[arg(long)]
         recursive: bool,
+        /// Even where a device is in use on this host: its I/O fails
+        #[arg(long)]
+        force: bool,
     },
     /// Move a device or a whole unit to a host of another cluster
     Move {
@@ -238,13 +244,16 @@ impl Cli {
                 to,
                 shared,
                 recursive,
+                ..
             } => AdminRequest::Allocate {
                 target: target.clone(),
                 hosts: to.clone(),
                 shared: *shared,
                 recursive: *recursive,
             },
-            Verb::Release { target, recursive } => AdminRequest::Release {
+            Verb::Release {
+                target, recursive, ..
+            } => AdminRequest::Release {
                 target: target.clone(),
                 recursive: *recursive,
             },
@@ -288,6 +297,7 @@ impl Cli {
             Verb::Watch => return self.watch(),
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
+            Verb::Udev(UdevVerb::Test { device }) => return self.udev_test(device, style),
             Verb::Bench(args) => {
                 let json = self.output == Format::Json;
                 return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
@@ -360,10 +370,13 @@ impl Cli {
     }
 
     fn ask(&self, request: AdminRequest) -> Result<AdminReply, CliError> {
-        match ask(
-            &self.socket("rmad.sock"),
-            &super::protocol::Question::Agent(request),
-        )? {
+        let question = match self.verb {
+            Verb::Allocate { force: true, .. } | Verb::Release { force: true, .. } => {
+                super::protocol::Question::Forced(request)
+            }
+            _ => super::protocol::Question::Agent(request),
+        };
+        match ask(&self.socket("rmad.sock"), &question)? {
             Answer::Agent(AdminReply::Error(error)) | Answer::Error(error) => {
                 Err(CliError::Refused(error.message))
             }
@@ -397,21 +410,7 @@ impl Cli {
         match ask(&self.socket("rmad.sock"), &question)? {
             Answer::Exports { exports } => {
                 self.print(&serde_json::json!({ "exports": exports }), || {
-                    let rows = exports
-                        .iter()
-                        .map(|e| {
-                            vec![
-                                e.name.clone(),
-                                e.backend.clone(),
-                                e.path.clone(),
-                                text::size(e.size_bytes),
-                                e.state.clone(),
-                                style.guid(&e.guid),
-                            ]
-                        })
-                        .collect();
-                    let headings = ["NAME", "BACKEND", "PATH", "SIZE#", "STATE", "GUID"];
-                    text::list(style, &headings, rows)
+                    device_text::exports(&exports, style)
                 })?;
                 Ok(true)
             }
@@ -441,6 +440,19 @@ impl Cli {
             Answer::UdevRules { rules } => {
                 self.print(&serde_json::json!({ "rules": rules }), || rules.clone())?;
                 Ok(true)
+            }
+            Answer::Error(error) => Err(CliError::Refused(error.message)),
+            _ => Err(CliError::unexpected()),
+        }
+    }
+
+    fn udev_test(&self, device: &str, style: Style) -> Result<bool, CliError> {
+        let device = device.to_owned();
+        let question = super::protocol::Question::UdevTest { device };
+        match ask(&self.socket("rmad.sock"), &question)? {
+            Answer::UdevTest(test) => {
+                self.print(&test, || device_text::udev_test(&test, style))?;
+                Ok(test.links.iter().all(|link| link.is_right))
             }
             Answer::Error(error) => Err(CliError::Refused(error.message)),
             _ => Err(CliError::unexpected()),

@@ -54,6 +54,12 @@ pub(super) enum CrtVerb {
 pub(super) enum UdevVerb {
     /// Print the rules for the devices that this host owns
     Rules,
+    /// Say which rule gives which name to a device that this host owns, and where the name leads;
+    /// exit status 1 when one does not lead to the device
+    Test {
+        /// Device or extent: GUID, its first 8 digits or more, address or name
+        device: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

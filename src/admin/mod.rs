@@ -10,6 +10,7 @@ mod cli_verbs;
 pub mod control;
 pub mod crt_verify;
 pub mod daemon_text;
+mod device_text;
 pub mod fabric_protocol;
 mod lock_text;
 pub mod protocol;

@@ -16,12 +16,19 @@ pub const SCHEMA: u32 = 1;
 pub enum Question {
     /// Something for the agent.
     Agent(AdminRequest),
+    /// The same, though it takes from this host what is in use on it.
+    Forced(AdminRequest),
     /// What is exported to this host's operating system, and where.
     Exports,
     /// What has been done on the devices that this host owns, and on the wire.
     Statistics,
     /// The udev rules for the devices that this host owns.
     UdevRules,
+    /// How udev comes to the names of a device that this host owns.
+    UdevTest {
+        /// The device: GUID, its first digits (8 or more), address or name.
+        device: String,
+    },
     /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
     Load {
         /// The device: GUID, its first digits (8 or more), address or name.
@@ -56,6 +63,8 @@ pub enum Answer {
         /// As it is written into the rules directory.
         rules: String,
     },
+    /// How udev comes to a device's names.
+    UdevTest(UdevTest),
     /// How a load goes.
     Load {
         /// So far.
@@ -74,7 +83,7 @@ pub struct ExportInfo {
     pub guid: String,
     /// The device's name.
     pub name: String,
-    /// `nbd-socket`.
+    /// `ublk`, `nbd`, `nbd-socket`, or `none`.
     pub backend: String,
     /// Why this backend.
     pub reason: String,
@@ -113,4 +122,38 @@ pub struct FrameStatistics {
     pub sent: u64,
     /// Frames that the interface did not take.
     pub send_drops: u64,
+}
+
+/// How udev comes to a device's names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdevTest {
+    /// The device's GUID.
+    pub guid: String,
+    /// The device's name.
+    pub name: String,
+    /// The kernel's name for it.
+    pub node: String,
+    /// The file with the rules; empty where none is written.
+    pub rules_file: String,
+    /// Its names and those of its partitions.
+    pub links: Vec<UdevLink>,
+    /// Which names it does not have, and why.
+    pub notes: Vec<String>,
+}
+
+/// A name that a rule gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdevLink {
+    /// The name.
+    pub link: String,
+    /// What it follows: the device, the place, the name.
+    pub follows: String,
+    /// The rule's line in the file.
+    pub line: usize,
+    /// The rule.
+    pub rule: String,
+    /// Where the name leads now; empty where it does not exist.
+    pub target: String,
+    /// Whether that is this device.
+    pub is_right: bool,
 }

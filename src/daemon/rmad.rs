@@ -1,27 +1,25 @@
 //! `rmad`: the management thread. Packets, administrators, the table's file and the service thread
 //! meet here; every decision is the agent's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::sync::mpsc::channel;
 
 use super::committer::Committer;
 use super::config::ConfigError;
+use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
 use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
 use super::rmad_error::{chain, system};
-use super::rmad_rules::rules_text;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
 use crate::crt::TableChange;
-use crate::export::rules_file::RulesFile;
-use crate::export::udev;
 use crate::initiator::InitiatorConfig;
 use crate::net::{Inbox, Interface, LinkWatch, Nics};
 use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
-use crate::rma::{Agent, AgentAction, AgentConfig, Intervals, OwnedDevice};
+use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
@@ -32,6 +30,7 @@ const TOKEN_LINKS: u64 = 1;
 const TOKEN_CONTROL: u64 = 2;
 const TOKEN_SERVICE: u64 = 3;
 const TOKEN_COMMITS: u64 = 4;
+const TOKEN_DEVICES: u64 = 5;
 
 /// Commands that one connection to a controller may have outstanding.
 const SERVICE_CREDITS: u16 = 128;
@@ -122,6 +121,7 @@ fn run_once(
         table.len(),
     );
     let seed = seed(&identity);
+    let (device_commands, device_queue) = channel();
     let service = ServiceHandle::start(
         ServiceConfig {
             initiator: InitiatorConfig {
@@ -134,10 +134,23 @@ fn run_once(
             },
             socket_dir: config.run_dir.join("nbd"),
             seed: seed.rotate_left(32),
+            devices: device_commands.clone(),
         },
         service_socket,
     )
     .map_err(system("start the service thread"))?;
+    let devices = DevicesHandle::start(
+        DevicesConfig {
+            host: identity.guid(),
+            choice: config.export,
+            rules_dir: config.udev_rules_dir.clone(),
+            access: config.device_access.clone(),
+            socket_dir: config.run_dir.join("nbd"),
+        },
+        service.sender(),
+        (device_commands, device_queue),
+    )
+    .map_err(system("start the device thread"))?;
     let commits =
         Committer::start(file).map_err(system("start the thread for the table's file"))?;
     let agent = Agent::new(
@@ -164,6 +177,7 @@ fn run_once(
         (control.as_fd(), TOKEN_CONTROL),
         (service.as_fd(), TOKEN_SERVICE),
         (commits.as_fd(), TOKEN_COMMITS),
+        (devices.as_fd(), TOKEN_DEVICES),
     ] {
         event_loop
             .add(fd, token, Interest::Read)
@@ -176,12 +190,7 @@ fn run_once(
         control,
         commits,
         vote,
-        rules: config
-            .udev_rules_dir
-            .as_deref()
-            .map(|dir| RulesFile::new(dir, udev::RULES_FILE_NAME)),
-        socket_dir: config.run_dir.join("nbd"),
-        owned: Vec::new(),
+        devices: Some(devices),
         cluster: ClusterName::NONE,
         watchers: BTreeSet::new(),
         moved: None,
@@ -227,16 +236,15 @@ fn mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> 
     }
 }
 
-struct Rmad {
-    agent: Agent,
+pub(super) struct Rmad {
+    pub(super) agent: Agent,
     socket: Nics,
     links: LinkWatch,
     control: ControlServer,
     commits: Committer,
     vote: VoteFile,
-    rules: Option<RulesFile>,
-    socket_dir: PathBuf,
-    owned: Vec<OwnedDevice>,
+    /// There until the end.
+    pub(super) devices: Option<DevicesHandle>,
     cluster: ClusterName,
     watchers: BTreeSet<ControlId>,
     moved: Option<Outcome>,
@@ -268,6 +276,7 @@ impl Rmad {
                         self.transmit();
                         self.agent.close(now());
                         self.transmit();
+                        self.end_devices(false);
                         return Ok(Outcome::Stopped);
                     }
                     Event::Reload => self.reload(reload),
@@ -290,12 +299,17 @@ impl Rmad {
                         token: TOKEN_COMMITS,
                         ..
                     } => self.stored(service),
+                    Event::Ready {
+                        token: TOKEN_DEVICES,
+                        ..
+                    } => self.told_of_devices(),
                     Event::Ready { .. } => {}
                 }
             }
             self.agent.tick(now());
             self.act(service);
             if let Some(moved) = self.moved {
+                self.end_devices(true);
                 return Ok(moved);
             }
             self.transmit();
@@ -407,9 +421,12 @@ impl Rmad {
                 if request == AdminRequest::Watch {
                     self.watchers.insert(id);
                 }
-                let caller = self.caller(id);
-                self.agent.admin(now(), id.as_u64(), caller, request);
-                self.act(service);
+                self.look_who_uses(&request);
+                self.request(id, request, service);
+            }
+            Question::Forced(request) => {
+                self.agent.set_used(BTreeMap::new());
+                self.request(id, request, service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
             Question::Statistics => service.send(ServiceCommand::Statistics(id.as_u64())),
@@ -420,11 +437,21 @@ impl Rmad {
                     Err(e) => self.finish(id, &Answer::Error(e.into())),
                 }
             }
-            Question::UdevRules => {
-                let rules = rules_text(&self.owned, &self.socket_dir);
-                self.finish(id, &Answer::UdevRules { rules });
+            Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
+            Question::UdevTest { device } => {
+                let among = [EntityType::Device, EntityType::Extent];
+                match self.agent.table().resolve_among(&device, &among) {
+                    Ok(guid) => self.device(DeviceCommand::Explain(id.as_u64(), guid)),
+                    Err(e) => self.finish(id, &Answer::Error(e.into())),
+                }
             }
         }
+    }
+
+    fn request(&mut self, id: ControlId, request: AdminRequest, service: &ServiceHandle) {
+        let caller = self.caller(id);
+        self.agent.admin(now(), id.as_u64(), caller, request);
+        self.act(service);
     }
 
     /// Who asks: the kernel names the process, the system's user database the user.
@@ -443,7 +470,7 @@ impl Rmad {
         }
     }
 
-    fn finish(&mut self, id: ControlId, answer: &Answer) {
+    pub(super) fn finish(&mut self, id: ControlId, answer: &Answer) {
         match serde_json::to_string(answer) {
             Ok(line) => self.control.finish(id, &line),
             Err(e) => log::error!("an answer cannot be written: {e}"),
@@ -526,9 +553,9 @@ impl Rmad {
                     service.send(ServiceCommand::ListDevices(unit, ioc));
                 }
                 AgentAction::Export(owned) => {
-                    self.owned.clone_from(&owned);
-                    self.write_rules();
-                    service.send(ServiceCommand::Export(owned));
+                    // The service thread first: it stops at once what is no longer owned.
+                    service.send(ServiceCommand::Export(owned.clone()));
+                    self.device(DeviceCommand::Own(owned));
                 }
                 AgentAction::AdminReply { token, reply } => {
                     let id = ControlId::from_u64(token);
@@ -552,7 +579,12 @@ impl Rmad {
                         .join(cluster, TableChange::of(self.agent.table(), &[]));
                 }
                 AgentAction::Moved { from, to } => self.moved = Some(Outcome::Moved { from, to }),
-                AgentAction::Block(number, text) => log::info!("block {number}: {text}"),
+                AgentAction::Block(number, text) => {
+                    log::info!("block {number}: {text}");
+                    if number == 0 {
+                        self.device(DeviceCommand::Settled);
+                    }
+                }
             }
         }
     }
@@ -561,15 +593,6 @@ impl Rmad {
         match serde_json::to_string(answer) {
             Ok(line) => self.control.send(id, &line),
             Err(e) => log::error!("an answer cannot be written: {e}"),
-        }
-    }
-
-    fn write_rules(&mut self) {
-        let text = rules_text(&self.owned, &self.socket_dir);
-        if let Some(file) = &self.rules
-            && let Err(e) = file.write(&text)
-        {
-            log::error!("{e}");
         }
     }
 

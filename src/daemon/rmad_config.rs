@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::config::{self, ConfigError};
+use crate::export::choice::Choice;
+use crate::export::udev::{Access, AccountName};
 use crate::rma::CrtSource;
 use crate::wire::{ClusterName, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Guid, Mac};
 
@@ -75,6 +77,18 @@ pub struct Keys {
     /// administrator, when all hosts have the same table [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub auto_restore: Option<bool>,
+    /// How owned devices are exported; "auto" takes the first that works [default: auto]
+    #[arg(long, value_enum)]
+    pub export: Option<Choice>,
+    /// User who owns the device nodes [default: as udev's other rules say]
+    #[arg(long, value_name = "USER")]
+    pub device_owner: Option<String>,
+    /// Group of the device nodes [default: as udev's other rules say]
+    #[arg(long, value_name = "GROUP")]
+    pub device_group: Option<String>,
+    /// Permissions of the device nodes, octal ("0660") [default: as udev's other rules say]
+    #[arg(long, value_name = "MODE")]
+    pub device_mode: Option<String>,
 }
 
 /// A configuration that can be used.
@@ -116,6 +130,10 @@ pub struct RmadConfig {
     pub keep_removed: Duration,
     /// Whether units get lost registers back by themselves.
     pub auto_restore: bool,
+    /// How owned devices are exported.
+    pub export: Choice,
+    /// Who may open the device nodes.
+    pub device_access: Access,
 }
 
 /// Parses an EtherType: `0x88b5` or a decimal number, 0x0600 and more.
@@ -165,7 +183,7 @@ impl RmadConfig {
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
-            auto_restore);
+            auto_restore, export, device_owner, device_group, device_mode);
         Self::from_keys(keys, path.unwrap_or(default))
     }
 
@@ -190,6 +208,8 @@ impl RmadConfig {
             ethertype_service,
             mtu,
             auto_restore,
+            export,
+            device_access,
         )
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -244,6 +264,31 @@ impl RmadConfig {
                 "equals ethertype_management; they must differ".into(),
             ));
         }
+        let account = |key: &str, name: Option<String>| match name {
+            None => Ok(None),
+            Some(text) => match AccountName::new(&text) {
+                Some(name) => Ok(Some(name)),
+                None => Err(bad(
+                    key,
+                    format!("{text:?} is no name: 1 to 32 of A-Z a-z 0-9 _ . -"),
+                )),
+            },
+        };
+        let mode = match keys.device_mode {
+            None => None,
+            Some(text) => match u16::from_str_radix(&text, 8) {
+                Ok(mode @ 0..=0o777) => Some(mode),
+                _ => {
+                    let why = format!("{text:?} is not from \"0\" to \"0777\"");
+                    return Err(bad("device_mode", why));
+                }
+            },
+        };
+        let device_access = Access {
+            owner: account("device_owner", keys.device_owner)?,
+            group: account("device_group", keys.device_group)?,
+            mode,
+        };
         let udev_rules_dir = keys
             .udev_rules_dir
             .unwrap_or_else(|| PathBuf::from("/run/udev/rules.d"));
@@ -282,6 +327,8 @@ impl RmadConfig {
             poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 10_000)?,
             poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 5_000)?,
             auto_restore: keys.auto_restore.unwrap_or(false),
+            export: keys.export.unwrap_or_default(),
+            device_access,
             keep_removed: match keys.keep_removed_hours.unwrap_or(168) {
                 hours @ 1..=876_000 => Duration::from_secs(hours * 3600),
                 hours => {
@@ -303,7 +350,7 @@ mod tests {
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
-            auto_restore);
+            auto_restore, export, device_owner, device_group, device_mode);
         RmadConfig::from_keys(keys, path).map_err(|e| e.to_string())
     }
 
@@ -368,6 +415,9 @@ mod tests {
                 "interface = \"e\"\nname = \"h\"\ncrt_source = \"centre\"",
                 "crt_source: 'centre'",
             ),
+            ("interface = \"e\"\nexport = \"iscsi\"", "ublk"),
+            ("interface = \"e\"\ndevice_group = \"a b\"", "device_group"),
+            ("interface = \"e\"\ndevice_mode = \"0778\"", "device_mode"),
             ("interfaces = \"e\"", "interfaces"),
             ("interface = 3", "string"),
         ] {

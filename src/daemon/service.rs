@@ -11,14 +11,18 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::devices::DeviceCommand;
 use super::event_loop::{Event, Interest, Loop, now};
 use super::loads::Loads;
-pub use super::service_words::{ServiceCommand, ServiceEvent};
-use super::service_words::{info, target, usable};
+use super::service_shown::Shown;
+pub use super::service_words::{ServiceCommand, ServiceEvent, ServiceSender};
+use super::service_words::{info, target};
 use super::spin::Spin;
-use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
+use crate::admin::protocol::{DeviceStatistics, FrameStatistics};
 use crate::export::block::{BlockError, BlockRequest};
+use crate::export::kernel::flusher;
 use crate::export::socket::NbdSockets;
+use crate::export::ublk::UblkQueues;
 use crate::initiator::load::{Load, LoadSpec};
 use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent};
 use crate::net::{Inbox, LinkState, Nics};
@@ -29,6 +33,7 @@ use crate::wire::{ClusterName, Guid, IocNumber, Time};
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
+const TOKEN_QUEUES: u64 = 3;
 
 /// What the thread needs to start.
 pub struct ServiceConfig {
@@ -38,12 +43,13 @@ pub struct ServiceConfig {
     pub socket_dir: PathBuf,
     /// Seed of connection numbers and jitter.
     pub seed: u64,
+    /// Where the device thread hears what it must know.
+    pub devices: Sender<DeviceCommand>,
 }
 
 /// The management thread's end of the channels.
 pub struct ServiceHandle {
-    commands: Sender<ServiceCommand>,
-    wake: Arc<EventFd>,
+    sender: ServiceSender,
     events: Receiver<ServiceEvent>,
     ready: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -59,10 +65,12 @@ impl ServiceHandle {
         let (event_queue, events) = channel();
         std::fs::create_dir_all(&config.socket_dir)?;
         let sockets = NbdSockets::new()?;
+        let queues = UblkQueues::new()?;
         let event_loop = Loop::without_signals()?;
         event_loop.add(&socket, TOKEN_PACKETS, Interest::Read)?;
         event_loop.add(&*wake, TOKEN_COMMANDS, Interest::Read)?;
         event_loop.add(&sockets, TOKEN_SOCKETS, Interest::Read)?;
+        event_loop.add(&queues, TOKEN_QUEUES, Interest::Read)?;
         let inbox = Inbox::new(config.initiator.mtu);
         let service = Service {
             initiator: Initiator::new(config.initiator.clone(), config.seed),
@@ -72,7 +80,8 @@ impl ServiceHandle {
             socket,
             inbox,
             sockets,
-            socket_dir: config.socket_dir,
+            queues,
+            devices: config.devices,
             exports: BTreeMap::new(),
             loads: Loads::default(),
             commands: command_queue,
@@ -84,8 +93,7 @@ impl ServiceHandle {
             .name("service".into())
             .spawn(move || service.run(event_loop))?;
         Ok(Self {
-            commands,
-            wake,
+            sender: ServiceSender::new(commands, wake),
             events,
             ready,
             thread: Some(thread),
@@ -94,9 +102,12 @@ impl ServiceHandle {
 
     /// Gives the thread a command; one to a thread that has ended is dropped.
     pub fn send(&self, command: ServiceCommand) {
-        if self.commands.send(command).is_ok() {
-            let _ = self.wake.write(1);
-        }
+        self.sender.send(command);
+    }
+
+    /// For other threads that have commands.
+    pub fn sender(&self) -> ServiceSender {
+        self.sender.clone()
     }
 
     /// What the thread has said since.
@@ -127,24 +138,25 @@ impl AsFd for ServiceHandle {
     }
 }
 
-struct Export {
-    owned: OwnedDevice,
+pub(super) struct Export {
+    pub(super) owned: OwnedDevice,
     device: DeviceId,
-    path: PathBuf,
-    problem: Option<String>,
+    /// How it is exported; `None` until the device thread has said it.
+    pub(super) shown: Option<Shown>,
 }
 
-struct Service {
+pub(super) struct Service {
     initiator: Initiator,
     config: InitiatorConfig,
     seed: u64,
     /// The controllers connected to, and whether they answer.
-    controllers: BTreeMap<(Guid, IocNumber), bool>,
+    pub(super) controllers: BTreeMap<(Guid, IocNumber), bool>,
     socket: Nics,
     inbox: Inbox,
-    sockets: NbdSockets,
-    socket_dir: PathBuf,
-    exports: BTreeMap<Guid, Export>,
+    pub(super) sockets: NbdSockets,
+    pub(super) queues: UblkQueues,
+    devices: Sender<DeviceCommand>,
+    pub(super) exports: BTreeMap<Guid, Export>,
     loads: Loads,
     commands: Receiver<ServiceCommand>,
     wake: Arc<EventFd>,
@@ -154,6 +166,10 @@ struct Service {
 
 impl Service {
     fn run(mut self, mut event_loop: Loop) {
+        if let Err(e) = flusher::mark_thread() {
+            // Without block devices of ours nothing waits for this thread.
+            log::debug!("the service thread is not marked as one that write-back needs: {e}");
+        }
         let mut seen = Vec::new();
         let mut spin = Spin::default();
         loop {
@@ -241,6 +257,7 @@ impl Service {
                     self.initiator.list_devices(now(), unit, ioc);
                 }
                 ServiceCommand::Export(owned) => self.export(owned),
+                ServiceCommand::Expose(guid, exposure) => self.expose(guid, exposure),
                 ServiceCommand::Report(token) => {
                     let report = self.report();
                     self.say(ServiceEvent::Report(token, report));
@@ -328,16 +345,20 @@ impl Service {
             for told in self.loads.reports(time) {
                 self.say(told);
             }
-            if !sockets && !self.sockets.has_answers() {
+            if !sockets && !self.sockets.has_answers() && !self.queues.has_answers() {
                 continue;
             }
             let mut incoming = Vec::new();
+            self.queues.poll(|request| incoming.push(request));
             if let Err(e) = self.sockets.poll(|request| incoming.push(request)) {
                 log::warn!("NBD sockets: {e}");
             }
             for request in incoming {
                 quiet = false;
                 self.submit(request);
+            }
+            for lost in self.sockets.take_lost() {
+                let _ = self.devices.send(DeviceCommand::Lost(lost));
             }
         }
     }
@@ -348,8 +369,7 @@ impl Service {
                 self.loads.done(time, token, result, &mut self.initiator);
             }
             IoEvent::Done { token, result } => {
-                self.sockets
-                    .complete(token, result.map_err(BlockError::from));
+                self.complete(token, result.map_err(BlockError::from));
             }
             IoEvent::Devices { unit, ioc, result } => {
                 self.say(ServiceEvent::Devices(unit, ioc, result));
@@ -363,6 +383,12 @@ impl Service {
             }
             IoEvent::Up { unit, ioc, .. } => {
                 self.controllers.insert((unit, ioc), true);
+                for export in self.exports.values() {
+                    if (export.owned.unit, export.owned.row.ioc) == (unit, ioc) {
+                        let reachable = DeviceCommand::Reachable(export.owned.row.guid);
+                        let _ = self.devices.send(reachable);
+                    }
+                }
                 log::info!("controller {ioc} of unit {unit} answers");
             }
             IoEvent::Refused { unit, ioc, status } => {
@@ -405,10 +431,17 @@ impl Service {
         });
     }
 
+    fn complete(&mut self, token: u64, result: Result<Vec<u8>, BlockError>) {
+        if UblkQueues::owns(token) {
+            self.queues.complete(token, result);
+        } else {
+            self.sockets.complete(token, result);
+        }
+    }
+
     fn submit(&mut self, request: BlockRequest) {
         let Some(export) = self.exports.get(&request.device) else {
-            self.sockets
-                .complete(request.token, Err(BlockError::ShuttingDown));
+            self.complete(request.token, Err(BlockError::ShuttingDown));
             return;
         };
         let io = Io {
@@ -450,6 +483,7 @@ impl Service {
                     self.initiator
                         .retarget(now(), export.device, target(&owned));
                     self.sockets.update(guid, info(&owned));
+                    self.queues.update(guid, &info(&owned));
                     export.owned = owned;
                 }
                 None => self.offer(guid, owned),
@@ -459,33 +493,16 @@ impl Service {
 
     fn offer(&mut self, guid: Guid, owned: OwnedDevice) {
         let device = self.initiator.open(now(), target(&owned));
-        let path = self.socket_dir.join(guid.to_string());
-        let problem = match usable(&owned) {
-            Ok(()) => self
-                .sockets
-                .open(guid, &path, info(&owned))
-                .err()
-                .map(|e| e.to_string()),
-            Err(why) => Some(why),
-        };
-        match &problem {
-            None => log::info!(
-                "export {} ({guid}) at {}",
-                owned.row.name.escape_default(),
-                path.display()
-            ),
-            Some(why) => log::error!(
-                "device {} ({guid}) is not exported: {why}",
-                owned.row.name.escape_default()
-            ),
+        if self.controllers.get(&(owned.unit, owned.row.ioc)) == Some(&true) {
+            let _ = self.devices.send(DeviceCommand::Reachable(guid));
         }
+        let shown = None;
         self.exports.insert(
             guid,
             Export {
                 owned,
                 device,
-                path,
-                problem,
+                shown,
             },
         );
     }
@@ -493,36 +510,13 @@ impl Service {
     fn withdraw(&mut self, guid: Guid) {
         if let Some(export) = self.exports.remove(&guid) {
             self.sockets.close(guid);
+            self.queues.close(guid);
             self.initiator.close(now(), export.device);
             log::info!(
                 "export of {} ({guid}) ended",
                 export.owned.row.name.escape_default()
             );
         }
-    }
-
-    fn report(&self) -> Vec<ExportStatus> {
-        self.exports
-            .values()
-            .map(|export| {
-                let row = &export.owned.row;
-                let up = self.controllers.get(&(export.owned.unit, row.ioc)) == Some(&true);
-                ExportStatus {
-                    guid: row.guid.to_string(),
-                    name: row.name.clone(),
-                    backend: "nbd-socket".into(),
-                    reason: "the one backend there is".into(),
-                    path: export.path.display().to_string(),
-                    size_bytes: row.size_bytes,
-                    block_size_bytes: row.block_size,
-                    state: match &export.problem {
-                        Some(why) => why.clone(),
-                        None if up => "up".into(),
-                        None => "queueing".into(),
-                    },
-                }
-            })
-            .collect()
     }
 
     fn statistics(&mut self) -> (Vec<DeviceStatistics>, FrameStatistics) {

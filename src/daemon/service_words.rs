@@ -1,6 +1,14 @@
 //! What the management thread and the service thread of `rmad` say to each other, and what an owned
 //! device is to the initiator and to a client.
 
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use nix::sys::eventfd::EventFd;
+
 use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
 use crate::export::block::ExportInfo;
 use crate::initiator::Target;
@@ -23,6 +31,8 @@ pub enum ServiceCommand {
     ListDevices(Guid, IocNumber),
     /// Everything that this host owns.
     Export(Vec<OwnedDevice>),
+    /// How one of these devices is exported.
+    Expose(Guid, Exposure),
     /// Tell what is exported; the token comes back.
     Report(u64),
     /// Tell what has been done; the token comes back.
@@ -35,6 +45,52 @@ pub enum ServiceCommand {
     LinkChanged,
     /// End the thread: close sockets and connections.
     Stop,
+}
+
+/// Gives the thread commands, from any thread.
+#[derive(Clone)]
+pub struct ServiceSender {
+    commands: Sender<ServiceCommand>,
+    wake: Arc<EventFd>,
+}
+
+impl ServiceSender {
+    pub(super) const fn new(commands: Sender<ServiceCommand>, wake: Arc<EventFd>) -> Self {
+        Self { commands, wake }
+    }
+
+    /// Gives the thread a command; one to a thread that has ended is dropped.
+    pub fn send(&self, command: ServiceCommand) {
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+/// How a device is exported.
+#[derive(Debug)]
+pub struct Exposure {
+    /// The way's name.
+    pub backend: &'static str,
+    /// Why this way.
+    pub reason: String,
+    /// Where the operating system finds it.
+    pub path: PathBuf,
+    /// What to serve it with.
+    pub how: How,
+}
+
+/// What a device is served with.
+#[derive(Debug)]
+pub enum How {
+    /// A socket file, made at the exposure's path.
+    Socket,
+    /// Connections of the kernel's nbd driver, in addition to those it has.
+    Nbd(Vec<UnixStream>),
+    /// The queue of the kernel's ublk driver.
+    Ublk(File),
+    /// Nothing, and why.
+    Failed(String),
 }
 
 /// What the service thread says.

@@ -8,20 +8,20 @@
 //! completed nothing more is taken from any client of the device: otherwise one of them could be
 //! applied after, and undo, a newer write that was acknowledged (I3).
 
+mod listen;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, sendmsg};
-use nix::sys::stat::{Mode, fchmod};
-use socket2::{Domain, SockAddr, Socket, Type};
 
+use self::listen::{Listening, spare};
 use super::block::{BlockError, BlockRequest, ExportInfo};
 use super::nbd::Connection;
 use crate::wire::Guid;
@@ -31,8 +31,6 @@ use crate::wire::row::is_block_size;
 /// makes room, or the newcomer is turned away.
 pub const MAX_CONNECTIONS: usize = 64;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 64;
 /// Readiness events handled by one poll; more come with the next.
 const MAX_EVENTS: usize = 64;
 /// Reads from one connection in one poll, so that none starves the others.
@@ -84,22 +82,23 @@ pub struct ExportStatus<'a> {
 #[derive(Debug)]
 struct Export {
     number: u32,
-    path: PathBuf,
-    /// Device and inode of the socket file that we made.
-    file: (u64, u64),
-    listener: UnixListener,
+    /// `None` where the kernel's driver is the only client.
+    listening: Option<Listening>,
     info: ExportInfo,
     /// Numbers of its connections, oldest first.
     connections: BTreeSet<u32>,
-    /// Changes under way whose clients are gone.
+    /// Requests under way whose clients are gone and that others must not overtake.
     orphan_count: usize,
 }
 
-impl Drop for Export {
-    fn drop(&mut self) {
-        // Only ours: another process may have put its own socket there meanwhile.
-        if file_identity(&self.path).is_ok_and(|file| file == self.file) {
-            let _ = fs::remove_file(&self.path);
+impl Export {
+    fn new(number: u32, listening: Option<Listening>, info: ExportInfo) -> Self {
+        Self {
+            number,
+            listening,
+            info,
+            connections: BTreeSet::new(),
+            orphan_count: 0,
         }
     }
 }
@@ -119,6 +118,8 @@ struct Client {
     dirty: bool,
     /// Nothing is taken from it for now.
     held: bool,
+    /// It is the kernel's driver, which sends what is not answered again.
+    kernel: bool,
 }
 
 /// The exported devices with their listeners and connections. No threads: add [`Self::as_fd`] to
@@ -131,8 +132,10 @@ pub struct NbdSockets {
     /// Which export a listener's number means.
     listeners: BTreeMap<u32, Guid>,
     clients: BTreeMap<u32, Client>,
-    /// Tokens of changes under way whose clients are gone, with their device.
+    /// Tokens of requests under way whose clients are gone, with their device.
     orphans: BTreeMap<u64, Guid>,
+    /// Devices that have lost a connection of the kernel's driver, once for each.
+    lost: Vec<Guid>,
     dirty: Vec<u32>,
     last_number: u32,
     /// Given up for a moment to turn a client away when descriptors run out.
@@ -148,6 +151,7 @@ impl NbdSockets {
             listeners: BTreeMap::new(),
             clients: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            lost: Vec::new(),
             dirty: Vec::new(),
             last_number: 0,
             spare: Some(spare()?),
@@ -162,29 +166,48 @@ impl NbdSockets {
         if !is_block_size(info.block_size) {
             return Err(SocketError::BlockSize(info.block_size));
         }
-        remove_stale(path)?;
-        let failed = |reason| SocketError::Io {
-            path: path.to_owned(),
-            reason,
-        };
-        let listener = listen(path).map_err(failed)?;
+        let listening = Listening::open(path)?;
         let number = self.next_number();
-        let export = Export {
-            number,
-            path: path.to_owned(),
-            file: file_identity(path).map_err(failed)?,
-            listener,
-            info,
-            connections: BTreeSet::new(),
-            orphan_count: 0,
-        };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER | u64::from(number));
         self.epoll
-            .add(&export.listener, event)
-            .map_err(|errno| failed(errno.into()))?;
+            .add(&listening.listener, event)
+            .map_err(|errno| SocketError::Io {
+                path: path.to_owned(),
+                reason: errno.into(),
+            })?;
         self.listeners.insert(number, device);
-        self.exports.insert(device, export);
+        self.exports
+            .insert(device, Export::new(number, Some(listening), info));
         Ok(())
+    }
+
+    /// Serves `device` to the kernel's driver on `streams`, in addition to those it has already;
+    /// nobody else can connect.
+    pub fn serve_kernel(
+        &mut self,
+        device: Guid,
+        info: ExportInfo,
+        streams: Vec<UnixStream>,
+    ) -> Result<(), SocketError> {
+        if !is_block_size(info.block_size) {
+            return Err(SocketError::BlockSize(info.block_size));
+        }
+        if !self.exports.contains_key(&device) {
+            let number = self.next_number();
+            self.exports
+                .insert(device, Export::new(number, None, info.clone()));
+        }
+        for stream in streams {
+            let number = self.next_number();
+            let protocol = Connection::of_kernel(device, number, info.clone());
+            self.add_client(device, number, stream, protocol, true);
+        }
+        Ok(())
+    }
+
+    /// The devices that have lost a connection of the kernel's driver since, once for each.
+    pub fn take_lost(&mut self) -> Vec<Guid> {
+        std::mem::take(&mut self.lost)
     }
 
     /// Changes an export's facts: what is served at once, what clients are told when they next
@@ -223,13 +246,15 @@ impl NbdSockets {
         true
     }
 
-    /// The exported devices by GUID.
+    /// The devices exported on socket files, by GUID.
     pub fn exports(&self) -> impl Iterator<Item = ExportStatus<'_>> {
-        self.exports.iter().map(|(device, export)| ExportStatus {
-            device: *device,
-            path: &export.path,
-            info: &export.info,
-            connection_count: export.connections.len(),
+        self.exports.iter().filter_map(|(device, export)| {
+            Some(ExportStatus {
+                device: *device,
+                path: &export.listening.as_ref()?.path,
+                info: &export.info,
+                connection_count: export.connections.len(),
+            })
         })
     }
 
@@ -308,10 +333,11 @@ impl NbdSockets {
     /// Accepts the clients that wait for `device`.
     fn accept(&mut self, device: Guid) {
         for _ in 0..MAX_CONNECTIONS {
-            let Some(export) = self.exports.get(&device) else {
+            let export = self.exports.get(&device);
+            let Some(listening) = export.and_then(|export| export.listening.as_ref()) else {
                 return;
             };
-            match export.listener.accept() {
+            match listening.listener.accept() {
                 Ok((stream, _)) => self.admit(device, stream),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e)
@@ -323,7 +349,7 @@ impl NbdSockets {
                     // Left waiting, the client would keep the loop awake for nothing.
                     log::warn!("NBD client of {device} turned away: {e}");
                     self.spare = None;
-                    let _ = export.listener.accept();
+                    let _ = listening.listener.accept();
                     self.spare = spare().ok();
                     return;
                 }
@@ -351,6 +377,21 @@ impl NbdSockets {
             self.drop_client(number, "makes room for a newcomer");
         }
         let number = self.next_number();
+        let Some(export) = self.exports.get(&device) else {
+            return;
+        };
+        let protocol = Connection::new(device, number, export.info.clone());
+        self.add_client(device, number, stream, protocol, false);
+    }
+
+    fn add_client(
+        &mut self,
+        device: Guid,
+        number: u32,
+        stream: UnixStream,
+        protocol: Connection,
+        kernel: bool,
+    ) {
         let interest = EpollFlags::EPOLLIN;
         let added = stream.set_nonblocking(true).and_then(|()| {
             let event = EpollEvent::new(interest, u64::from(number));
@@ -366,13 +407,14 @@ impl NbdSockets {
         let client = Client {
             device,
             stream,
-            protocol: Connection::new(device, number, export.info.clone()),
+            protocol,
             interest,
             blocked: false,
             readable: false,
             // The greeting waits.
             dirty: true,
             held: false,
+            kernel,
         };
         export.connections.insert(number);
         self.clients.insert(number, client);
@@ -415,7 +457,15 @@ impl NbdSockets {
             log::debug!("NBD client {number} of {device}: {why}");
             if let Some(export) = self.exports.get_mut(&device) {
                 export.connections.remove(&number);
-                for token in client.protocol.unfinished_changes() {
+                let orphans: Vec<u64> = if client.kernel {
+                    // What it has not had an answer to, reads as well, comes again; taken while
+                    // the first is under way, it would come once more every time.
+                    self.lost.push(device);
+                    client.protocol.unfinished().collect()
+                } else {
+                    client.protocol.unfinished_changes().collect()
+                };
+                for token in orphans {
                     self.orphans.insert(token, device);
                     export.orphan_count += 1;
                 }
@@ -520,58 +570,6 @@ impl Client {
         }
         wanted
     }
-}
-
-fn spare() -> io::Result<File> {
-    File::open("/dev/null")
-}
-
-fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
-}
-
-/// Removes a socket file that nobody listens at.
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |reason| SocketError::Io {
-        path: path.to_owned(),
-        reason,
-    };
-    match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed(e)),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(SocketError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    match is_listening(path) {
-        Ok(true) => Err(SocketError::InUse(path.to_owned())),
-        Ok(false) => fs::remove_file(path).map_err(failed),
-        Err(reason) => Err(failed(reason)),
-    }
-}
-
-fn is_listening(path: &Path) -> io::Result<bool> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => Ok(true),
-        // Its backlog is full.
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(true),
-        Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
-            Ok(false)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    // Before the bind: the file then never has wider permissions than these.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 #[cfg(test)]

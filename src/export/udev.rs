@@ -130,6 +130,11 @@ pub fn rules(devices: &[OwnedDevice], access: &Access) -> String {
         line(&mut text, "");
         line(&mut text, r#"SUBSYSTEM!="block", GOTO="rma_end""#);
         line(&mut text, r#"ACTION=="remove", GOTO="rma_end""#);
+        // Between its making and its connection, and after that, a device has a node and no size.
+        line(
+            &mut text,
+            r#"ENV{DEVTYPE}=="disk", ATTR{size}=="0", ENV{SYSTEMD_READY}="0", GOTO="rma_end""#,
+        );
     }
     for device in &sorted {
         line(&mut text, "");
@@ -187,6 +192,15 @@ fn ownership(device: &OwnedDevice) -> &'static str {
     if device.shared { "shared" } else { "dedicated" }
 }
 
+/// What is read from a disk itself, and the links that come of it.
+const STORAGE_RULES: [&str; 5] = [
+    r#"OPTIONS+="watch""#,
+    r#"IMPORT{builtin}="blkid""#,
+    r#"ENV{ID_FS_USAGE}=="filesystem|other|crypto", ENV{ID_FS_UUID_ENC}=="?*", SYMLINK+="disk/by-uuid/$env{ID_FS_UUID_ENC}""#,
+    r#"ENV{ID_FS_USAGE}=="filesystem|other", ENV{ID_FS_LABEL_ENC}=="?*", SYMLINK+="disk/by-label/$env{ID_FS_LABEL_ENC}""#,
+    r#"ENV{ID_PART_ENTRY_UUID}=="?*", SYMLINK+="disk/by-partuuid/$env{ID_PART_ENTRY_UUID}""#,
+];
+
 fn kernel_rules(
     text: &mut String,
     device: &OwnedDevice,
@@ -227,6 +241,12 @@ fn kernel_rules(
     // One for each line: udev drops a value of more than 1 KiB.
     for link in links {
         line(text, &format!(r#"SYMLINK+="{link}$env{{.RMA_PART}}""#));
+    }
+    if kernel.starts_with("ublk") {
+        // What udev itself does for disks that it knows by their kernel names.
+        for rule in STORAGE_RULES {
+            line(text, rule);
+        }
     }
     for rule in access_rules(access) {
         line(text, &rule);

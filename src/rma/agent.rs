@@ -94,6 +94,8 @@ pub struct Agent {
     pub(super) queries: BTreeMap<u64, Query>,
     pub(super) next_query: u64,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
+    /// What of it is in use, and by whom.
+    pub(super) used: BTreeMap<Guid, String>,
     pub(super) exported: bool,
     /// Every address that was this host's since its start.
     pub(super) own_macs: BTreeSet<Mac>,
@@ -157,6 +159,7 @@ impl Agent {
             queries: BTreeMap::new(),
             next_query: 1,
             owned: BTreeMap::new(),
+            used: BTreeMap::new(),
             exported: false,
             own_macs: config.macs.iter().copied().collect(),
             change: FIRST_CHANGE,

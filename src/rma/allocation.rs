@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::agent::Agent;
 use super::config::MAX_PENDING_REQUESTS;
+use super::in_use::in_use;
 use super::journal::Waiter;
 use super::plan::{error, ownership, target};
 use super::report::{self, label};
@@ -49,6 +50,7 @@ pub(super) struct Allocation {
     pub(super) retries: u32,
     changes: Vec<Change>,
     before: BTreeMap<Guid, Ownership>,
+    used: BTreeMap<Guid, String>,
 }
 
 /// The allocations on their way.
@@ -114,6 +116,7 @@ impl Agent {
             retries: 0,
             changes: Vec::new(),
             before: BTreeMap::new(),
+            used: self.used.clone(),
         };
         self.allocations.active.insert(id, allocation);
         let patience = self.config.intervals.allocation_patience;
@@ -205,7 +208,9 @@ impl Agent {
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
-        let changes = match allocation.wish.changes(&self.table) {
+        let (own, used) = (self.config.guid, &allocation.used);
+        let planned = allocation.wish.changes(&self.table);
+        let changes = match planned.and_then(|planned| in_use(&self.table, own, used, planned)) {
             Ok(changes) => changes,
             Err(e) => return self.fail_allocation(now, id, e),
         };

@@ -18,6 +18,7 @@ mod controllers;
 mod deposit;
 pub mod desired;
 mod event;
+mod in_use;
 mod joining;
 mod journal;
 mod lease;

@@ -60,8 +60,8 @@ pub(super) const REPLY_NONE: u16 = 0;
 pub(super) const REPLY_OFFSET_DATA: u16 = 1;
 pub(super) const REPLY_ERROR: u16 = (1 << 15) | 1;
 
-/// The error number of a reply.
-pub(super) const fn error_code(error: BlockError) -> u32 {
+/// The error number of a reply; Linux has the same.
+pub const fn error_code(error: BlockError) -> u32 {
     match error {
         BlockError::NotPermitted => 1,
         BlockError::Io => 5,

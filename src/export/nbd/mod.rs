@@ -16,11 +16,13 @@ use std::collections::VecDeque;
 use zerocopy::byteorder::network_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+pub use self::codes::error_code;
 use self::codes::{
     CMD_DISC, CMD_WRITE, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, OPTION_MAGIC,
     REQUEST_MAGIC,
 };
 use self::command::{Command, RequestHeader};
+pub use self::negotiate::kernel_flags;
 use self::negotiate::{Negotiation, Next};
 use self::output::Output;
 use super::block::{BlockError, BlockOp, BlockRequest, ExportInfo};
@@ -166,6 +168,15 @@ impl Connection {
         }
     }
 
+    /// The kernel's driver uses `device` over this connection: it negotiates nothing and takes
+    /// simple replies.
+    pub fn of_kernel(device: Guid, number: u32, info: ExportInfo) -> Self {
+        let mut connection = Self::new(device, number, info);
+        connection.output = Output::default();
+        connection.state = State::Transmission;
+        connection
+    }
+
     /// The export's facts changed.
     pub fn update(&mut self, info: ExportInfo) {
         self.info = info;
@@ -277,6 +288,15 @@ impl Connection {
     pub fn unfinished_changes(&self) -> impl Iterator<Item = u64> + '_ {
         let running = |(index, slot): (usize, &Slot)| {
             slot.command.filter(Command::is_change)?;
+            Some(self.token(slot.generation, index))
+        };
+        self.slots.iter().enumerate().filter_map(running)
+    }
+
+    /// The tokens of all requests that are not completed.
+    pub fn unfinished(&self) -> impl Iterator<Item = u64> + '_ {
+        let running = |(index, slot): (usize, &Slot)| {
+            slot.command?;
             Some(self.token(slot.generation, index))
         };
         self.slots.iter().enumerate().filter_map(running)

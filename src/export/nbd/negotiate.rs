@@ -127,28 +127,34 @@ impl Negotiation {
 
     /// Size and transmission flags.
     fn export(&self, info: &ExportInfo) -> [u8; 10] {
-        let mut flags = TRANSMISSION_HAS_FLAGS
-            | TRANSMISSION_FLUSH
-            | TRANSMISSION_FUA
-            | TRANSMISSION_MULTI_CONN;
-        let optional = [
-            (info.read_only, TRANSMISSION_READ_ONLY),
-            (info.rotational, TRANSMISSION_ROTATIONAL),
-            (info.discard && !info.read_only, TRANSMISSION_TRIM),
-            (
-                info.write_zeroes && !info.read_only,
-                TRANSMISSION_WRITE_ZEROES,
-            ),
-            (self.form == ReplyForm::Structured, TRANSMISSION_DF),
-        ];
-        for (on, flag) in optional {
-            flags |= if on { flag } else { 0 };
+        let mut flags = kernel_flags(info);
+        if self.form == ReplyForm::Structured {
+            flags |= TRANSMISSION_DF;
         }
         let mut out = [0; 10];
         out[..8].copy_from_slice(&info.served_bytes().to_be_bytes());
         out[8..].copy_from_slice(&flags.to_be_bytes());
         out
     }
+}
+
+/// The transmission flags of a connection with simple replies, as the kernel's driver has it.
+pub const fn kernel_flags(info: &ExportInfo) -> u16 {
+    let mut flags =
+        TRANSMISSION_HAS_FLAGS | TRANSMISSION_FLUSH | TRANSMISSION_FUA | TRANSMISSION_MULTI_CONN;
+    if info.read_only {
+        flags |= TRANSMISSION_READ_ONLY;
+    }
+    if info.rotational {
+        flags |= TRANSMISSION_ROTATIONAL;
+    }
+    if info.discard && !info.read_only {
+        flags |= TRANSMISSION_TRIM;
+    }
+    if info.write_zeroes && !info.read_only {
+        flags |= TRANSMISSION_WRITE_ZEROES;
+    }
+    flags
 }
 
 /// The name that clients ask for is ours; the empty one is, too.

@@ -1,7 +1,9 @@
 //! Stories of the NBD sockets: one thread is the loop and all of its clients.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -381,4 +383,52 @@ fn what_a_lost_client_left_under_way_is_not_overtaken() {
     let fresh = rig.negotiated();
     (&fresh).write_all(&request(3, 6, 0, 0)).unwrap();
     assert_eq!(rig.request().op, BlockOp::Flush);
+}
+
+#[test]
+fn the_kernels_driver_negotiates_nothing_and_what_it_has_lost_is_not_overtaken() {
+    let mut sockets = NbdSockets::new().unwrap();
+    let connect = |sockets: &mut NbdSockets| {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        sockets.serve_kernel(DEVICE, info(), vec![ours]).unwrap();
+        let read = [
+            &0x2560_9513_u32.to_be_bytes()[..],
+            &[0; 4],
+            &7_u64.to_be_bytes(),
+            &0_u64.to_be_bytes(),
+            &512_u32.to_be_bytes(),
+        ];
+        theirs.write_all(&read.concat()).unwrap();
+        theirs
+    };
+    let requests = |sockets: &mut NbdSockets| {
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            sockets.poll(|request| taken.push(request.token)).unwrap();
+        }
+        taken
+    };
+    let first = connect(&mut sockets);
+    let [lost] = requests(&mut sockets)[..] else {
+        panic!("one read")
+    };
+    drop(first);
+    assert!(requests(&mut sockets).is_empty());
+    assert_eq!(sockets.take_lost(), [DEVICE]);
+    assert!(sockets.take_lost().is_empty());
+    // The same read again waits until the first has ended.
+    let mut second = connect(&mut sockets);
+    assert!(requests(&mut sockets).is_empty());
+    sockets.complete(lost, Ok(vec![1; 512]));
+    let [again] = requests(&mut sockets)[..] else {
+        panic!("the read, once more")
+    };
+    sockets.complete(again, Ok(vec![2; 512]));
+    assert!(requests(&mut sockets).is_empty());
+    let mut reply = [0; 16 + 512];
+    second.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
+    assert_eq!(reply[16..], [2; 512]);
+    assert!(sockets.close(DEVICE));
+    assert_eq!(sockets.exports().count(), 0);
 }

@@ -133,6 +133,10 @@ impl Daemon {
                 "udev_rules_dir = \"{}\"",
                 self.dir.join("rules.d").display()
             );
+            // The kernel's block devices are the machine's, whatever namespace a host is in.
+            if !config.contains("export = ") {
+                text.push_str("export = \"nbd-socket\"\n");
+            }
         }
         text.push_str(config);
         fs::write(self.config_path(), text).map_err(fail("write a daemon's configuration"))

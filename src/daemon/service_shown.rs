@@ -1,0 +1,91 @@
+//! How the service thread exports a device: in the way that the device thread has chosen, and as
+//! `rma exports` shows it.
+
+use std::path::PathBuf;
+
+use super::service::Service;
+use super::service_words::{Exposure, How, info};
+use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::wire::Guid;
+
+/// How an export looks from outside.
+pub(super) struct Shown {
+    backend: &'static str,
+    reason: String,
+    path: PathBuf,
+    problem: Option<String>,
+}
+
+impl Service {
+    /// Serves a device in the way that the device thread has chosen.
+    pub(super) fn expose(&mut self, guid: Guid, exposure: Exposure) {
+        // One that is no longer owned is no longer served either: what came with it is closed.
+        let Some(export) = self.exports.get_mut(&guid) else {
+            return;
+        };
+        let facts = info(&export.owned);
+        let Exposure {
+            backend,
+            reason,
+            path,
+            how,
+        } = exposure;
+        let problem = match how {
+            How::Socket => match self.sockets.open(guid, &path, facts) {
+                Ok(()) => {
+                    let name = export.owned.row.name.escape_default();
+                    log::info!("export {name} ({guid}) at {}", path.display());
+                    None
+                }
+                Err(e) => {
+                    let name = export.owned.row.name.escape_default();
+                    log::error!("device {name} ({guid}) is not exported: {e}");
+                    Some(e.to_string())
+                }
+            },
+            How::Nbd(streams) => self
+                .sockets
+                .serve_kernel(guid, facts, streams)
+                .err()
+                .map(|e| e.to_string()),
+            How::Ublk(file) => self
+                .queues
+                .open(guid, facts, file)
+                .err()
+                .map(|e| e.to_string()),
+            How::Failed(why) => Some(why),
+        };
+        export.shown = Some(Shown {
+            backend,
+            reason,
+            path,
+            problem,
+        });
+    }
+
+    pub(super) fn report(&self) -> Vec<ExportStatus> {
+        self.exports
+            .values()
+            .map(|export| {
+                let row = &export.owned.row;
+                let up = self.controllers.get(&(export.owned.unit, row.ioc)) == Some(&true);
+                let shown = export.shown.as_ref();
+                ExportStatus {
+                    guid: row.guid.to_string(),
+                    name: row.name.clone(),
+                    backend: shown.map_or("none", |shown| shown.backend).into(),
+                    reason: shown.map_or_else(String::new, |shown| shown.reason.clone()),
+                    path: shown.map_or_else(String::new, |shown| shown.path.display().to_string()),
+                    size_bytes: row.size_bytes,
+                    block_size_bytes: row.block_size,
+                    state: match shown.map(|shown| &shown.problem) {
+                        None => "waiting for its controller".into(),
+                        Some(Some(why)) => why.clone(),
+                        Some(None) if up => "up".into(),
+                        Some(None) => "queueing".into(),
+                    },
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,79 @@
+//! `tools/vm`: owned devices as block devices of a real kernel with a real udev, in guests under QEMU.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A handful that together meet both drivers, udev, a filesystem, `kill -9` and a reallocation.
+const SCENARIOS: [&str; 3] = ["disk-ublk", "kill-nbd", "reallocate"];
+
+fn rma_vm() -> Command {
+    Command::new(rma_rig::bin_dir().join("rma-vm"))
+}
+
+/// What the guests need and this machine does not have.
+fn missing() -> Option<String> {
+    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm/kernel/boot");
+    let there = fs::read_dir(&kernel).is_ok_and(|mut entries| entries.next().is_some());
+    if !there {
+        return Some(format!("no kernel in {}", kernel.display()));
+    }
+    let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    let program = ["qemu-system-x86_64", "fio", "setpriv"]
+        .into_iter()
+        .find(|program| !runs(program))?;
+    Some(format!("{program} is not installed"))
+}
+
+#[test]
+fn owned_devices_are_disks_of_a_real_kernel() {
+    if let Some(why) = missing() {
+        let required = std::env::var("RMA_REQUIRE_TOOLS").as_deref() == Ok("1");
+        assert!(!required, "skipped: {why}; run tools/setup");
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("vm.json");
+    let output = rma_vm()
+        .args(["--kills", "3", "--only", &SCENARIOS.join(",")])
+        .arg("--json")
+        .arg(&json)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("rma-vm is built (cargo build --workspace --bins)");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+    let text = fs::read_to_string(&json).expect("the results");
+    let results: Value = serde_json::from_str(&text).expect("JSON");
+    let results = results["scenarios"].as_array().expect("a list");
+    assert_eq!(results.len(), SCENARIOS.len(), "{text}");
+    for name in SCENARIOS {
+        let result = results.iter().find(|result| result["name"] == name);
+        let result = result.unwrap_or_else(|| panic!("{name} was not run: {text}"));
+        assert_eq!(result["pass"], true, "{text}");
+        assert!(result["seconds"].as_f64() > Some(0.0), "{text}");
+    }
+}
+
+#[test]
+fn scenarios_are_listed_and_a_mistake_is_named() {
+    let output = rma_vm().arg("--list").output().expect("rma-vm is built");
+    let said = String::from_utf8_lossy(&output.stdout);
+    for name in SCENARIOS {
+        assert!(said.lines().any(|line| line.starts_with(name)), "{said}");
+    }
+    let output = rma_vm()
+        .args(["--only", "no-such"])
+        .output()
+        .expect("rma-vm is built");
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("no-such") && said.lines().count() == 1,
+        "{said}"
+    );
+}

@@ -1,0 +1,89 @@
+//! What is tried in the guests.
+
+mod disks;
+mod faults;
+mod input;
+
+use crate::Result;
+use crate::cluster::Lab;
+
+/// A scenario: it has guests of its own.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&Lab) -> Result<()>,
+}
+
+/// All of them, in the order in which they run.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "disk-ublk",
+        about: "ublk: names within a second, a filesystem on disk and partition and extent, gone within a second",
+        run: |lab| disks::disk(lab, "ublk"),
+    },
+    Scenario {
+        name: "kill-ublk",
+        about: "ublk: rmad is killed again and again under verified I/O; no error, the device stays",
+        run: |lab| faults::kill(lab, "ublk"),
+    },
+    Scenario {
+        name: "disk-nbd",
+        about: "nbd: names within a second, a filesystem on disk and partition and extent, gone within a second",
+        run: |lab| disks::disk(lab, "nbd"),
+    },
+    Scenario {
+        name: "kill-nbd",
+        about: "nbd: rmad is killed again and again under verified I/O; no error, the device stays",
+        run: |lab| faults::kill(lab, "nbd"),
+    },
+    Scenario {
+        name: "reallocate",
+        about: "a mounted device is not taken without --force; with it, not one of its writes is applied any more",
+        run: |lab| faults::reallocate(lab, "auto"),
+    },
+    Scenario {
+        name: "cut-ublk",
+        about: "ublk: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        run: |lab| faults::cut(lab, "ublk"),
+    },
+    Scenario {
+        name: "cut-nbd",
+        about: "nbd: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        run: |lab| faults::cut(lab, "nbd"),
+    },
+    Scenario {
+        name: "unit-reset",
+        about: "the unit's guest is reset under verified I/O; no error",
+        run: |lab| faults::unit_reset(lab, "auto"),
+    },
+    Scenario {
+        name: "host-reset",
+        about: "a host is reset and comes back with the same names and mounts",
+        run: |lab| faults::host_reset(lab, "auto"),
+    },
+    Scenario {
+        name: "bad-input",
+        about: "names made to harm, sizes of nothing, two devices with one name, no driver, no rules directory",
+        run: input::bad_input,
+    },
+];
+
+/// A device of `mib` MiB in memory, as a part of the unit's configuration.
+fn memory(number: u32, name: &str, mib: u32) -> String {
+    format!(
+        "\n[[controller.device]]\nnumber = {number}\nname = \"{name}\"\nbackend = \"memory\"\nsize = \"{mib}MiB\"\n"
+    )
+}
+
+/// A device of `mib` MiB in a file on the unit's disk, as a part of its configuration.
+fn file(number: u32, name: &str, mib: u32) -> String {
+    format!(
+        "\n[[controller.device]]\nnumber = {number}\nname = \"{name}\"\nbackend = \"file\"\n\
+         path = \"/disk/{name}.img\"\nsize = \"{mib}MiB\"\n"
+    )
+}
+
+/// A host's configuration that exports in this way.
+fn exporting(backend: &str) -> String {
+    format!("export = \"{backend}\"\n")
+}
