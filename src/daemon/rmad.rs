@@ -32,8 +32,9 @@ const TOKEN_SERVICE: u64 = 3;
 const TOKEN_COMMITS: u64 = 4;
 const TOKEN_DEVICES: u64 = 5;
 
-/// Commands that one connection to a controller may have outstanding.
-const SERVICE_CREDITS: u16 = 128;
+/// Commands that one connection to a controller may have outstanding: what is sent until a lost one is
+/// noticed and answered has to fit behind it.
+const SERVICE_CREDITS: u16 = 1024;
 /// Memory that service frames are received into, bytes for each NIC: some 450 jumbo frames.
 const RING_BYTES: usize = 4 << 20;
 /// The most batches that are received before timers, administrators and sending have their turn.

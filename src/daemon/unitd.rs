@@ -29,7 +29,7 @@ use crate::wire::{Guid, Mac, Time};
 /// The largest MTU that is taken from an interface by itself.
 const MAX_DEFAULT_MTU: u16 = 9000;
 /// Commands that one connection may have outstanding.
-const CREDITS: u16 = 256;
+const CREDITS: u16 = 1024;
 /// Connections served at most, for each EtherType.
 const MAX_CONNECTIONS: usize = 4096;
 /// Name of the state directory's subdirectory that is ours: hosts and fabric services may have

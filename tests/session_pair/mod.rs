@@ -342,7 +342,10 @@ pub fn server_config(incarnation: u64, mtu: u16, credits: u16) -> ServerConfig {
 
 impl World {
     pub fn new(faults: Faults, seed: u64, mtu: u16) -> Self {
-        let credits = 32;
+        Self::with_credits(faults, seed, mtu, 32)
+    }
+
+    pub fn with_credits(faults: Faults, seed: u64, mtu: u16, credits: u16) -> Self {
         let mut client = Hub::new(true, vec![CLIENT_MAC], seed);
         client.insert(1, Client::new(client_config(1, mtu, credits), seed));
         let mut server = Hub::new(true, vec![SERVER_MAC], seed);
