@@ -12,6 +12,7 @@ use super::agent::Agent;
 use super::peers::Peer;
 use super::pulls::MAX_PULLS;
 use super::timers::Timer;
+use super::units::Unit;
 use crate::wire::{Guid, TableStamp, Time};
 
 /// How long two tables may differ before what differs is looked for: usually what makes the
@@ -20,6 +21,9 @@ use crate::wire::{Guid, TableStamp, Time};
 const DIFFERENCE_PATIENCE: Duration = Duration::from_millis(150);
 /// How long news may be kept back, and differences be left alone, because more news is coming.
 const NEWS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a peer was asked, how current it is, and which it is.
+type Rank = (u32, Reverse<TableStamp>, Guid);
 
 /// What others have not been told.
 #[derive(Debug, Default)]
@@ -71,7 +75,7 @@ impl Agent {
     /// Whether units that answer have not told all that they were asked for.
     fn is_exploring(&self) -> bool {
         let mut units = self.units.values().filter(|unit| unit.station.is_up());
-        units.any(|unit| unit.is_asked())
+        units.any(Unit::is_asked)
     }
 
     /// Whether it is too early to look for what differs in a table of this stamp that has differed
@@ -99,7 +103,7 @@ impl Agent {
         let digest = self.table.digest();
         let differs = |p: &Peer| p.summary.is_some_and(|theirs| theirs.digest != digest);
         let mut any = false;
-        let mut due: Vec<((u32, Reverse<TableStamp>, Guid), Time)> = Vec::new();
+        let mut due: Vec<(Rank, Time)> = Vec::new();
         for (guid, peer) in &mut self.peers {
             if !differs(peer) {
                 peer.differs_since = None;
