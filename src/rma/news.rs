@@ -30,6 +30,8 @@ type Rank = (u32, Reverse<TableStamp>, Guid);
 pub(super) struct News {
     /// When they are told at the latest.
     tell_by: Option<Time>,
+    /// When fabric services were last asked for newcomers.
+    newcomers_at: Option<Time>,
 }
 
 impl Agent {
@@ -45,6 +47,17 @@ impl Agent {
     fn push_spread(&self) -> Duration {
         let hosts = self.peers.len().min(180) as u64;
         Duration::from_millis(20 + 2 * hosts)
+    }
+
+    /// Somebody unknown speaks: perhaps fabric services know. They tell by themselves when their list
+    /// changes, and who is refused comes again: of many newcomers each is not worth a list.
+    pub(super) fn ask_for_newcomers(&mut self, now: Time) {
+        let spread = self.push_spread();
+        let lately = |at: Time| now.since(at) < spread;
+        if !self.news.newcomers_at.is_some_and(lately) {
+            self.news.newcomers_at = Some(now);
+            self.link.poll_now(now);
+        }
     }
 
     /// It is time to tell the news, unless units are about to tell more.

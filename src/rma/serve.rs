@@ -73,7 +73,7 @@ impl Agent {
         }
         if !self.is_fellow(from) {
             // Perhaps a newcomer that fabric services have not told us of.
-            self.link.poll_now(now);
+            self.ask_for_newcomers(now);
             return Err(Status::NotReady);
         }
         match kind {
