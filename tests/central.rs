@@ -501,7 +501,11 @@ fn a_purge_reaches_the_centre_and_is_not_undone_by_it() {
         .map(|f| f.catalog_mut().clone());
     let fabric = c.fabric;
     let purged = |world: &World| {
-        let tables = world.fabric(fabric).fabric.iter().flat_map(|f| f.tables());
+        let tables = world
+            .fabric(fabric)
+            .fabric
+            .iter()
+            .flat_map(rma::fabric::Fabric::tables);
         let kept: Vec<_> = tables.map(|(_, table)| table.get(gone).is_none()).collect();
         world
             .hosts()

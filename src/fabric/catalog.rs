@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::crt::{Table, TableChange};
 use super::guests::GuestRow;
+use crate::crt::{Table, TableChange};
 use crate::wire::message::Member;
 use crate::wire::{ClusterName, EntityType, Epoch, Guid, Mac, ObservationStamp, Ownership};
 

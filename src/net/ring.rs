@@ -76,12 +76,10 @@ impl Ring {
             if status(&self.map, at).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
                 break;
             }
-            // SAFETY: `at` is the beginning of a slot inside the mapping, aligned to 64 octets; the kernel
-            // has handed it to us with its header written, as the status, read with acquire, says.
-            let header = unsafe {
-                let header = self.map.as_ptr().add(at).cast::<libc::tpacket2_hdr>();
-                ptr::read(header)
-            };
+            // SAFETY: `at` is the beginning of a slot inside the mapping; the kernel has handed it to us
+            // with its header written, as the status, read with acquire, says.
+            let header: libc::tpacket2_hdr =
+                unsafe { ptr::read_unaligned(self.map.as_ptr().add(at).cast()) };
             let (start, len) = (usize::from(header.tp_mac), header.tp_snaplen as usize);
             let whole = header.tp_snaplen == header.tp_len
                 && start >= size_of::<libc::tpacket2_hdr>()

@@ -11,8 +11,8 @@ use crate::session::ServerEvent;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kind,
-    Kept, Reader, Status, Time, Wire,
+    ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kept,
+    Kind, Reader, Status, Time, Wire,
 };
 
 /// A disk operation under way.

@@ -6,7 +6,12 @@ use super::codec::{DecodeError, Wire, Writer};
 use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
-    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply, Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange, LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification, Offer, Parts, ProgressReport, Register, Registered, RegistersReply, RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
+    CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply,
+    Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange,
+    LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification,
+    Offer, Parts, ProgressReport, Register, Registered, RegistersReply, RegistersRequest, Restore,
+    TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary,
+    UnitOwnership,
 };
 use super::row::Settings;
 

@@ -15,7 +15,8 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Missing, Notification};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Kept, Status, Tail, Time, Wire,
+    IocNumber, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Tail, Time,
+    Wire,
 };
 use session::{Budget, Session, Taken};
 

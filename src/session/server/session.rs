@@ -13,7 +13,7 @@ use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
-    IocNumber, IodNumber, Kind, ObservationStamp, Kept, Status, Tail, Time, Wire,
+    IocNumber, IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time, Wire,
 };
 
 /// What all frames of a request have in common.

@@ -44,6 +44,12 @@ pub struct Attempt {
     pub epoch: u64,
 }
 
+/// Clients opened by this process.
+static OPENED: AtomicU32 = AtomicU32::new(0);
+
+/// A command that has ended: its token, and what was read or why it failed.
+pub type Ended = (u64, Result<Vec<u8>, IoError>);
+
 /// A client of one device that goes on with the epoch it began with, whatever becomes of the device.
 pub struct Intruder {
     attempt: Attempt,
@@ -72,7 +78,6 @@ impl Intruder {
             credits: 64,
         };
         // Connections of one process differ, those of two as well.
-        static OPENED: AtomicU32 = AtomicU32::new(0);
         let seed =
             u64::from(std::process::id()) << 20 | u64::from(OPENED.fetch_add(1, Ordering::Relaxed));
         let mut initiator = Initiator::new(config, seed);
@@ -113,14 +118,11 @@ impl Intruder {
     }
 
     /// Sends what is to be sent, waits for frames for at most `patience`, and gives the commands that
-    /// have ended: token, and what was read or why it failed.
+    /// have ended.
     ///
     /// # Errors
     /// [`RigError::System`].
-    pub fn pump(
-        &mut self,
-        patience: Duration,
-    ) -> Result<Vec<(u64, Result<Vec<u8>, IoError>)>, RigError> {
+    pub fn pump(&mut self, patience: Duration) -> Result<Vec<Ended>, RigError> {
         self.send()?;
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let wait = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
