@@ -83,8 +83,8 @@ fn a_known_capture_is_printed_as_the_golden_text() {
     let (summary, text) = decode(&pcap(&frames()), false).expect("decoded");
     assert_eq!(summary.frames, summary.ours + 1);
     assert_eq!(summary.malformed_count(), 0);
-    // The refused compare-and-set is the one sample without its request.
-    assert_eq!(summary.replies_unmatched, 1);
+    // The refused compare-and-set and the refused move are samples without their requests.
+    assert_eq!(summary.replies_unmatched, 2);
     assert_eq!(summary.requests_unanswered, 0);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/capture.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -123,7 +123,7 @@ fn json_has_a_line_per_frame_and_a_summary() {
     }
     let last = lines.last().expect("a summary");
     assert_eq!(last["type"], "summary");
-    assert_eq!(last["replies_unmatched"], 1);
+    assert_eq!(last["replies_unmatched"], 2);
 }
 
 #[test]
