@@ -10,7 +10,8 @@ use rma::rma::request::{
 };
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{
-    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, Row, Settings, TableStamp,
+    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, OwnershipStamp, Row,
+    Settings, TableStamp,
 };
 
 use crate::central::tables_in_use;
@@ -297,7 +298,11 @@ impl Model {
             let (Some(old), Some(new)) = (before(guid), row) else {
                 continue;
             };
-            let older = (new.owned, &new.ownership) < (old.owned, &old.ownership);
+            // What an administrator has forgotten goes with the floor, and what is discovered after that
+            // is new; both may come with one commit.
+            let is_new = new.owned == OwnershipStamp::default() && new.observed > old.observed;
+            let anew = is_new && self.forgotten.contains(guid);
+            let older = (new.owned, &new.ownership) < (old.owned, &old.ownership) && !anew;
             if older || new.observed < old.observed {
                 broken.push(format!(
                     "I1: host {} stores something older of {}: {:?} after {:?}",
