@@ -13,6 +13,8 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use crate::rma::request::Caller;
+
 /// The most connections at a time; more are closed at once.
 pub const MAX_CONNECTIONS: usize = 64;
 /// The longest request line, bytes.
@@ -54,6 +56,21 @@ pub struct PeerProcess {
     pub process: u32,
     /// Number of the user that it runs as.
     pub user: u32,
+}
+
+impl PeerProcess {
+    /// Who asks: the kernel names the process, the system's user database the user.
+    pub fn caller(&self) -> Caller {
+        let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(self.user));
+        let user = match known {
+            Ok(Some(user)) => user.name,
+            _ => self.user.to_string(),
+        };
+        Caller {
+            process: self.process,
+            user,
+        }
+    }
 }
 
 struct Connection {

@@ -18,7 +18,7 @@ use crate::admin::protocol::{Answer, Question};
 use crate::crt::TableChange;
 use crate::initiator::InitiatorConfig;
 use crate::net::{Inbox, Interface, LinkWatch, Nics};
-use crate::rma::request::{AdminError, AdminReply, AdminRequest, Caller, ErrorKind};
+use crate::rma::request::{AdminError, AdminReply, AdminRequest, ErrorKind};
 use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
@@ -450,25 +450,10 @@ impl Rmad {
     }
 
     fn request(&mut self, id: ControlId, request: AdminRequest, service: &ServiceHandle) {
-        let caller = self.caller(id);
+        let caller = self.control.peer(id).map(|peer| peer.caller());
+        let caller = caller.unwrap_or_default();
         self.agent.admin(now(), id.as_u64(), caller, request);
         self.act(service);
-    }
-
-    /// Who asks: the kernel names the process, the system's user database the user.
-    fn caller(&self, id: ControlId) -> Caller {
-        let Some(peer) = self.control.peer(id) else {
-            return Caller::default();
-        };
-        let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.user));
-        let user = match known {
-            Ok(Some(user)) => user.name,
-            _ => peer.user.to_string(),
-        };
-        Caller {
-            process: peer.process,
-            user,
-        }
     }
 
     pub(super) fn finish(&mut self, id: ControlId, answer: &Answer) {

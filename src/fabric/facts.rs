@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::wire::kind::Role;
 use crate::wire::message::{Member, Placement};
-use crate::wire::{ClusterName, CommandId, EntityType, Guid, Incarnation, Mac, Status};
+use crate::wire::{ClusterName, CommandId, EntityType, Epoch, Guid, Incarnation, Mac, Status};
 
 /// What a link needs to know.
 #[derive(Debug, Clone)]
@@ -92,4 +92,23 @@ pub enum LinkEvent {
         /// The answer's body.
         body: Vec<u8>,
     },
+}
+
+/// How we stand with fabric services, as said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Unknown,
+    Assigned(ClusterName, u64),
+    Pending,
+    Refused(Status),
+}
+
+/// What an outstanding command is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Register,
+    Membership,
+    Tell(Guid, Epoch),
+    Table,
+    Find(u64),
 }

@@ -1,6 +1,7 @@
 //! Asking fabric services for a host of another cluster.
 
-use super::link::{FabricLink, LinkEvent, Purpose};
+use super::facts::Purpose;
+use super::link::{FabricLink, LinkEvent};
 use crate::wire::message::{FindHost, FoundHost};
 use crate::wire::{CommandId, Kind, Status, Time, Wire};
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 mod tables;
 
 pub use super::facts::{Facts, LinkConfig, LinkEvent, MembershipList};
+use super::facts::{Purpose, Standing};
 use super::follow::{Follower, Next};
 use super::search::{Search, Wish};
 use super::service::PAGE_BYTES;
@@ -36,25 +37,6 @@ pub const REGISTER_SPACING: Duration = Duration::from_millis(20);
 pub const UNSTABLE_PAUSE: Duration = Duration::from_millis(100);
 /// Commands to have outstanding.
 pub const CREDITS: u16 = 16;
-
-/// How we stand with fabric services, as said last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Unknown,
-    Assigned(ClusterName, u64),
-    Pending,
-    Refused(Status),
-}
-
-/// What an outstanding command is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Register,
-    Membership,
-    Tell(Guid, Epoch),
-    Table,
-    Find(u64),
-}
 
 /// The link to fabric services.
 #[derive(Debug)]

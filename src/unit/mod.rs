@@ -52,7 +52,6 @@ use ioc::InFlight;
 use partition::Partitions;
 use restore::Restoration;
 use serving::Serving;
-use transfer::Leaving;
 use ums::{QueuedChange, Resets, Transaction};
 
 /// The most disk operations under way; a request beyond is answered busy.
@@ -490,39 +489,6 @@ impl Unit {
             }
         };
         self.actions.push_back(action);
-    }
-
-    /// Tells the hosts that are connected: those of the UMS, or for devices those of the controller.
-    fn notify(&mut self, now: Time, event: Event, ioc: IocNumber) {
-        let server = match event {
-            Event::DevicesChanged => &mut self.service,
-            _ => &mut self.management,
-        };
-        let stamp = self.inventory.stamp();
-        let told: Vec<ConnectionId> = server
-            .connections()
-            .filter(|(_, to, _)| *to == ioc)
-            .map(|(connection, ..)| connection)
-            .collect();
-        for connection in told {
-            server.notify(now, connection, event, ioc, stamp);
-        }
-    }
-
-    /// Tells the hosts of the clusters concerned that registers changed.
-    fn notify_registers(&mut self, now: Time, leaving: Leaving, cluster: ClusterName) {
-        let stamp = self.inventory.stamp();
-        let all = leaving != Leaving::Nothing;
-        let told: Vec<ConnectionId> = self
-            .management
-            .connections()
-            .filter(|(_, _, peer)| all || peer.cluster == cluster)
-            .map(|(connection, ..)| connection)
-            .collect();
-        for connection in told {
-            let (event, ioc) = (Event::RegistersChanged, IocNumber(0));
-            self.management.notify(now, connection, event, ioc, stamp);
-        }
     }
 
     fn token(&mut self) -> u64 {

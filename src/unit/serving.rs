@@ -11,8 +11,9 @@ use super::transfer::{By, Leaving, plan_home};
 use super::ums::Transaction;
 use super::{RegistersChange, Unit, UnitAction};
 use crate::fabric::link::Facts;
+use crate::wire::kind::Event;
 use crate::wire::message::Placement;
-use crate::wire::{ClusterName, ConnectionId, Guid, Status, Time};
+use crate::wire::{ClusterName, ConnectionId, Guid, IocNumber, Status, Time};
 
 /// How long a unit goes on as a guest of a cluster that nothing of it is in any more: its hosts
 /// shall see that for themselves.
@@ -61,6 +62,39 @@ impl Serving {
 }
 
 impl Unit {
+    /// Tells the hosts that are connected: those of the UMS, or for devices those of the controller.
+    pub(super) fn notify(&mut self, now: Time, event: Event, ioc: IocNumber) {
+        let server = match event {
+            Event::DevicesChanged => &mut self.service,
+            _ => &mut self.management,
+        };
+        let stamp = self.inventory.stamp();
+        let told: Vec<ConnectionId> = server
+            .connections()
+            .filter(|(_, to, _)| *to == ioc)
+            .map(|(connection, ..)| connection)
+            .collect();
+        for connection in told {
+            server.notify(now, connection, event, ioc, stamp);
+        }
+    }
+
+    /// Tells the hosts of the clusters concerned that registers changed.
+    pub(super) fn notify_registers(&mut self, now: Time, leaving: Leaving, cluster: ClusterName) {
+        let stamp = self.inventory.stamp();
+        let all = leaving != Leaving::Nothing;
+        let told: Vec<ConnectionId> = self
+            .management
+            .connections()
+            .filter(|(_, _, peer)| all || peer.cluster == cluster)
+            .map(|(connection, ..)| connection)
+            .collect();
+        for connection in told {
+            let (event, ioc) = (Event::RegistersChanged, IocNumber(0));
+            self.management.notify(now, connection, event, ioc, stamp);
+        }
+    }
+
     /// The cluster that a row is in; of what is in several, and while the registers are lost, the
     /// home.
     pub fn cluster_of(&self, row: Guid) -> ClusterName {
