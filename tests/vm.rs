@@ -30,7 +30,8 @@ fn missing() -> Option<String> {
 #[test]
 fn owned_devices_are_disks_of_a_real_kernel() {
     if let Some(why) = missing() {
-        let required = std::env::var("RMA_REQUIRE_TOOLS").as_deref() == Ok("1");
+        // Not every distribution has such a kernel; CI's does.
+        let required = std::env::var("RMA_REQUIRE_VM").as_deref() == Ok("1");
         assert!(!required, "skipped: {why}; run tools/setup");
         eprintln!("skipped: {why}");
         return;
