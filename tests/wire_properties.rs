@@ -435,6 +435,7 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
     ]
     .boxed();
     let tables = prop_oneof![
+        summary().prop_map(move |m| (request(Kind::TableStamp), Body::TableSummary(m))),
         summary().prop_map(move |m| (reply(Kind::TableStamp), Body::TableSummary(m))),
         (any_guid(), parts(4)).prop_map(move |(after, parts)| {
             let body = TableRowsRequest { after, parts };

@@ -27,7 +27,7 @@ pub const MAX_EVENTS: usize = 64;
 
 /// A deadline that is nearer is waited for with a timer, to the nanosecond; one that is farther with the
 /// wait's own timeout, which costs two system calls less and comes up to a millisecond late.
-const NEAR: Duration = Duration::from_millis(10);
+const NEAR: Duration = Duration::from_millis(3);
 /// The longest timeout of one wait, in milliseconds: its clock stands still while the machine sleeps.
 const LONGEST_WAIT_MS: u16 = 1000;
 

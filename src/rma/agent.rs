@@ -27,7 +27,8 @@ use super::voters::VoteTag;
 use crate::crt::Table;
 use crate::fabric::{FabricLink, Facts, LinkConfig};
 use crate::lease::Voter;
-use crate::session::{ClientEvent, Counters, Hub, HubEvent};
+use crate::session::limits::KEEPALIVE_INTERVAL;
+use crate::session::{ClientEvent, Counters, Hub, HubEvent, Steps};
 use crate::wire::kind::Role;
 use crate::wire::message::Member;
 use crate::wire::{ClusterName, DropReason, EntityType, Guid, Header, Kind, Mac, Row, Time};
@@ -475,6 +476,16 @@ impl Agent {
             token,
             reply: Box::new(reply),
         });
+    }
+
+    /// When to poll next at an `interval`. Long intervals end when keep-alives are due: what is not
+    /// urgent is asked together, with one awakening.
+    pub(super) fn next_poll(&mut self, now: Time, interval: Duration) -> Time {
+        let at = now + self.spread(interval);
+        if interval < KEEPALIVE_INTERVAL {
+            return at;
+        }
+        Steps::of(self.config.guid).next(at)
     }
 
     /// An interval with a spread of a tenth, so that hosts do not poll in step.

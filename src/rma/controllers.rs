@@ -89,11 +89,10 @@ impl Agent {
 
     /// Asks a controller for its devices, and again after its interval.
     pub(super) fn poll_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        let interval = self.spread(self.config.intervals.controller_poll);
+        let next = self.next_poll(now, self.config.intervals.controller_poll);
         let known = |u: &Unit| u.controllers.contains_key(&ioc);
         if self.units.get(&unit).is_some_and(known) {
-            self.timers
-                .set(Timer::Controller(unit, ioc), now + interval);
+            self.timers.set(Timer::Controller(unit, ioc), next);
             self.list_devices(now, unit, ioc);
         }
     }

@@ -131,18 +131,31 @@ impl Agent {
 
     /// The periodic exchange of stamps with a peer is due.
     pub(super) fn peer_due(&mut self, now: Time, guid: Guid) {
-        let interval = self.spread(self.config.intervals.peer_poll);
-        self.timers.set(Timer::Peer(guid), now + interval);
-        if !self.leaves_alone(guid) {
-            self.ask_stamp(now, guid);
+        self.set_peer_poll(now, guid);
+        if self.leaves_alone(guid) {
+            return;
         }
+        self.ask_stamp(now, guid);
     }
 
-    /// Asks a peer for its stamp, unless it is being asked for something.
+    /// Stamps have been exchanged with a peer: the next time is an interval from now.
+    pub(super) fn set_peer_poll(&mut self, now: Time, guid: Guid) {
+        let at = self.next_poll(now, self.config.intervals.peer_poll);
+        self.timers.set(Timer::Peer(guid), at);
+    }
+
+    /// Asks a peer for its stamp, unless it is being asked for something. Where both tables were equal
+    /// ours is told as well: then the peer need not ask in its turn.
     pub(super) fn ask_stamp(&mut self, now: Time, guid: Guid) {
-        let idle = |p: &Peer| p.ask.is_none() && p.station.is_up();
-        if self.peers.get(&guid).is_some_and(idle) {
-            self.ask(now, guid, Ask::Stamp, Kind::TableStamp, Vec::new(), 128);
+        let durable = self.journal.durable;
+        let Some(peer) = self.peers.get(&guid) else {
+            return;
+        };
+        if peer.ask.is_none() && peer.station.is_up() {
+            let equal = peer.summary == Some(durable) && !self.is_centre(guid);
+            let told = equal && self.boot.is_steady() && self.journal.is_clean();
+            let body = if told { durable.to_body() } else { Vec::new() };
+            self.ask(now, guid, Ask::Stamp, Kind::TableStamp, body, 128);
         }
     }
 

@@ -7,7 +7,7 @@ use super::journal::Waiter;
 use super::voters::VoteTag;
 use crate::session::ServerEvent;
 use crate::wire::message::{
-    Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary,
 };
 use crate::wire::{CommandId, ConnectionId, EntityType, Guid, Kind, Status, Time, Wire};
 
@@ -77,7 +77,11 @@ impl Agent {
             return Err(Status::NotReady);
         }
         match kind {
-            Kind::TableStamp if body.is_empty() => {
+            Kind::TableStamp => {
+                if !body.is_empty() {
+                    let theirs = TableSummary::from_body(body).map_err(|_| Status::BadRequest)?;
+                    self.on_told_stamp(now, from, theirs);
+                }
                 self.answer_summary(now, connection, command);
                 Ok(())
             }
@@ -113,7 +117,6 @@ impl Agent {
                 let tag = VoteTag::Peer(connection, command);
                 self.serve_vote(now, tag, from, kind, body)
             }
-            Kind::TableStamp => Err(Status::BadRequest),
             _ => Err(Status::Unsupported),
         }
     }
@@ -122,6 +125,21 @@ impl Agent {
     fn is_fellow(&self, guid: Guid) -> bool {
         let row = self.table.get(guid);
         row.is_some_and(|row| row.entity == EntityType::Host) && self.is_member(guid)
+    }
+
+    /// A peer tells its stamp with the question for ours. Where both are the same there is nothing to
+    /// ask it for an interval.
+    fn on_told_stamp(&mut self, now: Time, from: Guid, theirs: TableSummary) {
+        if theirs == self.journal.durable
+            && self.journal.is_clean()
+            && self.boot.is_steady()
+            && let Some(peer) = self.peers.get(&from)
+            && peer.summary == Some(theirs)
+        {
+            self.set_peer_poll(now, from);
+        } else {
+            self.on_summary(now, from, theirs);
+        }
     }
 
     fn on_offer(

@@ -116,9 +116,9 @@ impl Agent {
 
     /// Asks a unit for its controllers and registers.
     pub(super) fn poll_unit(&mut self, now: Time, guid: Guid) {
-        let interval = self.spread(self.config.intervals.unit_poll);
+        let next = self.next_poll(now, self.config.intervals.unit_poll);
         if self.units.contains_key(&guid) {
-            self.timers.set(Timer::Unit(guid), now + interval);
+            self.timers.set(Timer::Unit(guid), next);
             self.ask_controllers(now, guid);
             self.ask_registers(now, guid);
         }

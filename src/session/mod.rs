@@ -13,10 +13,12 @@ pub mod limits;
 mod ranges;
 mod server;
 mod spares;
+mod steps;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
 pub use server::{Peer, Server, ServerConfig, ServerEvent};
+pub use steps::Steps;
 
 use crate::wire::DropReason;
 

@@ -79,7 +79,7 @@ bodies! {
     FoundHost,
     /// Deposit.
     Deposit,
-    /// Reply to table-stamp, offer and deposit.
+    /// Table-stamp that tells the own one; reply to table-stamp, offer and deposit.
     TableSummary,
     /// Table-rows.
     TableRowsRequest,
@@ -152,6 +152,7 @@ impl<'a> Body<'a> {
             (Kind::FindHost, false, _) => body!(FindHost),
             (Kind::FindHost, true, Status::Ok) => body!(FoundHost),
             (Kind::Deposit, false, _) => body!(Deposit),
+            (Kind::TableStamp, false, _) if !bytes.is_empty() => body!(TableSummary),
             (Kind::TableStamp | Kind::Offer | Kind::Deposit, true, Status::Ok) => {
                 body!(TableSummary)
             }

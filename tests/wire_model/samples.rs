@@ -468,6 +468,11 @@ fn tables(m: &mut Maker) {
         Body::Empty,
     );
     m.add(
+        "table-stamp-told",
+        request(Kind::TableStamp),
+        Body::TableSummary(summary(0x13)),
+    );
+    m.add(
         "table-stamp-reply",
         reply(Kind::TableStamp),
         Body::TableSummary(summary(0x11)),

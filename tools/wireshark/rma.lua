@@ -727,6 +727,9 @@ request[K["find-host"]] = function(r)
     return host .. " of " .. cluster
 end
 reply[K["find-host"]] = function(r) return r:guid("found.host", true) end
+request[K["table-stamp"]] = function(r)
+    if r:left() > 0 then return r:summary() end
+end
 reply[K["table-stamp"]] = function(r) return r:summary() end
 request[K["table-rows"]] = function(r)
     r:guid("after")

@@ -12,6 +12,7 @@ use super::limits::{
     KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, KEEPALIVE_MISSED_MAX, KEEPALIVE_QUIET, KEEPALIVE_STEP,
     MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
 };
+use super::steps::Steps;
 use crate::wire::Tail;
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
@@ -118,9 +119,8 @@ pub struct Client {
     config: ClientConfig,
     rng: fastrand::Rng,
     state: State,
-    /// By how much its keep-alives are ahead of the steps of the clock, the same for all sessions of
-    /// an initiator, nanoseconds.
-    phase: u64,
+    /// When keep-alives are sent: the same for all sessions of an initiator.
+    steps: Steps,
     /// Nothing depends on the connection.
     quiet: bool,
     /// How long answers to keep-alives have taken of late.
@@ -180,8 +180,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// When a keep-alive is due: `phase` shifts the steps of the clock.
-    fn silent_at(&self, phase: u64, quiet: bool) -> Time {
+    /// When a keep-alive is due.
+    fn silent_at(&self, steps: Steps, quiet: bool) -> Time {
         if self.missed > 0 {
             return self.asked_at + KEEPALIVE_STEP;
         }
@@ -190,10 +190,7 @@ impl Connection {
         } else {
             KEEPALIVE_INTERVAL
         };
-        let step = KEEPALIVE_STEP.as_nanos() as u64;
-        let silent = (self.heard_at.max(self.asked_at) + interval).as_nanos();
-        let at = silent.saturating_add(phase).checked_next_multiple_of(step);
-        Time::from_nanos(at.map_or(u64::MAX, |at| at - phase))
+        steps.next(self.heard_at.max(self.asked_at) + interval)
     }
 }
 
@@ -213,8 +210,7 @@ impl Client {
         Self {
             rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
             state: State::Idle,
-            phase: xxhash_rust::xxh3::xxh3_64(&config.local.0.to_be_bytes())
-                % KEEPALIVE_STEP.as_nanos() as u64,
+            steps: Steps::of(config.local),
             quiet: false,
             slowness: Duration::ZERO,
             session: config.session,
@@ -448,7 +444,7 @@ impl Client {
                 }
             }
             State::Connected(connection) => {
-                if connection.silent_at(self.phase, self.quiet) <= now {
+                if connection.silent_at(self.steps, self.quiet) <= now {
                     if connection.missed >= most_missed(self.slowness) {
                         self.reconnect(now, now);
                         return;
@@ -475,7 +471,7 @@ impl Client {
         match &self.state {
             State::Connecting(connecting) => (!connecting.due).then_some(connecting.at),
             State::Connected(connection) => {
-                let alive = connection.silent_at(self.phase, self.quiet);
+                let alive = connection.silent_at(self.steps, self.quiet);
                 Some(self.commands.deadline().map_or(alive, |t| t.min(alive)))
             }
             State::Idle | State::Closed => None,

@@ -12,7 +12,7 @@
 //! | unit-ownership | [`UnitOwnership`] | empty |
 //! | deposit | [`Deposit`] | [`TableSummary`] |
 //! | find-host | [`FindHost`] | [`FoundHost`] |
-//! | table-stamp | empty | [`TableSummary`] |
+//! | table-stamp | empty or [`TableSummary`] | [`TableSummary`] |
 //! | table-rows | [`TableRowsRequest`] | [`TableRowsReply`] |
 //! | offer | [`Offer`] | [`TableSummary`] |
 //! | lease | [`LeaseRequest`] | [`LeaseReply`] |

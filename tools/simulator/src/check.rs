@@ -291,22 +291,31 @@ impl Model {
     /// What a host stores is never older than what it had stored: a fact is only replaced by a
     /// newer one, wherever it comes from.
     pub(crate) fn check_commit(&mut self, host: &Host, change: &TableChange) {
-        let before = |guid: &Guid| host.stored.rows.get(guid);
-        let mut broken = Vec::new();
-        broken.extend(self.check_purged(host, change));
+        let floor_rises = change.floor > host.stored.floor;
+        let mut broken = self.check_purged(host, change);
         for (guid, row) in &change.rows {
-            let (Some(old), Some(new)) = (before(guid), row) else {
+            let Some(old) = host.stored.rows.get(guid) else {
                 continue;
             };
-            // What an administrator has forgotten goes with the floor, and what is discovered after that
-            // is new; both may come with one commit.
-            let is_new = new.owned == OwnershipStamp::default() && new.observed > old.observed;
-            let anew = is_new && self.forgotten.contains(guid);
-            let older = (new.owned, &new.ownership) < (old.owned, &old.ownership) && !anew;
-            if older || new.observed < old.observed {
+            let Some(new) = row else {
+                if !floor_rises {
+                    broken.push(format!(
+                        "I1: {} goes from the table of host {} without a floor",
+                        old.name, host.name
+                    ));
+                }
+                continue;
+            };
+            // What a floor takes from a table, with need or without, is heard of again from whoever
+            // tells first; both may come with one commit.
+            let anew = floor_rises && new.owned == OwnershipStamp::default();
+            let owned_before = (new.owned, &new.ownership) < (old.owned, &old.ownership) && !anew;
+            let seen_before = new.observed < old.observed && !floor_rises;
+            if owned_before || seen_before {
                 broken.push(format!(
-                    "I1: host {} stores something older of {}: {:?} after {:?}",
-                    host.name, new.name, new.owned, old.owned
+                    "I1: host {} stores something older of {}: owned {:?} after {:?}, observed {:?} \
+                     after {:?}",
+                    host.name, new.name, new.owned, old.owned, new.observed, old.observed
                 ));
             }
         }
@@ -463,7 +472,7 @@ fn rows_of(storage: &Storage) -> Vec<Guid> {
 /// on every host, stored, with every present row valid and every row owned as its register says.
 pub fn unconverged(world: &World) -> Option<String> {
     let mut first: Option<(&str, u128)> = None;
-    let mut kept = tables_in_use(world).map(Table::digest).peekable();
+    let kept = tables_in_use(world).next();
     let present = world.present();
     for (_, host) in world.hosts() {
         let Some(agent) = &host.agent else { continue };
@@ -475,9 +484,10 @@ pub fn unconverged(world: &World) -> Option<String> {
         if host.stored.stamp != table.stamp() || host.stored.table().digest() != table.digest() {
             return Some(format!("host {name} has not stored its table"));
         }
-        if kept.peek().is_some_and(|digest| *digest != table.digest()) {
+        if let Some(kept) = kept.filter(|kept| kept.digest() != table.digest()) {
             return Some(format!(
-                "fabric services keep another table than host {name}"
+                "fabric services keep another table than host {name}: {}",
+                difference(kept, table)
             ));
         }
         let (settings, promised) = (table.settings(), &world.model.sessions.settings);
@@ -493,7 +503,7 @@ pub fn unconverged(world: &World) -> Option<String> {
             Some((other, digest)) if digest != table.digest() => {
                 return Some(format!(
                     "hosts {other} and {name} differ: {}",
-                    difference(world, other, name)
+                    hosts_difference(world, other, name)
                 ));
             }
             Some(_) => {}
@@ -545,7 +555,7 @@ pub fn uneven_stamps(world: &World) -> Option<String> {
     (stamps.len() > 1).then(|| format!("equal tables have the stamps {stamps:?}"))
 }
 
-fn difference(world: &World, a: &str, b: &str) -> String {
+fn hosts_difference(world: &World, a: &str, b: &str) -> String {
     let table = |name: &str| {
         world
             .hosts()
@@ -556,6 +566,11 @@ fn difference(world: &World, a: &str, b: &str) -> String {
     let (Some(a), Some(b)) = (table(a), table(b)) else {
         return String::new();
     };
+    difference(a, b)
+}
+
+/// The first thing in which two tables differ.
+fn difference(a: &Table, b: &Table) -> String {
     for row in a.rows() {
         if b.get(row.guid) != Some(row) {
             return format!("{row:?} and {:?}", b.get(row.guid));

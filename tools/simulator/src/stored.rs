@@ -21,7 +21,7 @@ pub struct StoredTable {
     /// The stamp.
     pub stamp: TableStamp,
     highest: TableStamp,
-    floor: TableStamp,
+    pub(crate) floor: TableStamp,
     cluster: ClusterName,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct TableChange {
     pub(crate) settings: Settings,
     stamp: TableStamp,
     highest: TableStamp,
-    floor: TableStamp,
+    pub(crate) floor: TableStamp,
 }
 
 impl TableChange {
