@@ -293,6 +293,31 @@ fn a_newcomer_learns_of_an_old_centre_from_the_list_of_members() {
 }
 
 #[test]
+fn facts_of_one_stamp_that_differ_reach_the_centre_without_a_flood() {
+    let mut c = cluster(8);
+    c.world.run_for(s(10));
+    // As a host keeps a tombstone that had not heard of the last change before it.
+    let mut table = c.kept().expect("a table");
+    c.down(&[c.fabric]);
+    let mut row = row(&c.world, c.hosts[0], "116A")
+        .expect("it is there")
+        .clone();
+    row.size_bytes -= 4096;
+    let changed = table.insert(row);
+    let change = TableChange::of(&table, &changed);
+    c.world.fabric_mut(c.fabric).forge(|catalog| {
+        catalog
+            .commit_table(a(), &change, "")
+            .expect("it is in memory");
+    });
+    let before = frames(&c.world);
+    c.world.start(c.fabric);
+    c.converge(s(15));
+    let all: u64 = since(&c.world, before)[..4].iter().sum();
+    assert!(all < 100, "{all} frames");
+}
+
+#[test]
 fn a_centre_that_lost_its_database_is_filled_again_in_one_step() {
     let mut c = cluster(6);
     c.allocate(0, "116A", "108");

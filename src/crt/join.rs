@@ -85,6 +85,11 @@ pub(super) fn newer_facts(
     }
 }
 
+/// Whether a fact of `ours` would be taken by a table that has `theirs`.
+pub fn has_newer(ours: &Row, theirs: &Row) -> bool {
+    observation_order(ours, theirs).is_gt() || ownership_order(ours, theirs).is_gt()
+}
+
 /// Orders two observations of one entity: by stamp. One observer never gives one stamp to two
 /// states of a row, so what follows the stamp only makes the order total; that valid is above
 /// invalid and that the more is said the higher keeps it sensible where a list of the same change

@@ -31,7 +31,7 @@ mod tests;
 
 pub use digests::part_level;
 pub use image::{Image, ImageError, ImageInfo, ImageKind, Storage};
-pub use join::JoinOutcome;
+pub use join::{JoinOutcome, has_newer};
 pub use registers::{RegistersChange, StoredRegisters};
 pub use resolve::{Candidate, ResolveError};
 pub use rules::{RuleError, Violation};

@@ -106,7 +106,8 @@ impl Agent {
         }
         // What was purged here they can only learn from all rows of the parts where it was.
         let rows = self.rows_beyond(guid);
-        if let Some(rows) = rows.filter(|_| theirs.floor >= durable.floor) {
+        let says = |rows: &Vec<Row>| !rows.is_empty() && theirs.floor >= durable.floor;
+        if let Some(rows) = rows.filter(says) {
             return self.send_offer(now, guid, rows, ask);
         }
         let differing = self.centre.deposits.differing.as_ref();

@@ -8,8 +8,8 @@ use super::peers::Known;
 use super::report;
 use super::request::WatchEvent;
 use super::timers::Timer;
-use crate::crt::Settled;
 use crate::crt::outlook::leave_out_offenders;
+use crate::crt::{Settled, has_newer};
 use crate::lease::{is_far_count, is_far_stamp, is_far_term};
 use crate::wire::message::{Parts, TableSummary};
 use crate::wire::{Guid, Row, Settings, TableStamp, Time};
@@ -186,9 +186,7 @@ impl Agent {
         for ours in self.table.rows().filter(|row| within(row.guid)) {
             while others.next_if(|row| row.guid < ours.guid).is_some() {}
             let same = others.next_if(|row| row.guid == ours.guid);
-            let newer =
-                same.is_none_or(|row| ours.observed > row.observed || ours.owned > row.owned);
-            if newer {
+            if same.is_none_or(|row| has_newer(ours, row)) {
                 lacks.insert(ours.guid);
             }
         }

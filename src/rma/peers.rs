@@ -308,10 +308,15 @@ impl Agent {
             Ask::Deposit { .. } if self.deposit_goes_on(now, guid) => {}
             Ask::Offer { position, digest } | Ask::Deposit { position, digest } => {
                 if let Ok(theirs) = TableSummary::from_body(body) {
-                    if theirs.digest == digest
-                        && let Some(peer) = self.peers.get_mut(&guid)
-                    {
-                        peer.known = Some(Known::all(position, digest));
+                    if let Some(peer) = self.peers.get_mut(&guid) {
+                        let before = peer.summary.map(|summary| summary.digest);
+                        if theirs.digest == digest {
+                            peer.known = Some(Known::all(position, digest));
+                        } else if before == Some(theirs.digest) {
+                            // It has taken nothing: what differs is looked for anew, in a while.
+                            peer.known = None;
+                            peer.differs_since = Some(now);
+                        }
                     }
                     self.on_summary(now, guid, theirs);
                 }
