@@ -448,6 +448,35 @@ fn extents_leave_and_return_with_their_device() {
 }
 
 #[test]
+fn a_purged_extent_does_not_come_back_with_what_its_unit_told_before() {
+    let mut c = cluster(9);
+    for host in [c.h108, c.h110] {
+        c.world.host_mut(host).intervals.purge_after = s(60);
+        c.world.kill(host);
+        c.world.start(host);
+    }
+    c.converge(s(10));
+    c.carved();
+    c.converge(s(1));
+    // One host hears of the end of the extent from the other only.
+    c.world.part(c.h110, c.u112);
+    let released = c.world.release(c.h108, "right", false);
+    assert!(matches!(released, AdminReply::Allocated(_)));
+    assert!(matches!(c.uncarve(c.h108, "right"), AdminReply::Carved(_)));
+    let gone = |world: &World| {
+        let mut tables = world.hosts().filter_map(|(_, host)| host.agent.as_ref());
+        tables.all(|agent| agent.table().rows().all(|row| row.name != "right"))
+    };
+    assert!(c.world.run_until(s(300), gone), "it is purged everywhere");
+    // The unit lists something new, so that the host looks at all that it knows of it.
+    c.world.remove_device(c.u112, 1, 2);
+    c.world.network.mend();
+    c.world.run_for(s(10));
+    c.converge(s(10));
+    assert!(gone(&c.world));
+}
+
+#[test]
 fn two_administrators_carve_one_range_and_one_of_them_gets_it() {
     for seed in 0..6 {
         let mut c = cluster(100 + seed);

@@ -52,6 +52,21 @@ const SMALL: Shape = Shape {
     chaos: Duration::from_secs(5),
 };
 
+/// Each of these has shown a mistake that is mended.
+#[test]
+fn stories_of_old_end_well_now() {
+    for (seed, hosts, units, devices) in [
+        (24, 7, 4, 7),
+        (152, 4, 2, 23),
+        (448, 5, 1, 12),
+        (3704, 16, 1, 19),
+        (4201, 5, 5, 18),
+        (20514, 15, 7, 13),
+    ] {
+        play(seed..seed + 1, hosts, units, devices, 15);
+    }
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     let frames = |outcome: &Outcome| {

@@ -8,6 +8,7 @@ use super::request::{
     AdminError, AdminReply, AdminRequest, Caller, ControllerTreeInfo, DeviceInfo, DeviceTreeInfo,
     DropInfo, ErrorKind, HostInfo, LivenessInfo, StatusInfo, TreeInfo, UnitInfo, UnitTreeInfo,
 };
+use super::settle::granularity_reply;
 use crate::wire::{EntityType, Guid, Row, Time};
 
 impl Agent {
@@ -35,7 +36,7 @@ impl Agent {
                 devices: self.devices(now, |agent_owned| agent_owned),
             },
             AdminRequest::Watch => AdminReply::Watching,
-            AdminRequest::GranularityGet => self.granularity_reply(false),
+            AdminRequest::GranularityGet => granularity_reply(self.table.settings(), false),
             AdminRequest::GranularitySet { granularity } => {
                 match self.set_granularity(now, token, &caller, &granularity) {
                     Ok(()) => return self.pump(now),

@@ -22,6 +22,8 @@ pub(super) struct Controller {
     asked: Option<Time>,
     /// It is to be asked again as soon as it has answered.
     again: bool,
+    /// What it answers may be too old.
+    pub(super) doubted: bool,
     /// It has answered, or said that it cannot.
     pub(super) answered: bool,
     /// What it answered last.
@@ -65,6 +67,7 @@ impl Agent {
                     mac: Mac::default(),
                     asked: None,
                     again: false,
+                    doubted: false,
                     answered: false,
                     seen: None,
                 }
@@ -139,6 +142,9 @@ impl Agent {
             return;
         };
         controller.asked = None;
+        if std::mem::take(&mut controller.doubted) && result.is_ok() {
+            return self.list_devices(now, unit, ioc);
+        }
         let first = !std::mem::replace(&mut controller.answered, true);
         let again = std::mem::take(&mut controller.again);
         match result {

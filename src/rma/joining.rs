@@ -121,7 +121,7 @@ impl Agent {
 
     /// Drops what was purged elsewhere, and what is dropped without need is heard of again.
     fn adopt_purges(&mut self, purged: &[Guid], floor: TableStamp) {
-        self.mutate(purged.iter().copied(), |table| {
+        let gone = self.mutate(purged.iter().copied(), |table| {
             let mut changed = BTreeSet::new();
             for guid in purged {
                 changed.extend(table.remove(*guid));
@@ -131,6 +131,7 @@ impl Agent {
         self.table.raise_floor(floor);
         self.journal.note(&[]);
         if !purged.is_empty() {
+            self.doubt_units(&gone);
             self.hear_again();
         }
     }

@@ -79,10 +79,19 @@ impl Agent {
         let term = self.lease.term();
         let writer = self.config.guid;
         let all: Vec<Guid> = rows.iter().flat_map(|row| self.table.below(*row)).collect();
-        self.mutate(all, |table| table.purge(rows, term, writer));
+        let gone = self.mutate(all, |table| table.purge(rows, term, writer));
+        self.doubt_units(&gone);
         // It has its stamp already: the floor is that.
         self.journal.unpublished = false;
         self.journal.published = true;
+    }
+
+    /// Rows have gone from the table: what units told of them before does not bring them back.
+    pub(super) fn doubt_units(&mut self, gone: &[Guid]) {
+        let gone: BTreeSet<Guid> = gone.iter().copied().collect();
+        for unit in self.units.values_mut() {
+            unit.doubt(&gone);
+        }
     }
 
     /// An administrator says that a row is not coming back.

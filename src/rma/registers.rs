@@ -40,6 +40,9 @@ impl Agent {
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
+        if std::mem::take(&mut unit.registers_doubted) {
+            return self.ask_registers(now, guid);
+        }
         unit.registers_lost = status == Status::NoRegisters;
         let page = match status {
             Status::Ok => RegistersReply::from_body(body).ok(),

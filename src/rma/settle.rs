@@ -176,8 +176,8 @@ impl Agent {
             return;
         };
         if told.stored && told.kept.len() >= majority(told.voters) {
-            let changed = told.changed;
-            let reply = self.granularity_reply(changed);
+            // What the table has by now may be another's, and not be stored yet.
+            let reply = granularity_reply(&told.settings, told.changed);
             self.end_settle(now, reply);
         }
     }
@@ -227,13 +227,12 @@ impl Agent {
             self.reply(settling.token, AdminReply::Error(e.clone()));
         }
     }
+}
 
-    pub(super) fn granularity_reply(&self, changed: bool) -> AdminReply {
-        let settings = self.table.settings();
-        AdminReply::Granularity(GranularityInfo {
-            granularity: settings.granularity.name().to_owned(),
-            stamp: report::stamp_info(settings.stamp),
-            changed,
-        })
-    }
+pub(super) fn granularity_reply(settings: &Settings, changed: bool) -> AdminReply {
+    AdminReply::Granularity(GranularityInfo {
+        granularity: settings.granularity.name().to_owned(),
+        stamp: report::stamp_info(settings.stamp),
+        changed,
+    })
 }

@@ -1,6 +1,6 @@
 //! What units and their controllers say of themselves (block 520): controllers, registers, devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::agent::Agent;
@@ -13,8 +13,8 @@ use crate::session::Request;
 use crate::wire::kind::Event;
 use crate::wire::message::{ControllersReply, Notification, OwnershipRegister};
 use crate::wire::{
-    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, ObservationStamp, Row,
-    RowState, Status, Time, Wire,
+    CommandId, EntityType, Epoch, Flags, Guid, IocNumber, IodNumber, Kind, ObservationStamp,
+    Ownership, Row, RowState, Status, Time, Wire,
 };
 
 /// How soon a unit is asked again whose answers do not fit together.
@@ -31,7 +31,9 @@ pub(super) struct Unit {
     controllers_again: bool,
     controllers_known: bool,
     seen: Option<u64>,
+    controllers_doubted: bool,
     pub(super) registers_ask: Option<CommandId>,
+    pub(super) registers_doubted: bool,
     pub(super) registers_again: bool,
     pub(super) registers_known: bool,
     /// Pages of registers on their way.
@@ -54,7 +56,9 @@ impl Unit {
             controllers_again: false,
             controllers_known: false,
             seen: None,
+            controllers_doubted: false,
             registers_ask: None,
+            registers_doubted: false,
             registers_again: false,
             registers_known: false,
             pages: Vec::new(),
@@ -81,6 +85,18 @@ impl Unit {
 }
 
 impl Unit {
+    /// Rows have gone from the table. What the unit was asked before may tell of a time when they were
+    /// there: it is forgotten, or asked again when it comes.
+    pub(super) fn doubt(&mut self, gone: &BTreeSet<Guid>) {
+        self.registers
+            .retain(|register| !gone.contains(&register.row));
+        self.registers_doubted = self.registers_ask.is_some();
+        self.controllers_doubted = self.controllers_ask.is_some();
+        for controller in self.controllers.values_mut() {
+            controller.doubted = controller.is_asked();
+        }
+    }
+
     /// Whether it has answered that it has no controller.
     pub(super) fn lists_nothing(&self) -> bool {
         self.controllers_known && self.controllers.is_empty()
@@ -170,8 +186,10 @@ impl Agent {
             return;
         };
         if unit.controllers_ask.take_if(|id| *id == command).is_some() {
-            let again = unit.controllers_again;
+            let doubted = std::mem::take(&mut unit.controllers_doubted);
+            let again = unit.controllers_again || doubted;
             if status == Status::Ok
+                && !doubted
                 && let Ok(reply) = ControllersReply::from_body(body)
             {
                 self.on_controllers(now, guid, reply);
@@ -278,25 +296,28 @@ impl Agent {
         }
     }
 
-    /// Rows that come back under a parent that does not permit their last owners. The unit has
-    /// reset their registers; they are listed once those have been read.
+    /// Rows that come back under a parent that does not permit their last owners, or over children
+    /// whose owners they do not permit. The unit has reset their registers, or tells in them who owns
+    /// them; they are listed once those have been read.
     pub(super) fn returned_misfits(
         &self,
         unit: Guid,
         listed: impl Iterator<Item = (Guid, Guid)>,
-    ) -> std::collections::BTreeSet<Guid> {
+    ) -> BTreeSet<Guid> {
         let mut outlook = BTreeMap::new();
         for (guid, parent) in listed {
-            if let Some(row) = self.table.get(guid)
-                && (!row.is_valid() || row.parent != parent)
-            {
-                let look = Outlook {
-                    parent,
-                    valid: true,
-                    ownership: row.ownership.clone(),
-                };
-                outlook.insert(guid, look);
-            }
+            let ownership = match self.table.get(guid) {
+                Some(row) if row.is_valid() && row.parent == parent => continue,
+                Some(row) => row.ownership.clone(),
+                None if self.table.children(guid).next().is_none() => continue,
+                None => self.ownership_read(unit, guid),
+            };
+            let look = Outlook {
+                parent,
+                valid: true,
+                ownership,
+            };
+            outlook.insert(guid, look);
         }
         if outlook.is_empty() {
             return outlook.into_keys().collect();
@@ -320,6 +341,16 @@ impl Agent {
                         .any(|c| offenders.contains(&c.guid))
             })
             .collect()
+    }
+
+    /// Who owns a row by the unit's registers as they were read last.
+    fn ownership_read(&self, unit: Guid, row: Guid) -> Ownership {
+        let registers = self.units.get(&unit).map(|unit| &unit.registers[..]);
+        let mut registers = registers.unwrap_or_default().iter();
+        let register = registers.find(|register| register.row == row);
+        register.map_or(Ownership::Unallocated, |register| {
+            register.ownership.clone()
+        })
     }
 
     /// Asks a unit and its controllers again at once, whatever they told before.
