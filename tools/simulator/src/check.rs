@@ -10,8 +10,7 @@ use rma::rma::request::{
 };
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{
-    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, OwnershipStamp, Row,
-    Settings, TableStamp,
+    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, Row, Settings, TableStamp,
 };
 
 use crate::central::tables_in_use;
@@ -307,11 +306,10 @@ impl Model {
                 continue;
             };
             // What a floor takes from a table, with need or without, is heard of again from whoever
-            // tells first; both may come with one commit.
-            let anew = floor_rises && new.owned == OwnershipStamp::default();
-            let owned_before = (new.owned, &new.ownership) < (old.owned, &old.ownership) && !anew;
-            let seen_before = new.observed < old.observed && !floor_rises;
-            if owned_before || seen_before {
+            // tells first, and then from its unit; both may come with one commit.
+            let older = (new.owned, &new.ownership) < (old.owned, &old.ownership)
+                || new.observed < old.observed;
+            if older && !floor_rises {
                 broken.push(format!(
                     "I1: host {} stores something older of {}: owned {:?} after {:?}, observed {:?} \
                      after {:?}",
