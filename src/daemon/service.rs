@@ -202,13 +202,18 @@ impl Service {
     /// Sees what is ready, or (where `polls`) only whether something is, and obeys the management
     /// thread; `false` to end.
     fn look(&mut self, event_loop: &mut Loop, polls: bool, seen: &mut Vec<Event>) -> bool {
+        let told = if polls {
+            self.socket.disarm()
+        } else {
+            self.socket.arm()
+        };
+        if let Err(e) = told {
+            log::error!("service thread: {e}");
+            return false;
+        }
         let deadline = if polls {
             Some(Time::ZERO)
         } else {
-            if let Err(e) = self.socket.arm() {
-                log::error!("service thread: {e}");
-                return false;
-            }
             let own = self.initiator.deadline().into_iter();
             own.chain(self.loads.deadline()).min()
         };

@@ -242,12 +242,16 @@ impl Daemon {
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(now);
             if looks {
+                for port in &mut self.ports {
+                    if polls {
+                        port.nics.disarm()?;
+                    } else {
+                        port.nics.arm()?;
+                    }
+                }
                 let deadline = if polls {
                     Some(Time::ZERO)
                 } else {
-                    for port in &mut self.ports {
-                        port.nics.arm()?;
-                    }
                     let own = self.unit.deadline().into_iter();
                     own.chain(self.drop_log.deadline()).min()
                 };

@@ -18,7 +18,7 @@ pub const MAX_MESSAGE_BYTES: usize = (1 << 20) + 4096;
 /// The smallest MTU (bytes of a frame behind its Ethernet header) that a peer may announce.
 pub const MIN_MTU: u16 = 512;
 
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawHeader {
     version: u8,
@@ -268,10 +268,7 @@ impl Header {
         };
         let start = out.len();
         out.extend_from_slice(raw.as_bytes());
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(raw.as_bytes());
-        sum.update(payload);
-        let sum = sum.finalize();
+        let sum = checksum(raw.as_bytes(), payload);
         out[start + CHECKSUM_AT..start + CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
     }
 
@@ -292,12 +289,9 @@ impl Header {
         let payload = rest
             .get(..raw.payload_len.get() as usize)
             .ok_or(DropReason::Truncated)?;
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&frame[..CHECKSUM_AT]);
-        sum.update(&[0; 4]);
-        sum.update(&frame[CHECKSUM_AT + 4..HEADER_LEN]);
-        sum.update(payload);
-        if sum.finalize() != raw.checksum.get() {
+        let mut summed = *raw;
+        summed.checksum = 0.into();
+        if checksum(summed.as_bytes(), payload) != raw.checksum.get() {
             return Err(DropReason::Checksum);
         }
         let kind = Kind::from_code(raw.kind)
@@ -334,6 +328,14 @@ impl Header {
         };
         Ok((header, payload))
     }
+}
+
+/// Of a header whose own checksum is 0, and the payload.
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(header);
+    sum.update(payload);
+    sum.finalize()
 }
 
 #[cfg(test)]
