@@ -174,26 +174,33 @@ impl Service {
         let mut spin = Spin::default();
         loop {
             seen.clear();
-            let time = now();
+            let mut time = now();
             let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(time);
-            if looks && !self.look(&mut event_loop, polls, &mut seen) {
-                return;
+            if looks {
+                if !self.look(&mut event_loop, polls, &mut seen) {
+                    return;
+                }
+                time = now();
             }
-            let received = self.state() == LinkState::Up && self.receive();
+            let received = self.state() == LinkState::Up && self.receive(time);
             if !looks && !received {
                 std::hint::spin_loop();
                 continue;
             }
-            self.initiator.tick(now());
-            self.serve(looks);
-            self.transmit();
+            // The clock is read once for a round: that takes as long as much of the rest.
+            if received {
+                time = now();
+            }
+            self.initiator.tick(time);
+            self.serve(time, looks);
+            self.transmit(time);
             if !self.initiator.is_waiting() {
                 spin.rest();
             } else if received || !polls {
-                spin.worked(now());
-            } else {
+                spin.worked(time);
+            } else if spin.yields() {
                 std::thread::yield_now();
             }
         }
@@ -307,14 +314,13 @@ impl Service {
     }
 
     /// Takes what has come; whether that was anything.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self, time: Time) -> bool {
         let mut any = false;
         // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
         for _ in 0..MAX_RECEIVE_ROUNDS {
             match self.socket.recv(&mut self.inbox) {
                 Ok(count) => {
                     any |= count > 0;
-                    let time = now();
                     for frame in self.inbox.frames() {
                         if !self.socket.is_for_us(frame.destination) {
                             continue;
@@ -337,11 +343,10 @@ impl Service {
 
     /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
     /// and answers back, until all are quiet.
-    fn serve(&mut self, sockets: bool) {
+    fn serve(&mut self, time: Time, sockets: bool) {
         let mut quiet = false;
         while !quiet {
             quiet = true;
-            let time = now();
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
                 self.take(time, event);
@@ -360,7 +365,7 @@ impl Service {
             }
             for request in incoming {
                 quiet = false;
-                self.submit(request);
+                self.submit(time, request);
             }
             for lost in self.sockets.take_lost() {
                 let _ = self.devices.send(DeviceCommand::Lost(lost));
@@ -444,7 +449,7 @@ impl Service {
         }
     }
 
-    fn submit(&mut self, request: BlockRequest) {
+    fn submit(&mut self, time: Time, request: BlockRequest) {
         let Some(export) = self.exports.get(&request.device) else {
             self.complete(request.token, Err(BlockError::ShuttingDown));
             return;
@@ -457,11 +462,11 @@ impl Service {
             fua: request.fua,
         };
         self.initiator
-            .submit(now(), export.device, io, request.token);
+            .submit(time, export.device, io, request.token);
     }
 
-    fn transmit(&mut self) {
-        let (initiator, time) = (&mut self.initiator, now());
+    fn transmit(&mut self, time: Time) {
+        let initiator = &mut self.initiator;
         if let Err(e) = self.socket.send(time, |out, tail| {
             initiator.poll_transmit_parts(time, out, tail)
         }) {
@@ -552,7 +557,7 @@ impl Service {
         for (unit, ioc) in std::mem::take(&mut self.controllers).into_keys() {
             self.initiator.remove_controller(now(), unit, ioc);
         }
-        self.transmit();
+        self.transmit(now());
     }
 }
 

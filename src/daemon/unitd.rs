@@ -231,13 +231,13 @@ impl Daemon {
 
     fn run(&mut self) -> Result<(), UnitdError> {
         // What the medium's registers had to be reset to is durable before anyone is answered.
-        self.act();
+        self.act(event_loop::now());
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
         let mut spin = Spin::default();
         loop {
             seen.clear();
-            let now = event_loop::now();
+            let mut now = event_loop::now();
             let polls = spin.polls(now);
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(now);
@@ -258,6 +258,7 @@ impl Daemon {
                 self.event_loop
                     .wait(deadline, &mut seen)
                     .map_err(system("wait for events"))?;
+                now = event_loop::now();
             }
             for event in &seen {
                 match *event {
@@ -273,7 +274,6 @@ impl Daemon {
                     } => self.ready(token, readable)?,
                 }
             }
-            let now = event_loop::now();
             let mut served = false;
             for port in &mut self.ports {
                 if port.is_service || port.is_readable {
@@ -286,12 +286,13 @@ impl Daemon {
             } else if !looks {
                 std::hint::spin_loop();
                 continue;
-            } else if polls {
+            } else if polls && spin.yields() {
                 std::thread::yield_now();
             }
             self.unit.tick(now);
-            self.act();
-            let now = event_loop::now();
+            if self.act(now) {
+                now = event_loop::now();
+            }
             for port in &mut self.ports {
                 port.send(now, &mut self.unit);
             }
@@ -322,9 +323,9 @@ impl Daemon {
         }
     }
 
-    /// Does what the unit wants done, until it wants no more.
-    fn act(&mut self) {
-        let now = event_loop::now();
+    /// Does what the unit wants done, until it wants no more; whether that may have taken its time.
+    fn act(&mut self, now: Time) -> bool {
+        let mut long = false;
         while let Some(action) = self.unit.poll_action() {
             match action {
                 UnitAction::Disk { token, device, op } => {
@@ -333,6 +334,7 @@ impl Daemon {
                     }
                 }
                 UnitAction::PersistRegisters { token, change } => {
+                    long = true;
                     let outcome = self.registers.store(&change);
                     if let Err(e) = &outcome {
                         log::error!("ownership registers not stored: {}", one_line(e));
@@ -341,6 +343,7 @@ impl Daemon {
                     self.unit.registers_persisted(now, token, outcome.is_ok());
                 }
                 UnitAction::PersistVote { token, vote } => {
+                    long = true;
                     let outcome = self.vote.store(&vote);
                     if let Err(e) = &outcome {
                         log::error!(
@@ -371,6 +374,7 @@ impl Daemon {
                 }
             }
         }
+        long
     }
 
     /// Performs a disk operation where that needs no waiting; otherwise the pool does, and its completion
@@ -485,9 +489,9 @@ impl Daemon {
     /// Takes another configuration, or refuses it with one line and keeps the old one.
     fn reload(&mut self) -> UnitReply {
         // Operations that the unit has asked for find their device as it was.
-        self.act();
+        self.act(event_loop::now());
         let outcome = self.try_reload();
-        self.act();
+        self.act(event_loop::now());
         match outcome {
             Ok((changes, at_next_start)) => {
                 for change in &changes {

@@ -28,7 +28,8 @@ mod transfer;
 mod ums;
 mod vote;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ pub struct Unit {
     management: Server,
     service: Server,
     link: FabricLink,
-    in_flight: BTreeMap<u64, InFlight>,
+    in_flight: HashMap<u64, InFlight, BuildHasherDefault<DefaultHasher>>,
     in_flight_bytes: u64,
     /// The lists of devices as they were told last.
     told_lists: BTreeMap<(ClusterName, IocNumber), Arc<Vec<u8>>>,
@@ -210,7 +211,7 @@ impl Unit {
             cluster,
             assignment,
             cluster_wanted: config.cluster_wanted,
-            in_flight: BTreeMap::new(),
+            in_flight: HashMap::default(),
             in_flight_bytes: 0,
             told_lists: BTreeMap::new(),
             next_token: 1,

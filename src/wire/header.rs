@@ -217,7 +217,7 @@ impl Header {
     /// # Panics
     /// When the payload is over 65,535 bytes or leaves the message: a programmer's mistake.
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.emit_head(payload, out);
+        self.emit_head([payload, &[]], out);
         out.extend_from_slice(payload);
     }
 
@@ -233,19 +233,20 @@ impl Header {
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
     ) {
-        let (start, end) = (start as usize, end as usize);
-        *tail = message.tail(start, end);
-        if tail.is_some() {
-            self.emit_head(&message[start..end], out);
-        } else {
-            self.emit(&message[start..end], out);
+        let part = message.part(start as usize, end as usize);
+        self.emit_head([part.copied, part.rest], out);
+        out.extend_from_slice(part.copied);
+        if part.tail.is_none() {
+            out.extend_from_slice(part.rest);
         }
+        *tail = part.tail;
     }
 
     /// Appends the header alone.
-    fn emit_head(&self, payload: &[u8], out: &mut Vec<u8>) {
-        let payload_len = u16::try_from(payload.len()).expect("payload fits a frame");
-        assert!(self.segment_offset as usize + payload.len() <= self.message_len as usize);
+    fn emit_head(&self, payload: [&[u8]; 2], out: &mut Vec<u8>) {
+        let len = payload[0].len() + payload[1].len();
+        let payload_len = u16::try_from(len).expect("payload fits a frame");
+        assert!(self.segment_offset as usize + len <= self.message_len as usize);
         let raw = RawHeader {
             version: VERSION,
             kind: self.kind.code(),
@@ -291,7 +292,7 @@ impl Header {
             .ok_or(DropReason::Truncated)?;
         let mut summed = *raw;
         summed.checksum = 0.into();
-        if checksum(summed.as_bytes(), payload) != raw.checksum.get() {
+        if checksum(summed.as_bytes(), [payload, &[]]) != raw.checksum.get() {
             return Err(DropReason::Checksum);
         }
         let kind = Kind::from_code(raw.kind)
@@ -331,10 +332,12 @@ impl Header {
 }
 
 /// Of a header whose own checksum is 0, and the payload.
-fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+fn checksum(header: &[u8], payload: [&[u8]; 2]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     sum.update(header);
-    sum.update(payload);
+    for part in payload {
+        sum.update(part);
+    }
     sum.finalize()
 }
 

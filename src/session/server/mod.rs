@@ -4,7 +4,8 @@ mod answer;
 mod connect;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use super::limits::{
     CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
@@ -118,7 +119,8 @@ pub struct Server {
     by_connection: BTreeMap<ConnectionId, usize>,
     /// The session of an initiator with a controller: one.
     by_key: BTreeMap<(Guid, IocNumber), usize>,
-    executing: BTreeMap<(ConnectionId, CommandId), Executing>,
+    /// Nothing depends on its order, and it is looked up twice for every command.
+    executing: HashMap<(ConnectionId, CommandId), Executing, BuildHasherDefault<DefaultHasher>>,
     /// How many commands of sessions that are gone are still being executed.
     draining: BTreeMap<(Guid, IocNumber), usize>,
     /// Bytes that all sessions hold.
@@ -147,7 +149,7 @@ impl Server {
             next_uid: 0,
             by_connection: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            executing: BTreeMap::new(),
+            executing: HashMap::default(),
             draining: BTreeMap::new(),
             held: 0,
             wakes: BTreeSet::new(),
