@@ -172,9 +172,13 @@ impl Service {
         }
         let mut seen = Vec::new();
         let mut spin = Spin::default();
+        let mut has_worked = false;
         loop {
             seen.clear();
             let mut time = now();
+            if std::mem::take(&mut has_worked) {
+                spin.worked(time);
+            }
             let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(time);
@@ -199,7 +203,7 @@ impl Service {
             if !self.initiator.is_waiting() {
                 spin.rest();
             } else if received || !polls {
-                spin.worked(time);
+                has_worked = true;
             } else if spin.yields() {
                 std::thread::yield_now();
             }

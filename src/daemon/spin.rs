@@ -30,7 +30,7 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// Frames came, and more may follow soon.
+    /// Frames came and what was to be done for them is done, and more may follow soon.
     pub(super) fn worked(&mut self, now: Time) {
         self.came = true;
         if self.until.take().is_some() {

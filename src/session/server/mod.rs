@@ -4,8 +4,7 @@ mod answer;
 mod connect;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::limits::{
     CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
@@ -21,6 +20,7 @@ use crate::wire::{
 };
 use session::{Budget, Session, Taken};
 
+use super::numbers::NumberMap;
 use super::spares::Spares;
 
 /// What a server is and what it grants.
@@ -120,7 +120,7 @@ pub struct Server {
     /// The session of an initiator with a controller: one.
     by_key: BTreeMap<(Guid, IocNumber), usize>,
     /// Nothing depends on its order, and it is looked up twice for every command.
-    executing: HashMap<(ConnectionId, CommandId), Executing, BuildHasherDefault<DefaultHasher>>,
+    executing: NumberMap<(ConnectionId, CommandId), Executing>,
     /// How many commands of sessions that are gone are still being executed.
     draining: BTreeMap<(Guid, IocNumber), usize>,
     /// Bytes that all sessions hold.
@@ -149,7 +149,7 @@ impl Server {
             next_uid: 0,
             by_connection: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            executing: HashMap::default(),
+            executing: NumberMap::default(),
             draining: BTreeMap::new(),
             held: 0,
             wakes: BTreeSet::new(),

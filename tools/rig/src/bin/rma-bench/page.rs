@@ -83,7 +83,18 @@ fn machine() -> String {
         .unwrap_or("unknown processor");
     let count = cpu.lines().filter(|l| l.starts_with("processor")).count();
     let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{count} processors, {model}, Linux {}", kernel.trim())
+    // The 39th word behind the name, see proc(5).
+    let stat = read("/proc/self/stat");
+    let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
+    let policy = words.split_whitespace().nth(38);
+    let shield = match policy {
+        Some("1" | "2") => ", all with a real-time priority",
+        _ => "",
+    };
+    format!(
+        "{count} processors, {model}, Linux {}{shield}",
+        kernel.trim()
+    )
 }
 
 /// Bars for each workload, of which the longest is the best candidate's.
