@@ -42,6 +42,9 @@ struct Args {
     /// What is behind the devices
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Backend::ALL)]
     backends: Vec<Backend>,
+    /// Write memory once before it is read; files are always
+    #[arg(long)]
+    fill: bool,
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Candidate::ALL)]
     candidates: Vec<Candidate>,
@@ -168,6 +171,7 @@ fn run(args: &Args) -> Result<()> {
     println!("{}", Row::HEADING);
     for mtu in &args.mtu {
         let bench = Bench::start(*mtu)?;
+        bench.fill(args.fill)?;
         for backend in args.backends.iter().filter(|b| b.has(*mtu, args)) {
             let wanted = WORKLOADS.iter().filter(|w| w.name.contains(&args.only));
             for workload in wanted {
@@ -247,8 +251,8 @@ impl Bench {
         let config = format!(
             "name = \"u1\"\ncluster = \"A\"\n[[controller]]\nnumber = 1\nname = \"c1\"\n\
              [[controller.device]]\nnumber = 1\nname = \"d1\"\nbackend = \"memory\"\nsize = \"{SIZE_MIB}MiB\"\n\
-             [[controller.device]]\nnumber = 2\nname = \"d2\"\nbackend = \"file\"\npath = {:?}\nsize = \"{SIZE_MIB}MiB\"\n",
-            rig.directory().join("ours.img")
+             [[controller.device]]\nnumber = 2\nname = \"d2\"\nbackend = \"file\"\npath = \"{}\"\nsize = \"{SIZE_MIB}MiB\"\n",
+            rig.directory().join("ours.img").display()
         );
         let policy = "policy = \"auto-join\"\n";
         let fabric = Daemon::start_on(&rig, fabric, Program::Fabric, &wires[0], policy)?;
@@ -277,7 +281,7 @@ impl Bench {
             exports.is_some_and(|all| all.len() == 2 && all.iter().all(|e| e["state"] == "up"))
         };
         daemon.wait_for(PATIENCE, &["exports"], "its devices again", up)?;
-        let bench = Self {
+        Ok(Self {
             host,
             unit,
             wires,
@@ -288,13 +292,11 @@ impl Bench {
             daemons: vec![fabric, unit_daemon, daemon],
             _bridge: bridge,
             _rig: rig,
-        };
-        bench.fill()?;
-        Ok(bench)
+        })
     }
 
-    /// Writes every device once: reading what was never written is another thing.
-    fn fill(&self) -> Result<()> {
+    /// Writes every device once, or only those with files: memory that was never written is not read either.
+    fn fill(&self, memory: bool) -> Result<()> {
         let fill = Workload {
             name: "fill",
             rw: "write",
@@ -302,7 +304,8 @@ impl Bench {
             depth: 4,
             is_bytes: true,
         };
-        for backend in Backend::ALL {
+        let wanted = Backend::ALL.into_iter();
+        for backend in wanted.filter(|b| memory || *b == Backend::File) {
             let peers = self.peers(backend);
             for uri in [&peers.ours, &peers.nbdkit.0, &peers.nbdkit_unix.0] {
                 peers::fio(&self.host, uri, &fill, None)?;

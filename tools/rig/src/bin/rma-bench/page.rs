@@ -30,10 +30,16 @@ pub(super) fn write(page: &Path, rows: &[Row], args: &Args) -> Result<()> {
          owned device's NBD socket; nbdkit is driven by the same fio; iSCSI is tgt with a file in the page cache behind it,\n\
          driven by libiscsi (`qemu-img bench`, which goes over the medium in long steps where others do at random); AoE is\n\
          vblade, asked by raw frames; the ceiling is a program of ours that moves frames of the same number and sizes as ours\n\
-         and does nothing else: it reads no medium, sums nothing up, copies nothing. Every device was written once before.\n\n",
+         and does nothing else: it reads no medium, sums nothing up, copies nothing. {}\n\n",
         args.rounds,
         args.seconds,
-        machine()
+        machine(),
+        if args.fill {
+            "Every device was written once before."
+        } else {
+            "Memory was not written before it\n\
+             is read: both unit and nbdkit give zeroes then, without fetching them (`--fill` has it otherwise)."
+        }
     );
     let sections = args
         .mtu
