@@ -172,28 +172,39 @@ impl Service {
         }
         let mut seen = Vec::new();
         let mut spin = Spin::default();
+        let mut has_worked = false;
         loop {
             seen.clear();
-            let time = now();
+            let mut time = now();
+            if std::mem::take(&mut has_worked) {
+                spin.worked(time);
+            }
             let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(time);
-            if looks && !self.look(&mut event_loop, polls, &mut seen) {
-                return;
+            if looks {
+                if !self.look(&mut event_loop, polls, &mut seen) {
+                    return;
+                }
+                time = now();
             }
-            let received = self.state() == LinkState::Up && self.receive();
+            let received = self.state() == LinkState::Up && self.receive(time);
             if !looks && !received {
                 std::hint::spin_loop();
                 continue;
             }
-            self.initiator.tick(now());
-            self.serve(looks);
-            self.transmit();
+            // The clock is read once for a round: that takes as long as much of the rest.
+            if received {
+                time = now();
+            }
+            self.initiator.tick(time);
+            self.serve(time, looks);
+            self.transmit(time);
             if !self.initiator.is_waiting() {
                 spin.rest();
             } else if received || !polls {
-                spin.worked(now());
-            } else {
+                has_worked = true;
+            } else if spin.yields() {
                 std::thread::yield_now();
             }
         }
@@ -202,13 +213,18 @@ impl Service {
     /// Sees what is ready, or (where `polls`) only whether something is, and obeys the management
     /// thread; `false` to end.
     fn look(&mut self, event_loop: &mut Loop, polls: bool, seen: &mut Vec<Event>) -> bool {
+        let told = if polls {
+            self.socket.disarm()
+        } else {
+            self.socket.arm()
+        };
+        if let Err(e) = told {
+            log::error!("service thread: {e}");
+            return false;
+        }
         let deadline = if polls {
             Some(Time::ZERO)
         } else {
-            if let Err(e) = self.socket.arm() {
-                log::error!("service thread: {e}");
-                return false;
-            }
             let own = self.initiator.deadline().into_iter();
             own.chain(self.loads.deadline()).min()
         };
@@ -302,14 +318,13 @@ impl Service {
     }
 
     /// Takes what has come; whether that was anything.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self, time: Time) -> bool {
         let mut any = false;
         // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
         for _ in 0..MAX_RECEIVE_ROUNDS {
             match self.socket.recv(&mut self.inbox) {
                 Ok(count) => {
                     any |= count > 0;
-                    let time = now();
                     for frame in self.inbox.frames() {
                         if !self.socket.is_for_us(frame.destination) {
                             continue;
@@ -332,11 +347,10 @@ impl Service {
 
     /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
     /// and answers back, until all are quiet.
-    fn serve(&mut self, sockets: bool) {
+    fn serve(&mut self, time: Time, sockets: bool) {
         let mut quiet = false;
         while !quiet {
             quiet = true;
-            let time = now();
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
                 self.take(time, event);
@@ -355,7 +369,7 @@ impl Service {
             }
             for request in incoming {
                 quiet = false;
-                self.submit(request);
+                self.submit(time, request);
             }
             for lost in self.sockets.take_lost() {
                 let _ = self.devices.send(DeviceCommand::Lost(lost));
@@ -439,7 +453,7 @@ impl Service {
         }
     }
 
-    fn submit(&mut self, request: BlockRequest) {
+    fn submit(&mut self, time: Time, request: BlockRequest) {
         let Some(export) = self.exports.get(&request.device) else {
             self.complete(request.token, Err(BlockError::ShuttingDown));
             return;
@@ -452,11 +466,11 @@ impl Service {
             fua: request.fua,
         };
         self.initiator
-            .submit(now(), export.device, io, request.token);
+            .submit(time, export.device, io, request.token);
     }
 
-    fn transmit(&mut self) {
-        let (initiator, time) = (&mut self.initiator, now());
+    fn transmit(&mut self, time: Time) {
+        let initiator = &mut self.initiator;
         if let Err(e) = self.socket.send(time, |out, tail| {
             initiator.poll_transmit_parts(time, out, tail)
         }) {
@@ -547,7 +561,7 @@ impl Service {
         for (unit, ioc) in std::mem::take(&mut self.controllers).into_keys() {
             self.initiator.remove_controller(now(), unit, ioc);
         }
-        self.transmit();
+        self.transmit(now());
     }
 }
 

@@ -8,7 +8,7 @@ use crate::wire::Time;
 /// How long after the last frame the next is polled for.
 const POLL_FOR: Duration = Duration::from_micros(50);
 /// How often it is looked whether anything else is to be done, while frames are polled for.
-const LOOK_EVERY: Duration = Duration::from_micros(10);
+const LOOK_EVERY: Duration = Duration::from_micros(20);
 /// The score at its best and, negated, at its worst.
 const SCORE_LIMIT: i8 = 16;
 /// What polling in vain takes from the score; a frame in time gives 1.
@@ -23,11 +23,16 @@ pub(super) struct Spin {
     until: Option<Time>,
     skipped: u32,
     look_at: Time,
+    /// Whether frames came since the last look.
+    came: bool,
+    /// Whether none had come between the last two looks.
+    is_dry: bool,
 }
 
 impl Spin {
-    /// Frames came, and more may follow soon.
+    /// Frames came and what was to be done for them is done, and more may follow soon.
     pub(super) fn worked(&mut self, now: Time) {
+        self.came = true;
         if self.until.take().is_some() {
             self.score = (self.score + 1).min(SCORE_LIMIT);
         }
@@ -43,8 +48,15 @@ impl Spin {
         let due = self.look_at <= now;
         if due {
             self.look_at = now + LOOK_EVERY;
+            self.is_dry = !std::mem::take(&mut self.came);
         }
         due
+    }
+
+    /// Whether another thread should have the processor now: whoever is awaited may be waiting for it. Where
+    /// frames keep coming nobody is, and who yields on a busy machine is back after milliseconds.
+    pub(super) const fn yields(&self) -> bool {
+        self.is_dry
     }
 
     /// Nothing is awaited any more: sleeping is no failure.
@@ -99,7 +111,19 @@ mod tests {
     fn other_things_have_their_turn() {
         let mut spin = Spin::default();
         let looks = (0..1000).filter(|n| spin.looks(us(*n))).count();
-        assert_eq!(looks, 100);
+        assert_eq!(looks, 50);
+    }
+
+    #[test]
+    fn the_processor_is_given_away_only_while_no_frames_come() {
+        let mut spin = Spin::default();
+        for at in 0..100 {
+            spin.worked(us(at));
+            spin.looks(us(at));
+            assert!(!spin.yields());
+        }
+        let dry = (100..200).filter(|at| spin.looks(us(*at)) && spin.yields());
+        assert_eq!(dry.count(), 4, "from the second look on");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `rma-unitd`: one thread that waits for frames, disks, signals and administrators, and moves
 //! them into and out of [`Unit`]. Decides nothing of the protocol.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -15,6 +15,7 @@ use super::spin::Spin;
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
+use super::unitd_start::{log_start, make_dir, random_seed, settle_mtu};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
@@ -24,19 +25,21 @@ use crate::net::{Inbox, Interface, LinkState, LinkWatch, NetError};
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
 use crate::store::{Identity, IdentityError, RegistersFile, StoreError};
 use crate::unit::{DiskError, DiskOp, Unit, UnitAction, UnitConfig, UnitFacts};
-use crate::wire::{Guid, Mac, Time};
+use crate::wire::{Guid, Time};
 
-/// The largest MTU that is taken from an interface by itself.
-const MAX_DEFAULT_MTU: u16 = 9000;
 /// Commands that one connection may have outstanding.
 const CREDITS: u16 = 1024;
 /// Connections served at most, for each EtherType.
 const MAX_CONNECTIONS: usize = 4096;
 /// Name of the state directory's subdirectory that is ours: hosts and fabric services may have
 /// the same state directory.
-const STATE_SUBDIR: &str = "unitd";
+pub(super) const STATE_SUBDIR: &str = "unitd";
 /// Name of the control socket in the run directory.
 pub const CONTROL_SOCKET: &str = "unitd.sock";
+
+/// Bytes read and written after which replies are sent before more is done: they are then still in the
+/// processor's caches, and the host has something to do.
+const SENT_AFTER_BYTES: usize = 128 << 10;
 
 const TOKEN_MANAGEMENT: u64 = 0;
 const TOKEN_SERVICE: u64 = 1;
@@ -46,7 +49,7 @@ const TOKEN_LINKS: u64 = 4;
 
 /// Why the daemon cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
-enum UnitdError {
+pub(super) enum UnitdError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -116,6 +119,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// What has come of doing what the unit wants.
+struct Acted {
+    /// Something was made durable: time has passed.
+    took_long: bool,
+    /// It wants no more.
+    is_all: bool,
 }
 
 struct Daemon {
@@ -231,29 +242,38 @@ impl Daemon {
 
     fn run(&mut self) -> Result<(), UnitdError> {
         // What the medium's registers had to be reset to is durable before anyone is answered.
-        self.act();
+        self.act_all();
         notify(&[NotifyState::Ready]);
         let mut seen = Vec::new();
         let mut spin = Spin::default();
+        let mut served = false;
         loop {
             seen.clear();
-            let now = event_loop::now();
+            let mut now = event_loop::now();
+            if served {
+                spin.worked(now);
+            }
             let polls = spin.polls(now);
             // While it polls for frames, everything else is looked at now and then.
             let looks = !polls || spin.looks(now);
             if looks {
+                for port in &mut self.ports {
+                    if polls {
+                        port.nics.disarm()?;
+                    } else {
+                        port.nics.arm()?;
+                    }
+                }
                 let deadline = if polls {
                     Some(Time::ZERO)
                 } else {
-                    for port in &mut self.ports {
-                        port.nics.arm()?;
-                    }
                     let own = self.unit.deadline().into_iter();
                     own.chain(self.drop_log.deadline()).min()
                 };
                 self.event_loop
                     .wait(deadline, &mut seen)
                     .map_err(system("wait for events"))?;
+                now = event_loop::now();
             }
             for event in &seen {
                 match *event {
@@ -269,27 +289,32 @@ impl Daemon {
                     } => self.ready(token, readable)?,
                 }
             }
-            let now = event_loop::now();
-            let mut served = false;
+            served = false;
             for port in &mut self.ports {
                 if port.is_service || port.is_readable {
                     let received = port.receive(now, &mut self.inbox, &mut self.unit)?;
                     served |= received && port.is_service;
                 }
             }
-            if served {
-                spin.worked(now);
-            } else if !looks {
+            if !served && !looks {
                 std::hint::spin_loop();
                 continue;
-            } else if polls {
+            }
+            if !served && polls && spin.yields() {
                 std::thread::yield_now();
             }
             self.unit.tick(now);
-            self.act();
-            let now = event_loop::now();
-            for port in &mut self.ports {
-                port.send(now, &mut self.unit);
+            loop {
+                let acted = self.act(now, SENT_AFTER_BYTES);
+                if acted.took_long {
+                    now = event_loop::now();
+                }
+                for port in &mut self.ports {
+                    port.send(now, &mut self.unit);
+                }
+                if acted.is_all {
+                    break;
+                }
             }
             self.drop_log.follow(now, &self.unit);
         }
@@ -318,17 +343,32 @@ impl Daemon {
         }
     }
 
-    /// Does what the unit wants done, until it wants no more.
-    fn act(&mut self) {
-        let now = event_loop::now();
-        while let Some(action) = self.unit.poll_action() {
+    /// Does all that the unit wants done.
+    fn act_all(&mut self) {
+        let acted = self.act(event_loop::now(), usize::MAX);
+        debug_assert!(acted.is_all);
+    }
+
+    /// Does what the unit wants done, until it wants no more or so many bytes were read or written.
+    fn act(&mut self, now: Time, most_bytes: usize) -> Acted {
+        let mut took_long = false;
+        let mut bytes = 0;
+        while bytes < most_bytes {
+            let Some(action) = self.unit.poll_action() else {
+                return Acted {
+                    took_long,
+                    is_all: true,
+                };
+            };
             match action {
                 UnitAction::Disk { token, device, op } => {
+                    bytes += op.range().map_or(0, |(_, len)| len as usize);
                     if let Some(outcome) = self.perform(token, device, op) {
                         self.unit.disk_done(now, token, outcome);
                     }
                 }
                 UnitAction::PersistRegisters { token, change } => {
+                    took_long = true;
                     let outcome = self.registers.store(&change);
                     if let Err(e) = &outcome {
                         log::error!("ownership registers not stored: {}", one_line(e));
@@ -337,6 +377,7 @@ impl Daemon {
                     self.unit.registers_persisted(now, token, outcome.is_ok());
                 }
                 UnitAction::PersistVote { token, vote } => {
+                    took_long = true;
                     let outcome = self.vote.store(&vote);
                     if let Err(e) = &outcome {
                         log::error!(
@@ -366,6 +407,10 @@ impl Daemon {
                     log::warn!("fabric services refuse this unit: {status}");
                 }
             }
+        }
+        Acted {
+            took_long,
+            is_all: false,
         }
     }
 
@@ -481,9 +526,9 @@ impl Daemon {
     /// Takes another configuration, or refuses it with one line and keeps the old one.
     fn reload(&mut self) -> UnitReply {
         // Operations that the unit has asked for find their device as it was.
-        self.act();
+        self.act_all();
         let outcome = self.try_reload();
-        self.act();
+        self.act_all();
         match outcome {
             Ok((changes, at_next_start)) => {
                 for change in &changes {
@@ -528,59 +573,5 @@ impl Daemon {
         for port in &mut self.ports {
             port.send(now, &mut self.unit);
         }
-    }
-}
-
-fn settle_mtu(config: &UnitdConfig, interfaces: &[Interface]) -> Result<u16, UnitdError> {
-    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
-    let interface = smallest.ok_or_else(|| UnitdError::Down(String::new()))?;
-    match config.mtu {
-        None => Ok(interface.mtu.min(MAX_DEFAULT_MTU)),
-        Some(wanted) if wanted > interface.mtu => Err(UnitdError::Mtu {
-            wanted,
-            actual: interface.mtu,
-            interface: interface.name.clone(),
-        }),
-        Some(wanted) => Ok(wanted),
-    }
-}
-
-fn make_dir(path: &Path) -> Result<(), UnitdError> {
-    std::fs::create_dir_all(path).map_err(|source| UnitdError::Directory {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn random_seed() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
-fn log_start(config: &UnitdConfig, identity: &Identity, unit: &Unit, macs: &[Mac], mtu: u16) {
-    let devices: usize = config.controllers.iter().map(|c| c.devices.len()).sum();
-    log::info!(
-        "unit {} ({}), start {}, on {} ({}), MTU {mtu}: {} controllers, {devices} devices",
-        config.name,
-        identity.guid(),
-        identity.incarnation(),
-        config.interface.join(", "),
-        macs.iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
-        config.controllers.len(),
-    );
-    if unit.cluster().is_none() {
-        log::info!("no cluster assigned yet; waiting for fabric services");
-    } else {
-        log::info!("serving cluster {}", unit.cluster());
-    }
-    if !unit.has_registers() {
-        log::error!(
-            "the ownership registers in {} are lost; no I/O is served until they are restored",
-            config.state_dir.join(STATE_SUBDIR).display()
-        );
     }
 }

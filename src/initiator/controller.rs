@@ -250,8 +250,7 @@ impl Initiator {
                 continue;
             };
             if let Some(running) = self.ios.get_mut(io) {
-                let room = client.take_buffer(running.body_bytes(part));
-                let command = running.send(part, device.target.extent, room);
+                let command = running.send(part, device.target.extent);
                 let request = Request {
                     kind: command.kind,
                     flags: command.flags,
@@ -260,7 +259,11 @@ impl Initiator {
                     body: command.body,
                     expect: command.expect,
                 };
-                let Ok(command) = client.submit(now, request) else {
+                let submitted = match command.data {
+                    Some(data) => client.submit_with(now, request, data),
+                    None => client.submit(now, request),
+                };
+                let Ok(command) = submitted else {
                     // The session is full: it will be asked again after a reply.
                     running.put_back();
                     device.waiting.push_front((io, part));

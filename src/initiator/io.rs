@@ -1,5 +1,6 @@
 //! One I/O in its parts: each is one command, and together they are done or have failed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::stats::DeviceStats;
@@ -7,8 +8,8 @@ use super::{
     DeviceId, Io, IoError, IoOp, MAX_PART_BYTES, MAX_RANGE_PARTS, RANGE_PART_BYTES, RETRY_FIRST,
     RETRY_MAX,
 };
-use crate::wire::message::{IO_RANGE_BYTES, IoRange};
-use crate::wire::{Flags, Guid, Kind, Status, Time, Wire};
+use crate::wire::message::IoRange;
+use crate::wire::{Flags, Guid, Kind, Status, Tail, Time, Wire};
 
 /// A part as a command.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(super) struct Part {
     pub(super) kind: Kind,
     pub(super) flags: Flags,
     pub(super) body: Vec<u8>,
+    /// What the body goes on with.
+    pub(super) data: Option<Tail>,
     /// Reply bytes to expect.
     pub(super) expect: usize,
 }
@@ -47,8 +50,10 @@ pub(super) struct Running {
     op: IoOp,
     offset: u64,
     len: u64,
-    /// Of a write what to write, of a read what has been read.
-    data: Vec<u8>,
+    /// What to write: commands have it from here.
+    written: Option<Arc<Vec<u8>>>,
+    /// What has been read.
+    read: Vec<u8>,
     fua: bool,
     /// Whether a flush has to follow the parts.
     flush: bool,
@@ -69,7 +74,8 @@ impl Running {
             op: io.op,
             offset: io.offset,
             len,
-            data: io.data,
+            written: (io.op == IoOp::Write).then(|| Arc::new(io.data)),
+            read: Vec::new(),
             fua: io.fua,
             flush: io.fua && io.op == IoOp::Discard,
             sent: 0,
@@ -79,7 +85,7 @@ impl Running {
         };
         running.left = running.part_count();
         if running.op == IoOp::Read && running.left > 1 {
-            running.data = vec![0; len as usize];
+            running.read = vec![0; len as usize];
         }
         running
     }
@@ -121,17 +127,8 @@ impl Running {
         (start, self.part_bytes().min(self.len - start))
     }
 
-    /// Bytes of the command's body that a part becomes.
-    pub(super) fn body_bytes(&self, part: u32) -> usize {
-        let data = match self.op {
-            IoOp::Write if part != Part::FLUSH => self.span(part).1 as usize,
-            _ => 0,
-        };
-        IO_RANGE_BYTES + data
-    }
-
-    /// A part as a command that is being sent; its body goes into `room`, which is empty.
-    pub(super) fn send(&mut self, part: u32, extent: Guid, room: Vec<u8>) -> Part {
+    /// A part as a command that is being sent.
+    pub(super) fn send(&mut self, part: u32, extent: Guid) -> Part {
         self.sent += 1;
         let kind = match self.op {
             _ if part == Part::FLUSH => Kind::Flush,
@@ -152,12 +149,13 @@ impl Running {
             offset,
             len,
         };
-        let (mut body, mut expect) = (range.to_body_in(room), 0);
-        if kind == Kind::Write {
-            body.extend_from_slice(&self.data[start as usize..(start + len) as usize]);
-        } else if kind == Kind::Read {
-            expect = len as usize;
-        }
+        let data = match &self.written {
+            Some(written) if kind == Kind::Write => {
+                Some(Tail::new(written, start as usize, (start + len) as usize))
+            }
+            _ => None,
+        };
+        let expect = if kind == Kind::Read { len as usize } else { 0 };
         Part {
             kind,
             flags: if self.fua && matches!(kind, Kind::Write | Kind::WriteZeroes) {
@@ -165,7 +163,8 @@ impl Running {
             } else {
                 Flags::NONE
             },
-            body,
+            body: range.to_body(),
+            data,
             expect,
         }
     }
@@ -215,9 +214,9 @@ impl Running {
             return Err(IoError::Malformed);
         }
         if len == self.len {
-            self.data = body;
+            self.read = body;
         } else {
-            self.data[start as usize..(start + len) as usize].copy_from_slice(&body);
+            self.read[start as usize..(start + len) as usize].copy_from_slice(&body);
         }
         Ok(())
     }
@@ -235,17 +234,15 @@ impl Running {
 
     /// The data of a write, which is not needed any more.
     pub(super) fn take_written(&mut self) -> Vec<u8> {
-        match self.op {
-            IoOp::Write => std::mem::take(&mut self.data),
-            _ => Vec::new(),
-        }
+        let written = self.written.take();
+        written.and_then(Arc::into_inner).unwrap_or_default()
     }
 
     /// Its token and result.
     pub(super) fn into_result(self) -> (u64, Result<Vec<u8>, IoError>) {
         let result = match (self.error, self.op) {
             (Some(error), _) => Err(error),
-            (None, IoOp::Read) => Ok(self.data),
+            (None, IoOp::Read) => Ok(self.read),
             (None, _) => Ok(Vec::new()),
         };
         (self.token, result)

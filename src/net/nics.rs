@@ -39,6 +39,8 @@ struct Nic {
     outbox: Outbox,
     /// The kernel had no room.
     blocked: bool,
+    /// Whether the set of file descriptors has it.
+    is_watched: bool,
 }
 
 impl Nic {
@@ -51,15 +53,31 @@ impl Nic {
     }
 
     /// Has `epoll` tell of its frames, and of room where it had none.
-    fn wait(&self, epoll: &Epoll, index: usize, once: bool) -> Result<(), NetError> {
+    fn wait(&mut self, epoll: &Epoll, index: usize, once: bool) -> Result<(), NetError> {
         let mut event = EpollEvent::new(wanted(once, self.blocked), index as u64);
-        epoll
-            .modify(&self.socket, &mut event)
-            .map_err(|errno| NetError::Kernel {
-                action: "wait for frames",
-                name: self.socket.interface().name.clone(),
-                source: io::Error::from(errno),
-            })
+        let done = if std::mem::replace(&mut self.is_watched, true) {
+            epoll.modify(&self.socket, &mut event)
+        } else {
+            epoll.add(&self.socket, event)
+        };
+        done.map_err(|errno| self.cannot_wait(errno))
+    }
+
+    /// Has `epoll` forget it.
+    fn leave(&mut self, epoll: &Epoll) -> Result<(), NetError> {
+        if std::mem::take(&mut self.is_watched) {
+            let done = epoll.delete(&self.socket);
+            done.map_err(|errno| self.cannot_wait(errno))?;
+        }
+        Ok(())
+    }
+
+    fn cannot_wait(&self, errno: nix::Error) -> NetError {
+        NetError::Kernel {
+            action: "wait for frames",
+            name: self.socket.interface().name.clone(),
+            source: io::Error::from(errno),
+        }
     }
 
     /// Whether frames can leave by it.
@@ -134,6 +152,7 @@ impl Nics {
                 socket,
                 outbox: Outbox::new(),
                 blocked: false,
+                is_watched: true,
             });
         }
         Ok(Self {
@@ -185,8 +204,22 @@ impl Nics {
     /// [`NetError::Kernel`].
     pub fn arm(&mut self) -> Result<(), NetError> {
         if self.is_armed_by_hand {
-            for (index, nic) in self.each.iter().enumerate() {
+            for (index, nic) in self.each.iter_mut().enumerate() {
                 nic.wait(&self.epoll, index, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has nothing told of frames until [`Self::arm`], where that is by hand: whoever sends one to a socket
+    /// that someone could be waiting for pays for finding out that nobody is.
+    ///
+    /// # Errors
+    /// [`NetError::Kernel`].
+    pub fn disarm(&mut self) -> Result<(), NetError> {
+        if self.is_armed_by_hand {
+            for nic in &mut self.each {
+                nic.leave(&self.epoll)?;
             }
         }
         Ok(())
@@ -325,7 +358,8 @@ impl Nics {
                     false
                 }
             };
-            if blocked != std::mem::replace(&mut nic.blocked, blocked) {
+            // Who polls comes back by himself.
+            if blocked != std::mem::replace(&mut nic.blocked, blocked) && nic.is_watched {
                 nic.wait(&self.epoll, index, self.is_armed_by_hand)?;
             }
         }

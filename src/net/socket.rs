@@ -15,6 +15,9 @@ const RECEIVE_BUFFER_BYTES: usize = 32 << 20;
 /// Send buffer that is asked for.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 
+/// Up to so many frames are sent from a short list: making a long one takes as long as sending one frame.
+const FEW_FRAMES: usize = 4;
+
 /// What a socket has done since it was opened. All figures only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -238,9 +241,12 @@ impl PacketSocket {
     pub fn send(&mut self, outbox: &mut Outbox) -> Result<bool, NetError> {
         outbox.address(self.interface.mac, self.ethertype);
         while !outbox.is_empty() {
-            let mut slices = [[IoSlice::new(&[]); 2]; BATCH_FRAMES];
-            let count = outbox.front(&mut slices);
-            match raw::send(self.socket.as_fd(), &slices[..count]) {
+            let sent = if outbox.len() <= FEW_FRAMES {
+                self.send_front::<FEW_FRAMES>(outbox)
+            } else {
+                self.send_front::<BATCH_FRAMES>(outbox)
+            };
+            match sent {
                 Ok(sent) => {
                     self.counters.sent_batches += 1;
                     self.counters.sent_frames += sent as u64;
@@ -252,6 +258,13 @@ impl PacketSocket {
             }
         }
         Ok(true)
+    }
+
+    /// Sends at most `N` frames from the front: how many.
+    fn send_front<const N: usize>(&self, outbox: &Outbox) -> io::Result<usize> {
+        let mut slices = [[IoSlice::new(&[]); 2]; N];
+        let count = outbox.front(&mut slices);
+        raw::send(self.socket.as_fd(), &slices[..count])
     }
 
     /// What the socket has done so far.

@@ -1,14 +1,10 @@
 //! Many clients under keys, and a server, on one EtherType: who gets which frame.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
 use crate::wire::{ConnectionId, DropReason, Guid, Header, Incarnation, Kind, Mac, Tail, Time};
-
-/// By how much too early a client may be looked at: noting it anew costs more.
-const EARLY: Duration = Duration::from_millis(20);
 
 /// What a hub reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -437,13 +433,14 @@ impl<K: Ord + Clone> Hub<K> {
         self.rewake(index);
     }
 
-    /// Notes when a client has to be ticked. One that is noted a little too early is looked at again then.
+    /// Notes when a client has to be ticked. One that is noted too early is looked at again then: that is once,
+    /// and noting it later would be at every I/O.
     fn rewake(&mut self, index: usize) {
         let Some(slot) = self.slots[index].as_mut() else {
             return;
         };
         if let Some(due) = slot.client.deadline()
-            && slot.wake.is_none_or(|at| due < at || at + EARLY < due)
+            && slot.wake.is_none_or(|at| due < at)
         {
             if let Some(at) = slot.wake.replace(due) {
                 self.wakes.remove(&(at, index));

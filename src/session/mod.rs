@@ -10,6 +10,7 @@ mod client;
 mod flow;
 mod hub;
 pub mod limits;
+mod numbers;
 mod ranges;
 mod server;
 mod spares;
@@ -17,6 +18,7 @@ mod steps;
 
 pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
+pub(crate) use numbers::NumberMap;
 pub use server::{Peer, Server, ServerConfig, ServerEvent};
 pub use steps::Steps;
 

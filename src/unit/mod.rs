@@ -40,7 +40,7 @@ pub use serving::GUEST_LINGER;
 pub use crate::crt::{RegistersChange, StoredRegisters};
 use crate::fabric::link::{FabricLink, Facts, LinkConfig, LinkEvent};
 use crate::lease::{StoredVote, Voter};
-use crate::session::{Counters, Peer, Server, ServerConfig, ServerEvent};
+use crate::session::{Counters, NumberMap, Peer, Server, ServerConfig, ServerEvent};
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
@@ -141,7 +141,7 @@ pub struct Unit {
     management: Server,
     service: Server,
     link: FabricLink,
-    in_flight: BTreeMap<u64, InFlight>,
+    in_flight: NumberMap<u64, InFlight>,
     in_flight_bytes: u64,
     /// The lists of devices as they were told last.
     told_lists: BTreeMap<(ClusterName, IocNumber), Arc<Vec<u8>>>,
@@ -210,7 +210,7 @@ impl Unit {
             cluster,
             assignment,
             cluster_wanted: config.cluster_wanted,
-            in_flight: BTreeMap::new(),
+            in_flight: NumberMap::default(),
             in_flight_bytes: 0,
             told_lists: BTreeMap::new(),
             next_token: 1,

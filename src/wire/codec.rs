@@ -189,13 +189,6 @@ pub trait Wire: Sized {
         w.into_bytes()
     }
 
-    /// The same in a buffer that is there already, behind what is in it.
-    fn to_body_in(&self, buffer: Vec<u8>) -> Vec<u8> {
-        let mut w = Writer { bytes: buffer };
-        self.put(&mut w);
-        w.into_bytes()
-    }
-
     /// The value from a whole message body.
     fn from_body(body: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(body);

@@ -18,7 +18,7 @@ pub const MAX_MESSAGE_BYTES: usize = (1 << 20) + 4096;
 /// The smallest MTU (bytes of a frame behind its Ethernet header) that a peer may announce.
 pub const MIN_MTU: u16 = 512;
 
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawHeader {
     version: u8,
@@ -217,7 +217,7 @@ impl Header {
     /// # Panics
     /// When the payload is over 65,535 bytes or leaves the message: a programmer's mistake.
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.emit_head(payload, out);
+        self.emit_head([payload, &[]], out);
         out.extend_from_slice(payload);
     }
 
@@ -233,19 +233,20 @@ impl Header {
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
     ) {
-        let (start, end) = (start as usize, end as usize);
-        *tail = message.tail(start, end);
-        if tail.is_some() {
-            self.emit_head(&message[start..end], out);
-        } else {
-            self.emit(&message[start..end], out);
+        let part = message.part(start as usize, end as usize);
+        self.emit_head([part.copied, part.rest], out);
+        out.extend_from_slice(part.copied);
+        if part.tail.is_none() {
+            out.extend_from_slice(part.rest);
         }
+        *tail = part.tail;
     }
 
     /// Appends the header alone.
-    fn emit_head(&self, payload: &[u8], out: &mut Vec<u8>) {
-        let payload_len = u16::try_from(payload.len()).expect("payload fits a frame");
-        assert!(self.segment_offset as usize + payload.len() <= self.message_len as usize);
+    fn emit_head(&self, payload: [&[u8]; 2], out: &mut Vec<u8>) {
+        let len = payload[0].len() + payload[1].len();
+        let payload_len = u16::try_from(len).expect("payload fits a frame");
+        assert!(self.segment_offset as usize + len <= self.message_len as usize);
         let raw = RawHeader {
             version: VERSION,
             kind: self.kind.code(),
@@ -268,10 +269,7 @@ impl Header {
         };
         let start = out.len();
         out.extend_from_slice(raw.as_bytes());
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(raw.as_bytes());
-        sum.update(payload);
-        let sum = sum.finalize();
+        let sum = checksum(raw.as_bytes(), payload);
         out[start + CHECKSUM_AT..start + CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
     }
 
@@ -292,12 +290,9 @@ impl Header {
         let payload = rest
             .get(..raw.payload_len.get() as usize)
             .ok_or(DropReason::Truncated)?;
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&frame[..CHECKSUM_AT]);
-        sum.update(&[0; 4]);
-        sum.update(&frame[CHECKSUM_AT + 4..HEADER_LEN]);
-        sum.update(payload);
-        if sum.finalize() != raw.checksum.get() {
+        let mut summed = *raw;
+        summed.checksum = 0.into();
+        if checksum(summed.as_bytes(), [payload, &[]]) != raw.checksum.get() {
             return Err(DropReason::Checksum);
         }
         let kind = Kind::from_code(raw.kind)
@@ -334,6 +329,16 @@ impl Header {
         };
         Ok((header, payload))
     }
+}
+
+/// Of a header whose own checksum is 0, and the payload.
+fn checksum(header: &[u8], payload: [&[u8]; 2]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(header);
+    for part in payload {
+        sum.update(part);
+    }
+    sum.finalize()
 }
 
 #[cfg(test)]

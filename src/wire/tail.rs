@@ -28,6 +28,11 @@ impl Tail {
     pub fn bytes(&self) -> &[u8] {
         &self.message[self.start..self.end]
     }
+
+    /// The octets of these from `start` to `end`.
+    fn part(&self, start: usize, end: usize) -> Self {
+        Self::new(&self.message, self.start + start, self.start + end)
+    }
 }
 
 /// A message that is kept while it may have to be sent again; a long one is sent from where it is.
@@ -37,10 +42,25 @@ pub enum Kept {
     Own(Vec<u8>),
     /// Long: frames may hold it too, until they are sent.
     Shared(Arc<Vec<u8>>),
+    /// A short beginning, and data of whoever had the message sent.
+    Headed(Vec<u8>, Tail),
+}
+
+/// Some octets of a message, to be put into a frame.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// Those to be copied.
+    pub copied: &'a [u8],
+    /// Those behind them.
+    pub rest: &'a [u8],
+    /// The rest where it is, where it is better not copied.
+    pub tail: Option<Tail>,
 }
 
 /// From this length on copying costs more than keeping.
 const SHARED_BYTES: usize = 2048;
+/// From this length on a part is lent.
+const LENT_BYTES: usize = SHARED_BYTES / 2;
 
 impl From<Vec<u8>> for Kept {
     fn from(message: Vec<u8>) -> Self {
@@ -58,26 +78,44 @@ impl Default for Kept {
     }
 }
 
-impl std::ops::Deref for Kept {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
+impl Kept {
+    /// Octets of the message.
+    pub fn len(&self) -> usize {
         match self {
-            Self::Own(message) => message,
-            Self::Shared(message) => message,
+            Self::Own(message) => message.len(),
+            Self::Shared(message) => message.len(),
+            Self::Headed(head, data) => head.len() + data.bytes().len(),
         }
     }
-}
 
-impl Kept {
-    /// The octets from `start` to `end` as a frame's end, where they are better not copied.
-    pub fn tail(&self, start: usize, end: usize) -> Option<Tail> {
-        match self {
-            Self::Shared(message) if end - start >= SHARED_BYTES / 2 => {
-                Some(Tail::new(message, start, end))
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The octets from `start` to `end`.
+    ///
+    /// # Panics
+    /// When they leave the message: a programmer's mistake.
+    pub fn part(&self, start: usize, end: usize) -> Part<'_> {
+        let (copied, rest, tail) = match self {
+            Self::Own(message) => (&message[start..end], &[][..], None),
+            Self::Shared(message) if end - start < LENT_BYTES => {
+                (&message[start..end], &[][..], None)
             }
-            _ => None,
-        }
+            Self::Shared(message) => {
+                let tail = Tail::new(message, start, end);
+                (&[][..], &message[start..end], Some(tail))
+            }
+            Self::Headed(head, data) => {
+                let border = head.len();
+                let copied = &head[start.min(border)..end.min(border)];
+                let (from, to) = (start.max(border) - border, end.max(border) - border);
+                let tail = (to - from >= LENT_BYTES).then(|| data.part(from, to));
+                (copied, &data.bytes()[from..to], tail)
+            }
+        };
+        Part { copied, rest, tail }
     }
 
     /// The buffer, where nothing else holds it.
@@ -85,6 +123,7 @@ impl Kept {
         match self {
             Self::Own(message) => message,
             Self::Shared(message) => Arc::try_unwrap(message).unwrap_or_default(),
+            Self::Headed(head, _) => head,
         }
     }
 }
@@ -95,16 +134,43 @@ mod tests {
 
     #[test]
     fn a_long_message_is_lent_and_comes_back() {
-        let kept = Kept::from((0..5000).map(|i| i as u8).collect::<Vec<_>>());
-        assert!(kept.tail(4900, 5000).is_none(), "short: copied");
-        let tail = kept.tail(1000, 4000).unwrap();
-        assert_eq!(tail.bytes(), &kept[1000..4000]);
+        let bytes: Vec<u8> = (0..5000).map(|i| i as u8).collect();
+        let kept = Kept::from(bytes.clone());
+        let short = kept.part(4900, 5000);
+        assert!(short.tail.is_none() && short.rest.is_empty(), "copied");
+        assert_eq!(short.copied, &bytes[4900..]);
+        let tail = kept.part(1000, 4000).tail.unwrap();
+        assert_eq!(tail.bytes(), &bytes[1000..4000]);
         drop(tail);
         assert_eq!(kept.into_buffer().len(), 5000);
         let kept = Kept::from(vec![1; 5000]);
-        let tail = kept.tail(0, 5000);
+        let tail = kept.part(0, 5000).tail;
         assert!(kept.into_buffer().is_empty(), "a frame still holds it");
         drop(tail);
-        assert!(Kept::from(vec![1; 100]).tail(0, 100).is_none());
+        assert!(Kept::from(vec![1; 100]).part(0, 100).tail.is_none());
+    }
+
+    #[test]
+    fn a_head_and_data_are_one_message_wherever_it_is_cut() {
+        let data = Arc::new((0..=255).cycle().take(6000).collect::<Vec<u8>>());
+        let kept = Kept::Headed(vec![7; 32], Tail::new(&data, 500, 5500));
+        let mut whole = vec![7; 32];
+        whole.extend_from_slice(&data[500..5500]);
+        assert_eq!(kept.len(), whole.len());
+        for size in [1, 31, 32, 33, 1000, 1412, 4999, 5032] {
+            let mut got = Vec::new();
+            for start in (0..whole.len()).step_by(size) {
+                let end = (start + size).min(whole.len());
+                let part = kept.part(start, end);
+                if let Some(tail) = &part.tail {
+                    assert_eq!(tail.bytes(), part.rest);
+                }
+                got.extend_from_slice(part.copied);
+                got.extend_from_slice(part.rest);
+            }
+            assert!(got == whole, "cut into pieces of {size}");
+        }
+        assert_eq!(kept.into_buffer(), [7; 32]);
+        assert_eq!(Arc::strong_count(&data), 1);
     }
 }

@@ -3,7 +3,7 @@
 use crate::session::flow::{RoundTrip, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{Epoch, Flags, IodNumber, Kept, Kind, Status, Time};
+use crate::wire::{Epoch, Flags, IodNumber, Kept, Kind, Status, Tail, Time};
 
 use super::Request;
 
@@ -91,7 +91,12 @@ pub(super) struct Command {
 }
 
 impl Command {
-    pub(super) fn new(request: Request) -> Self {
+    pub(super) fn new(request: Request, data: Option<Tail>) -> Self {
+        let charge = reply_charge(request.kind, &request.body);
+        let body = match data {
+            None => request.body.into(),
+            Some(data) => Kept::Headed(request.body, data),
+        };
         Self {
             kind: request.kind,
             flags: if request.flags.contains(Flags::FUA) {
@@ -101,9 +106,9 @@ impl Command {
             },
             iod: request.iod,
             epoch: request.epoch,
-            cost: request.body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
-            charge: request.body.len() + reply_charge(request.kind, &request.body),
-            body: request.body.into(),
+            cost: body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
+            charge: body.len() + charge,
+            body,
             phase: Phase::Queued,
             cancelled: false,
             unsent: Ranges::default(),

@@ -13,7 +13,7 @@ use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
 use crate::wire::message::ProgressReport;
 use crate::wire::{
-    CommandId, DropReason, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Time,
+    CommandId, DropReason, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Tail, Time,
 };
 
 /// An answered command.
@@ -122,21 +122,25 @@ impl Commands {
         )
     }
 
-    pub(super) fn submit(&mut self, request: Request) -> Result<CommandId, SubmitError> {
+    /// Takes a request, whose body goes on with `data`.
+    pub(super) fn submit(
+        &mut self,
+        request: Request,
+        data: Option<Tail>,
+    ) -> Result<CommandId, SubmitError> {
+        let len = request.body.len() + data.as_ref().map_or(0, |d| d.bytes().len());
         if !request.kind.is_request() {
             return Err(SubmitError::NotARequest);
         }
-        if request.body.len() > MAX_MESSAGE_BYTES {
+        if len > MAX_MESSAGE_BYTES {
             return Err(SubmitError::TooLong);
         }
-        if self.list.len() >= MAX_COMMANDS
-            || self.queued_bytes + request.body.len() > MAX_QUEUED_BYTES
-        {
+        if self.list.len() >= MAX_COMMANDS || self.queued_bytes + len > MAX_QUEUED_BYTES {
             return Err(SubmitError::Full);
         }
         let id = self.floor + self.list.len() as u64;
-        self.queued_bytes += request.body.len();
-        self.list.push_back(Command::new(request));
+        self.queued_bytes += len;
+        self.list.push_back(Command::new(request, data));
         Ok(CommandId(id))
     }
 

@@ -253,7 +253,21 @@ impl Client {
         if matches!(self.state, State::Closed) {
             return Err(SubmitError::Closed);
         }
-        self.commands.submit(request)
+        self.commands.submit(request, None)
+    }
+
+    /// Queues a request whose body goes on with `data`, which is sent from where it is.
+    pub fn submit_with(
+        &mut self,
+        now: Time,
+        request: Request,
+        data: Tail,
+    ) -> Result<CommandId, SubmitError> {
+        let _ = now;
+        if matches!(self.state, State::Closed) {
+            return Err(SubmitError::Closed);
+        }
+        self.commands.submit(request, Some(data))
     }
 
     /// An empty buffer with room for `len` bytes, for a request's body.

@@ -20,6 +20,7 @@ use crate::wire::{
 };
 use session::{Budget, Session, Taken};
 
+use super::numbers::NumberMap;
 use super::spares::Spares;
 
 /// What a server is and what it grants.
@@ -118,7 +119,8 @@ pub struct Server {
     by_connection: BTreeMap<ConnectionId, usize>,
     /// The session of an initiator with a controller: one.
     by_key: BTreeMap<(Guid, IocNumber), usize>,
-    executing: BTreeMap<(ConnectionId, CommandId), Executing>,
+    /// Nothing depends on its order, and it is looked up twice for every command.
+    executing: NumberMap<(ConnectionId, CommandId), Executing>,
     /// How many commands of sessions that are gone are still being executed.
     draining: BTreeMap<(Guid, IocNumber), usize>,
     /// Bytes that all sessions hold.
@@ -147,7 +149,7 @@ impl Server {
             next_uid: 0,
             by_connection: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            executing: BTreeMap::new(),
+            executing: NumberMap::default(),
             draining: BTreeMap::new(),
             held: 0,
             wakes: BTreeSet::new(),

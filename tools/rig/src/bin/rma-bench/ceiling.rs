@@ -15,7 +15,7 @@ use super::Result;
 /// Another EtherType than any daemon's.
 const ETHERTYPE: u16 = 0x88b7;
 /// Silence after which everything under way counts as lost.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 /// Memory that frames are received into.
 const RING_BYTES: usize = 8 << 20;
 /// Another thread may be waiting for the processor.
@@ -73,8 +73,8 @@ pub(super) fn measure(
 ) -> Result<Moved> {
     let stop = AtomicBool::new(false);
     let mut ends = (None, None);
-    host.enter(|| ends.0 = Some(End::open(host_wire)))?;
-    unit.enter(|| ends.1 = Some(End::open(unit_wire)))?;
+    host.enter(|| ends.0 = Some(End::open(host_wire, ETHERTYPE)))?;
+    unit.enter(|| ends.1 = Some(End::open(unit_wire, ETHERTYPE)))?;
     let (Some(host), Some(unit)) = ends else {
         return Err("no ends".into());
     };
@@ -94,7 +94,8 @@ pub(super) fn measure(
     })
 }
 
-struct End {
+/// One end of the wire: frames of one EtherType.
+pub(super) struct End {
     socket: PacketSocket,
     inbox: Inbox,
     /// Polls in vain, in a row.
@@ -102,9 +103,9 @@ struct End {
 }
 
 impl End {
-    fn open(interface: &str) -> io::Result<Self> {
+    pub(super) fn open(interface: &str, ethertype: u16) -> io::Result<Self> {
         let interface = Interface::by_name(interface).map_err(io::Error::other)?;
-        let socket = PacketSocket::open_with(&interface, ETHERTYPE, RING_BYTES);
+        let socket = PacketSocket::open_with(&interface, ethertype, RING_BYTES);
         Ok(Self {
             socket: socket.map_err(io::Error::other)?,
             inbox: Inbox::new(interface.mtu),
@@ -117,7 +118,7 @@ impl End {
     }
 
     /// How many frames have come.
-    fn receive(&mut self) -> io::Result<usize> {
+    pub(super) fn receive(&mut self) -> io::Result<usize> {
         let count = self
             .socket
             .recv(&mut self.inbox)
@@ -129,8 +130,14 @@ impl End {
         Ok(count)
     }
 
+    /// How many of the frames that came are `wanted`.
+    pub(super) fn count(&self, wanted: impl Fn(&[u8]) -> bool) -> usize {
+        let frames = self.inbox.frames();
+        frames.filter(|frame| wanted(frame.payload)).count()
+    }
+
     /// Sends `count` messages of these frames, batched.
-    fn send(&self, message: &[Vec<u8>], count: usize) -> io::Result<()> {
+    pub(super) fn send(&self, message: &[Vec<u8>], count: usize) -> io::Result<()> {
         let mut left = message.len() * count;
         let mut next = message.iter().cycle();
         while left > 0 {
@@ -152,14 +159,15 @@ impl End {
         Ok(())
     }
 
-    fn frames(&self, to: Mac, sizes: &[usize]) -> Vec<Vec<u8>> {
+    /// Frames of these sizes to a station.
+    pub(super) fn frames(&self, to: Mac, sizes: &[usize]) -> Vec<Vec<u8>> {
         sizes
             .iter()
             .map(|size| {
                 let mut frame = vec![0xa5; ETHERNET_HEADER_LEN + size];
                 frame[..6].copy_from_slice(&to.0);
                 frame[6..12].copy_from_slice(&self.mac().0);
-                frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
+                frame[12..14].copy_from_slice(&self.socket.ethertype().to_be_bytes());
                 frame
             })
             .collect()

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Value, json};
 
-use super::Workload;
+use super::{Backend, Workload};
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -18,16 +18,22 @@ pub(super) enum Candidate {
     NbdkitTcp,
     /// The same fio on nbdkit over a UNIX socket
     NbdkitUnix,
+    /// tgt with libiscsi over TCP
+    Iscsi,
+    /// vblade, asked by raw frames
+    Aoe,
     /// Raw frames of the same number and sizes
     Ceiling,
 }
 
 impl Candidate {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Ours,
         Self::OursNbd,
         Self::NbdkitTcp,
         Self::NbdkitUnix,
+        Self::Iscsi,
+        Self::Aoe,
         Self::Ceiling,
     ];
 }
@@ -39,6 +45,8 @@ impl fmt::Display for Candidate {
             Self::OursNbd => "ours-nbd",
             Self::NbdkitTcp => "nbdkit-tcp",
             Self::NbdkitUnix => "nbdkit-unix",
+            Self::Iscsi => "iscsi",
+            Self::Aoe => "aoe",
             Self::Ceiling => "ceiling",
         })
     }
@@ -74,18 +82,20 @@ impl Figure {
 pub(super) struct Row {
     workload: &'static str,
     mtu: u16,
+    backend: Backend,
     is_bytes: bool,
     figures: BTreeMap<Candidate, Vec<Figure>>,
 }
 
 impl Row {
-    pub(super) const HEADING: &'static str = "WORKLOAD                            MTU        OURS    OURS NBD  NBDKIT TCP NBDKIT UNIX     CEILING     /TCP /CEILING   CPU US CPU/TCP  P999 US P999/TCP";
+    pub(super) const HEADING: &'static str = "WORKLOAD                            MTU BACKEND        OURS    OURS NBD  NBDKIT TCP NBDKIT UNIX       ISCSI         AOE     CEILING     /TCP /CEILING   CPU US CPU/TCP  P999 US P999/TCP";
 
-    pub(super) fn new(workload: &'static str, mtu: u16, is_bytes: bool) -> Self {
+    pub(super) fn new(workload: &Workload, mtu: u16, backend: Backend) -> Self {
         Self {
-            workload,
+            workload: workload.name,
             mtu,
-            is_bytes,
+            backend,
+            is_bytes: workload.is_bytes,
             figures: BTreeMap::new(),
         }
     }
@@ -103,6 +113,10 @@ impl Row {
         self.mtu
     }
 
+    pub(super) const fn backend(&self) -> Backend {
+        self.backend
+    }
+
     pub(super) const fn workload(&self) -> &'static str {
         self.workload
     }
@@ -116,7 +130,7 @@ impl Row {
         }
     }
 
-    pub(super) const MARKDOWN_HEADING: &'static str = "| workload | ours | ours NBD | nbdkit TCP | nbdkit UNIX | ceiling | of TCP | of the ceiling | CPU us | CPU of TCP | p99.9 us | p99.9 of TCP |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    pub(super) const MARKDOWN_HEADING: &'static str = "| workload | ours | ours NBD | nbdkit TCP | nbdkit UNIX | iSCSI | AoE | ceiling | of TCP | of the ceiling | CPU us | CPU of TCP | p99.9 us | p99.9 of TCP |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
 
     pub(super) fn markdown(&self) -> String {
         let mut line = format!("| {} |", self.workload);
@@ -173,7 +187,7 @@ impl Row {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        use Candidate::{Ceiling, NbdkitTcp, NbdkitUnix, Ours, OursNbd};
+        use Candidate::{Aoe, Ceiling, Iscsi, NbdkitTcp, NbdkitUnix, Ours, OursNbd};
         let rate = |f: &Figure| Some(f.rate);
         let spread = |values: &[f64]| {
             let least = values.iter().copied().reduce(f64::min)?;
@@ -184,12 +198,14 @@ impl Row {
         json!({
             "workload": self.workload,
             "mtu": self.mtu,
-            "backend": "memory",
+            "backend": self.backend.to_string(),
             "unit": if self.is_bytes { "bytes/s" } else { "io/s" },
             "ours": self.rate(Ours),
             "ours_nbd": self.rate(OursNbd),
             "nbdkit_tcp": self.rate(NbdkitTcp),
             "nbdkit_unix": self.rate(NbdkitUnix),
+            "iscsi": self.rate(Iscsi),
+            "aoe": self.rate(Aoe),
             "ceiling": self.rate(Ceiling),
             "ratio_nbdkit_tcp_spread": spread(&of_tcp),
             "ratio_nbdkit_tcp": median(of_tcp),
@@ -204,7 +220,13 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<34} {:>4}", self.workload, self.mtu)?;
+        write!(
+            f,
+            "{:<34} {:>4} {:<7}",
+            self.workload,
+            self.mtu,
+            self.backend.to_string()
+        )?;
         for candidate in Candidate::ALL {
             let rate = self.rate(candidate);
             write!(f, " {:>11}", rate.map_or("-".to_owned(), |r| self.shown(r)))?;

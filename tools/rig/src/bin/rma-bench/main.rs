@@ -1,8 +1,10 @@
-//! Owned devices beside NBD over TCP and beside raw frames, in one run, on one veth pair: load made inside
-//! `rmad`, fio on both servers, and a program that only moves frames.
+//! Owned devices beside NBD, iSCSI and AoE and beside raw frames, in one run, on one veth pair: load made
+//! inside `rmad`, fio on NBD servers, and a program that only moves frames.
 
+mod aoe;
 mod ceiling;
 mod figures;
+mod iscsi;
 mod page;
 mod peers;
 
@@ -14,7 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
-use rma_rig::{Daemon, Node, NodeOptions, Process, Program, Rig, wait_until};
+use rma_rig::{Daemon, Node, NodeOptions, Process, Program, Rig};
 use serde_json::json;
 
 use ceiling::Shape;
@@ -22,7 +24,7 @@ use figures::{Candidate, Figure, Row};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Owned devices, nbdkit over TCP and over a UNIX socket, and raw frames, in turn, on the same wire
+/// Owned devices, nbdkit, iSCSI, AoE and raw frames, in turn, on the same wire
 #[derive(Debug, Parser)]
 struct Args {
     /// Seconds of each measurement
@@ -37,6 +39,12 @@ struct Args {
     /// Only workloads whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// What is behind the devices
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Backend::ALL)]
+    backends: Vec<Backend>,
+    /// Write memory once before it is read; files are always
+    #[arg(long)]
+    fill: bool,
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Candidate::ALL)]
     candidates: Vec<Candidate>,
@@ -64,6 +72,45 @@ struct Workload {
 impl Workload {
     fn is_read(&self) -> bool {
         self.rw.ends_with("read")
+    }
+}
+
+/// What is behind a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    /// Memory of the server
+    Memory,
+    /// A file in the directory for temporary files
+    File,
+}
+
+impl Backend {
+    const ALL: [Self; 2] = [Self::Memory, Self::File];
+
+    const fn device(self) -> &'static str {
+        match self {
+            Self::Memory => "d1",
+            Self::File => "d2",
+        }
+    }
+
+    /// A wire is told apart by memory; with a file it is the disk that counts, at one MTU.
+    fn has(self, mtu: u16, args: &Args) -> bool {
+        self == Self::Memory || args.mtu.first() == Some(&mtu)
+    }
+
+    fn can(self, candidate: Candidate) -> bool {
+        // Frames have nothing behind them.
+        self == Self::Memory || candidate != Candidate::Ceiling
+    }
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+        })
     }
 }
 
@@ -124,17 +171,14 @@ fn run(args: &Args) -> Result<()> {
     println!("{}", Row::HEADING);
     for mtu in &args.mtu {
         let bench = Bench::start(*mtu)?;
-        let wanted = WORKLOADS.iter().filter(|w| w.name.contains(&args.only));
-        for workload in wanted {
-            let mut row = Row::new(workload.name, *mtu, workload.is_bytes);
-            for _ in 0..args.rounds.max(1) {
-                for candidate in &args.candidates {
-                    let figure = bench.measure(*candidate, workload, args.seconds)?;
-                    row.add(*candidate, figure);
-                }
+        bench.fill(args.fill)?;
+        for backend in args.backends.iter().filter(|b| b.has(*mtu, args)) {
+            let wanted = WORKLOADS.iter().filter(|w| w.name.contains(&args.only));
+            for workload in wanted {
+                let row = bench.row(*backend, workload, args)?;
+                println!("{row}");
+                rows.push(row);
             }
-            println!("{row}");
-            rows.push(row);
         }
     }
     if let Some(path) = &args.json {
@@ -151,15 +195,23 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A backend's servers that ours is compared with.
+struct Peers {
+    /// Our NBD socket.
+    ours: String,
+    nbdkit: (String, Process),
+    nbdkit_unix: (String, Process),
+    iscsi: Option<iscsi::Target>,
+    /// vblade runs.
+    vblade: Option<Process>,
+}
+
 struct Bench {
     host: Node,
     /// The host's place among the daemons.
     rmad: usize,
-    ours: String,
-    theirs: String,
-    theirs_unix: String,
-    nbdkit: Process,
-    nbdkit_unix: Process,
+    memory: Peers,
+    file: Peers,
     daemons: Vec<Daemon>,
     unit: Node,
     /// The ends of the wire: the host's, the unit's.
@@ -198,7 +250,9 @@ impl Bench {
         }
         let config = format!(
             "name = \"u1\"\ncluster = \"A\"\n[[controller]]\nnumber = 1\nname = \"c1\"\n\
-             [[controller.device]]\nnumber = 1\nname = \"d1\"\nbackend = \"memory\"\nsize = \"{SIZE_MIB}MiB\"\n"
+             [[controller.device]]\nnumber = 1\nname = \"d1\"\nbackend = \"memory\"\nsize = \"{SIZE_MIB}MiB\"\n\
+             [[controller.device]]\nnumber = 2\nname = \"d2\"\nbackend = \"file\"\npath = \"{}\"\nsize = \"{SIZE_MIB}MiB\"\n",
+            rig.directory().join("ours.img").display()
         );
         let policy = "policy = \"auto-join\"\n";
         let fabric = Daemon::start_on(&rig, fabric, Program::Fabric, &wires[0], policy)?;
@@ -206,90 +260,137 @@ impl Bench {
         let config = "name = \"h1\"\ncluster = \"A\"\n";
         let daemon = Daemon::start_on(&rig, host.clone(), Program::Host, &wires[2], config)?;
         daemon.wait_for(PATIENCE, &["status"], "its table", |s| {
-            s["block"] == 0 && s["device_count"] == 1
+            s["block"] == 0 && s["device_count"] == 2
         })?;
-        for target in ["u1", "c1", "d1"] {
+        for target in ["u1", "c1", "d1", "d2"] {
             let output = daemon.rma(&["allocate", target, "--to", "h1"])?;
             if !output.status.success() {
                 return Err(output.stderr.into());
             }
         }
-        let socket = daemon.wait_export(PATIENCE, "d1")?;
+        let sockets = ["d1", "d2"].map(|device| daemon.wait_export(PATIENCE, device));
+        let [memory, file] = sockets;
+        let sockets = (memory?, file?);
         let wires = (wires[2].clone(), wires[1].clone());
         replug(&bridge, (&host, &wires.0), (&unit, &wires.1), mtu)?;
-        let theirs = "nbd://192.0.2.1/".to_owned();
-        let nbdkit = peers::nbdkit(&unit, "--ipaddr=192.0.2.1")?;
-        let path = rig.directory().join("nbdkit.sock");
-        let nbdkit_unix = peers::nbdkit(&unit, &format!("--unix={}", path.display()))?;
-        wait_until(PATIENCE, "nbdkit to answer", || {
-            let mut info = Command::new("nbdinfo");
-            host.run(info.args(["--size", &theirs]), PATIENCE)
-                .is_ok_and(|o| o.status.success())
-        })?;
-        let up = |s: &serde_json::Value| s["exports"][0]["state"] == "up";
-        daemon.wait_for(PATIENCE, &["exports"], "its device again", up)?;
+        let place = (&unit, &host, rig.directory());
+        let memory = peers::start(place, &wires.1, Backend::Memory, &sockets.0)?;
+        let file = peers::start(place, &wires.1, Backend::File, &sockets.1)?;
+        let up = |s: &serde_json::Value| {
+            let exports = s["exports"].as_array();
+            exports.is_some_and(|all| all.len() == 2 && all.iter().all(|e| e["state"] == "up"))
+        };
+        daemon.wait_for(PATIENCE, &["exports"], "its devices again", up)?;
         Ok(Self {
             host,
             unit,
             wires,
             mtu,
             rmad: 2,
-            ours: format!("nbd+unix:///?socket={}", socket.display()),
-            theirs,
-            theirs_unix: format!("nbd+unix:///?socket={}", path.display()),
-            nbdkit,
-            nbdkit_unix,
+            memory,
+            file,
             daemons: vec![fabric, unit_daemon, daemon],
             _bridge: bridge,
             _rig: rig,
         })
     }
 
-    fn measure(&self, candidate: Candidate, workload: &Workload, seconds: u32) -> Result<Figure> {
+    /// Writes every device once, or only those with files: memory that was never written is not read either.
+    fn fill(&self, memory: bool) -> Result<()> {
+        let fill = Workload {
+            name: "fill",
+            rw: "write",
+            bytes: 1 << 20,
+            depth: 4,
+            is_bytes: true,
+        };
+        let wanted = Backend::ALL.into_iter();
+        for backend in wanted.filter(|b| memory || *b == Backend::File) {
+            let peers = self.peers(backend);
+            for uri in [&peers.ours, &peers.nbdkit.0, &peers.nbdkit_unix.0] {
+                peers::fio(&self.host, uri, &fill, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    const fn peers(&self, backend: Backend) -> &Peers {
+        match backend {
+            Backend::Memory => &self.memory,
+            Backend::File => &self.file,
+        }
+    }
+
+    fn row(&self, backend: Backend, workload: &Workload, args: &Args) -> Result<Row> {
+        let mut row = Row::new(workload, self.mtu, backend);
+        for _ in 0..args.rounds.max(1) {
+            for candidate in args.candidates.iter().filter(|c| backend.can(**c)) {
+                if let Some(figure) = self.measure(*candidate, backend, workload, args.seconds)? {
+                    row.add(*candidate, figure);
+                }
+            }
+        }
+        Ok(row)
+    }
+
+    /// Measures one; nothing where it is not there.
+    fn measure(
+        &self,
+        candidate: Candidate,
+        backend: Backend,
+        workload: &Workload,
+        seconds: u32,
+    ) -> Result<Option<Figure>> {
         let own = [&self.daemons[self.rmad], &self.daemons[1]];
         let own: Vec<u32> = own.iter().filter_map(|d| d.pid()).collect();
-        match candidate {
+        let peers = self.peers(backend);
+        let time = Duration::from_secs(seconds.into());
+        let (host, wires) = (&self.host, (&*self.wires.0, &*self.wires.1));
+        let nbd = |uri: &str, pids: &[u32]| peers::measure_nbd(host, uri, pids, workload, seconds);
+        Ok(Some(match candidate {
             Candidate::Ours => {
                 let daemon = &self.daemons[self.rmad];
-                peers::measure_own(daemon, &own, workload, seconds)
+                peers::measure_own(daemon, backend.device(), &own, workload, seconds)?
             }
-            Candidate::OursNbd => {
-                peers::measure_nbd(&self.host, &self.ours, &own, workload, seconds)
-            }
-            Candidate::NbdkitTcp => {
-                let pid = [self.nbdkit.pid()];
-                peers::measure_nbd(&self.host, &self.theirs, &pid, workload, seconds)
-            }
-            Candidate::NbdkitUnix => {
-                let pid = [self.nbdkit_unix.pid()];
-                peers::measure_nbd(&self.host, &self.theirs_unix, &pid, workload, seconds)
+            Candidate::OursNbd => nbd(&peers.ours, &own)?,
+            Candidate::NbdkitTcp => nbd(&peers.nbdkit.0, &[peers.nbdkit.1.pid()])?,
+            Candidate::NbdkitUnix => nbd(&peers.nbdkit_unix.0, &[peers.nbdkit_unix.1.pid()])?,
+            Candidate::Iscsi => match &peers.iscsi {
+                None => return Ok(None),
+                Some(target) => Figure::of(workload, target.measure(host, workload, time)?),
+            },
+            Candidate::Aoe => {
+                if peers.vblade.is_none() {
+                    return Ok(None);
+                }
+                let end = (host, wires.0);
+                let to = mac((&self.unit, wires.1))?.parse()?;
+                let rate = aoe::measure(end, to, workload, self.mtu, time)?;
+                Figure::of(workload, rate)
             }
             Candidate::Ceiling => {
                 let shape = Shape::of(workload.is_read(), workload.bytes as usize, self.mtu);
-                let moved = ceiling::measure(
-                    (&self.host, &self.unit),
-                    (&self.wires.0, &self.wires.1),
-                    &shape,
-                    workload.depth as usize,
-                    Duration::from_secs(seconds.into()),
-                )?;
-                Ok(Figure::of(workload, moved.ios_per_second))
+                let depth = workload.depth as usize;
+                let moved = ceiling::measure((host, &self.unit), wires, &shape, depth, time)?;
+                Figure::of(workload, moved.ios_per_second)
             }
-        }
+        }))
     }
+}
+
+/// The address of an interface of a node.
+fn mac((node, wire): (&Node, &str)) -> Result<String> {
+    let mut show = Command::new("ip");
+    let output = node.run(show.args(["-o", "link", "show", wire]), PATIENCE)?;
+    let words: Vec<&str> = output.stdout.split_whitespace().collect();
+    let at = words.iter().position(|w| *w == "link/ether");
+    let word = at.and_then(|at| words.get(at + 1));
+    Ok((*word.ok_or("an interface without an address")?).to_owned())
 }
 
 /// Takes a host and a unit off the bridge and puts a veth pair between them, under the same names and
 /// addresses: the daemons' sockets follow their interfaces.
 fn replug(bridge: &Node, host: (&Node, &str), unit: (&Node, &str), mtu: u16) -> Result<()> {
-    let mac = |(node, wire): (&Node, &str)| -> Result<String> {
-        let mut show = Command::new("ip");
-        let output = node.run(show.args(["-o", "link", "show", wire]), PATIENCE)?;
-        let words: Vec<&str> = output.stdout.split_whitespace().collect();
-        let at = words.iter().position(|w| *w == "link/ether");
-        let word = at.and_then(|at| words.get(at + 1));
-        Ok((*word.ok_or("an interface without an address")?).to_owned())
-    };
     let macs = (mac(host)?, mac(unit)?);
     for (_, wire) in [host, unit] {
         ip(bridge, &format!("link delete {wire}"))?;

@@ -5,14 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use super::figures::{Candidate, Row};
-use super::{Args, Result};
+use super::{Args, Backend, Result};
 
 /// What a plot's bars are coloured.
-const COLOURS: [(Candidate, &str); 5] = [
+const COLOURS: [(Candidate, &str); 7] = [
     (Candidate::Ours, "#1b6ca8"),
     (Candidate::OursNbd, "#7fb2d6"),
     (Candidate::NbdkitTcp, "#c0562f"),
     (Candidate::NbdkitUnix, "#dfa58c"),
+    (Candidate::Iscsi, "#7d5fa6"),
+    (Candidate::Aoe, "#5f9e6e"),
     (Candidate::Ceiling, "#9a9a9a"),
 ];
 const BAR: u32 = 14;
@@ -25,17 +27,44 @@ pub(super) fn write(page: &Path, rows: &[Row], args: &Args) -> Result<()> {
         "# Benchmarks\n\n\
          Written by `tools/bench --page` ({} rounds of {} s each, medians; {}). Everything crosses one veth pair between two\n\
          network namespaces; `ours` is `rma bench`, load made inside `rmad` against `rma-unitd`; `ours NBD` is fio through the\n\
-         owned device's NBD socket; nbdkit is driven by the same fio; the ceiling is a program of ours that moves frames of the\n\
-         same number and sizes and does nothing else. Memory is behind all.\n\n",
+         owned device's NBD socket; nbdkit is driven by the same fio; iSCSI is tgt with a file in the page cache behind it,\n\
+         driven by libiscsi (`qemu-img bench`, which goes over the medium in long steps where others do at random); AoE is\n\
+         vblade, asked by raw frames; the ceiling is a program of ours that moves frames of the same number and sizes as ours\n\
+         and does nothing else: it reads no medium, sums nothing up, copies nothing. {}\n\n",
         args.rounds,
         args.seconds,
-        machine()
+        machine(),
+        if args.fill {
+            "Every device was written once before."
+        } else {
+            "Memory was not written before it\n\
+             is read: both unit and nbdkit give zeroes then, without fetching them (`--fill` has it otherwise)."
+        }
     );
-    for mtu in &args.mtu {
-        let rows: Vec<&Row> = rows.iter().filter(|row| row.mtu() == *mtu).collect();
-        let name = format!("benchmarks-{mtu}.svg");
+    let sections = args
+        .mtu
+        .iter()
+        .flat_map(|mtu| args.backends.iter().map(move |b| (*mtu, *b)));
+    for (mtu, backend) in sections {
+        let rows: Vec<&Row> = rows
+            .iter()
+            .filter(|row| (row.mtu(), row.backend()) == (mtu, backend))
+            .collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let (name, title) = match backend {
+            Backend::Memory => (format!("benchmarks-{mtu}.svg"), "memory behind the devices"),
+            Backend::File => (
+                format!("benchmarks-{mtu}-file.svg"),
+                "files behind the devices",
+            ),
+        };
         fs::write(page.with_file_name(&name), plot(&rows))?;
-        let _ = write!(text, "## MTU {mtu}\n\n![rates at MTU {mtu}]({name})\n\n");
+        let _ = write!(
+            text,
+            "## MTU {mtu}, {title}\n\n![rates at MTU {mtu}]({name})\n\n"
+        );
         text.push_str(Row::MARKDOWN_HEADING);
         for row in rows {
             text.push_str(&row.markdown());
@@ -60,7 +89,18 @@ fn machine() -> String {
         .unwrap_or("unknown processor");
     let count = cpu.lines().filter(|l| l.starts_with("processor")).count();
     let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{count} processors, {model}, Linux {}", kernel.trim())
+    // The 39th word behind the name, see proc(5).
+    let stat = read("/proc/self/stat");
+    let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
+    let policy = words.split_whitespace().nth(38);
+    let shield = match policy {
+        Some("1" | "2") => ", all with a real-time priority",
+        _ => "",
+    };
+    format!(
+        "{count} processors, {model}, Linux {}{shield}",
+        kernel.trim()
+    )
 }
 
 /// Bars for each workload, of which the longest is the best candidate's.
@@ -74,7 +114,7 @@ fn plot(rows: &[&Row]) -> String {
          <rect width=\"{total}\" height=\"{height}\" fill=\"white\"/>\n"
     );
     for (at, (candidate, colour)) in (0..).zip(COLOURS) {
-        let x = 10 + at * 120;
+        let x = 10 + at * 105;
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"10\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
