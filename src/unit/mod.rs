@@ -523,6 +523,13 @@ impl Unit {
         seen.max(self.voter.promised())
     }
 
+    /// The same with the transaction that is on its way to the disk: what is stored after it is of no
+    /// older term.
+    fn term_to_store(&self) -> u64 {
+        let coming = self.transaction.as_ref().map_or(0, |t| t.change.term);
+        self.term().max(coming)
+    }
+
     /// The unit and its controllers.
     pub fn controllers(&self) -> ControllersReply {
         self.inventory.controllers()

@@ -258,7 +258,7 @@ impl Unit {
     fn settle_home(&mut self, now: Time, cluster: ClusterName, assignment: u64) {
         self.cluster = cluster;
         self.assignment = assignment;
-        let term = self.term();
+        let term = self.term_to_store();
         if let Some(all) = &mut self.registers {
             all.set_home(cluster);
             let change = Box::new(RegistersChange {

@@ -461,7 +461,7 @@ impl Unit {
     /// The change of one register and nothing else.
     fn change_of(&self, cluster: ClusterName, register: OwnershipRegister) -> RegistersChange {
         let mut change = RegistersChange {
-            term: self.term(),
+            term: self.term_to_store(),
             home: self.cluster,
             assignment: self.assignment,
             ..RegistersChange::default()
