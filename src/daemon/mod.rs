@@ -28,3 +28,4 @@ pub mod unitd_port;
 mod unitd_start;
 pub mod unitd_state;
 pub mod unitd_status;
+mod watchdog;

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use super::committer::Committer;
 use super::config::ConfigError;
 use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
-use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
+use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
 use super::rmad_error::{chain, system};
@@ -281,6 +281,8 @@ impl Rmad {
                         return Ok(Outcome::Stopped);
                     }
                     Event::Reload => self.reload(reload),
+                    // The service thread has to turn, too.
+                    Event::Beat => service.send(ServiceCommand::Beat),
                     Event::Ready {
                         token: TOKEN_PACKETS,
                         ..
@@ -489,6 +491,7 @@ impl Rmad {
                         }
                     }
                 }
+                ServiceEvent::Beat => notify_alive(),
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
                 }

@@ -285,6 +285,7 @@ impl Service {
                 ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
                 ServiceCommand::EndLoad(token) => self.loads.end(token),
                 ServiceCommand::LinkChanged => self.refresh(),
+                ServiceCommand::Beat => self.say(ServiceEvent::Beat),
                 ServiceCommand::Stop => {
                     self.stop();
                     return false;
