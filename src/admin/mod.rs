@@ -1,5 +1,6 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
+pub mod abandon;
 pub mod apply;
 pub mod bench;
 pub mod capture;

@@ -42,6 +42,8 @@ enum State {
     Kernel(Kernel),
     /// It did not work, and when that was.
     Failed(Instant),
+    /// Its block device was given up, though this host owns it.
+    Abandoned,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Held {
             State::Socket => Some(udev::Node::Socket(
                 socket_dir.join(self.owned.row.guid.to_string()),
             )),
-            State::Waiting | State::Failed(_) => None,
+            State::Waiting | State::Failed(_) | State::Abandoned => None,
         }
     }
 }
@@ -190,6 +192,10 @@ impl Devices {
                 };
                 self.said.say(DeviceEvent::Explained(token, explained));
             }
+            DeviceCommand::Abandon(token, guid) => {
+                let outcome = self.abandon(guid);
+                self.said.say(DeviceEvent::Abandoned(token, outcome));
+            }
             DeviceCommand::Stop(_) => {}
         }
     }
@@ -249,7 +255,7 @@ impl Devices {
             .filter(|(_, held)| match held.state {
                 State::Waiting => true,
                 State::Failed(at) => at.elapsed() >= RETRY_AFTER,
-                State::Socket | State::Kernel(_) => false,
+                State::Socket | State::Kernel(_) | State::Abandoned => false,
             })
             .map(|(guid, _)| *guid)
             .collect();
@@ -395,6 +401,31 @@ impl Devices {
                 }
             }
         }
+    }
+
+    /// Gives a device's block device up, so that whatever waits for it fails.
+    fn abandon(&mut self, guid: Guid) -> Result<String, String> {
+        let Some(held) = self.held.get_mut(&guid) else {
+            return Err("this host does not own the device (any more); `rma exports`".into());
+        };
+        let name = held.owned.row.name.clone();
+        let Some(kernel) = held.kernel() else {
+            return Err(format!(
+                "{} is no block device of the kernel here",
+                name.escape_default()
+            ));
+        };
+        (held.state, held.missing) = (State::Abandoned, None);
+        let exposure = Exposure {
+            backend: "none",
+            reason: held.reason.clone(),
+            path: PathBuf::new(),
+            how: How::Failed("abandoned: it comes back when rmad is started again".into()),
+        };
+        self.service.send(ServiceCommand::Expose(guid, exposure));
+        self.write_rules();
+        self.remove(kernel, &name);
+        Ok(format!("/dev/{}", kernel.name().as_str()))
     }
 
     /// Removes a device whose rules are gone already.

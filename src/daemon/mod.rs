@@ -5,6 +5,7 @@ mod committer;
 pub mod config;
 pub mod devices;
 mod devices_kernel;
+pub mod devices_once;
 mod devices_rules;
 pub mod devices_words;
 pub mod event_loop;

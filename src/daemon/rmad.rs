@@ -441,13 +441,8 @@ impl Rmad {
                 }
             }
             Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
-            Question::UdevTest { device } => {
-                let among = [EntityType::Device, EntityType::Extent];
-                match self.agent.table().resolve_among(&device, &among) {
-                    Ok(guid) => self.device(DeviceCommand::Explain(id.as_u64(), guid)),
-                    Err(e) => self.finish(id, &Answer::Error(e.into())),
-                }
-            }
+            Question::UdevTest { device } => self.about(id, &device, DeviceCommand::Explain),
+            Question::Abandon { device } => self.about(id, &device, DeviceCommand::Abandon),
         }
     }
 

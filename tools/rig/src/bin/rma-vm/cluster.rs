@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::image::Image;
-use crate::machine::Machine;
+use crate::machine::{Boot, Machine};
 use crate::segment::Segment;
+use crate::system::{self, System};
 
 const UNIT_PORT: usize = 0;
 const FABRIC_PORT: usize = 3;
@@ -31,11 +32,23 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Starts the guests and waits for them; no daemon runs yet.
-    pub(crate) fn start(image: &Image, directory: &Path, kills: u32) -> Result<Self> {
+    pub(crate) fn start(
+        image: &Image,
+        system: Option<&System>,
+        directory: &Path,
+        kills: u32,
+    ) -> Result<Self> {
         let segment = Segment::start(directory, PORTS)?;
-        let machine = |name, ports: &[usize]| Machine::new(name, image, &segment, ports, directory);
-        let unit = machine("unit", &[UNIT_PORT, FABRIC_PORT])?;
-        let (a, b) = (machine("a", &[1])?, machine("b", &[2])?);
+        let machine = |name, boot: &Boot, ports: &[usize]| {
+            Machine::new(name, boot, &segment, ports, directory)
+        };
+        let small = |name| Boot::small(name, image, directory);
+        let unit = machine("unit", &small("unit")?, &[UNIT_PORT, FABRIC_PORT]);
+        let a = match system {
+            Some(system) => machine("a", &system.boot("a", image, directory)?, &[1]),
+            None => machine("a", &small("a")?, &[1]),
+        };
+        let b = machine("b", &small("b")?, &[2]);
         let all = [&unit, &a, &b];
         for guest in all {
             guest.start()?;
@@ -72,6 +85,30 @@ impl Lab {
     /// Starts fabric services, the unit with `devices` (TOML below a controller `c1`) and both hosts
     /// with `host` (TOML), and waits until `a` knows every device.
     pub(crate) fn daemons(&self, devices: &str, host: &str) -> Result<()> {
+        self.unit_and_fabric(devices)?;
+        for guest in [&self.a, &self.b] {
+            let text = format!("interface = \"eth0\"\ncluster = \"A\"\n{host}");
+            write(guest, "/etc/rma/rmad.toml", &text)?;
+            start_rmad(guest)?;
+        }
+        self.wait_equal(devices)
+    }
+
+    /// The same, where `a` has a whole system: its daemon is a service of the package.
+    pub(crate) fn services(&self, devices: &str, host: &str) -> Result<()> {
+        self.unit_and_fabric(devices)?;
+        let text = format!("interface = \"eth0\"\ncluster = \"A\"\n{host}");
+        for guest in [&self.a, &self.b] {
+            guest.sh("mkdir -p /etc/rma")?;
+            write(guest, "/etc/rma/rmad.toml", &text)?;
+        }
+        start_rmad(&self.b)?;
+        system::install(&self.a, &["tools", "host"])?;
+        self.wait_equal(devices)
+    }
+
+    /// Starts fabric services and the unit.
+    pub(crate) fn unit_and_fabric(&self, devices: &str) -> Result<()> {
         let fabric =
             "interface = \"eth1\"\npolicy = \"auto-join\"\nstate_dir = \"/var/lib/rma/f\"\n";
         write(&self.unit, "/etc/rma/fabricd.toml", fabric)?;
@@ -80,12 +117,10 @@ impl Lab {
              [[controller]]\nnumber = 1\nname = \"c1\"\n{devices}"
         );
         write(&self.unit, "/etc/rma/unitd.toml", &unit)?;
-        self.start_unit()?;
-        for guest in [&self.a, &self.b] {
-            let text = format!("interface = \"eth0\"\ncluster = \"A\"\n{host}");
-            write(guest, "/etc/rma/rmad.toml", &text)?;
-            start_rmad(guest)?;
-        }
+        self.start_unit()
+    }
+
+    fn wait_equal(&self, devices: &str) -> Result<()> {
         // Two hosts, a unit, a controller, and these.
         let rows = 4 + devices.matches("[[controller.device]]").count();
         for guest in [&self.a, &self.b] {
