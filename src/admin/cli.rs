@@ -334,14 +334,7 @@ impl Cli {
                     path: dir.clone(),
                     source,
                 };
-                std::fs::create_dir_all(dir).map_err(fail)?;
-                for daemon in daemons() {
-                    let path = dir.join(format!("{}.8", daemon.get_name()));
-                    let mut page = std::fs::File::create(path).map_err(fail)?;
-                    let man = clap_mangen::Man::new(daemon).section("8");
-                    man.render(&mut page).map_err(fail)?;
-                }
-                clap_mangen::generate_to(Self::command(), dir).map_err(fail)?;
+                super::manpages::write(dir, daemons(), Self::command()).map_err(fail)?;
                 return Ok(true);
             }
         };

@@ -87,6 +87,8 @@ pub(super) struct Devices {
     reachable: BTreeSet<Guid>,
     /// Devices to be removed that the kernel did not remove, and their names for people.
     leaving: Vec<(Kernel, String)>,
+    /// Whether there may be a device to begin with.
+    has_news: bool,
     unclaimed: Vec<Unclaimed>,
     /// When the rest of them is removed.
     claimed_by: Option<Instant>,
@@ -114,6 +116,7 @@ impl Devices {
             held: BTreeMap::new(),
             reachable: BTreeSet::new(),
             leaving: Vec::new(),
+            has_news: false,
             unclaimed: Vec::new(),
             claimed_by: None,
             usable: BTreeMap::new(),
@@ -134,8 +137,18 @@ impl Devices {
                 .map(|(_, since)| (since + REPLACE_AFTER).saturating_duration_since(Instant::now()))
                 .min();
             match queue.recv_timeout(wait.unwrap_or(LOOK_EVERY)) {
-                Ok(DeviceCommand::Stop(remove)) => return self.stop(remove),
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    // All that has come meanwhile first: udev reads its rules once for all of it.
+                    for command in std::iter::once(command).chain(queue.try_iter()) {
+                        if let DeviceCommand::Stop(remove) = command {
+                            return self.stop(remove);
+                        }
+                        self.obey(command);
+                    }
+                    if std::mem::take(&mut self.has_news) {
+                        self.advance();
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -156,10 +169,10 @@ impl Devices {
     fn obey(&mut self, command: DeviceCommand) {
         match command {
             DeviceCommand::Own(owned) => self.own(owned),
-            DeviceCommand::Reachable(guid) => {
-                // It may be known here before the device is: whoever says so has heard of it first.
-                self.reachable.insert(guid);
-                self.advance();
+            DeviceCommand::Reachable(guids) => {
+                // They may be known here before the devices are: whoever says so has heard of it first.
+                self.reachable.extend(guids);
+                self.has_news = true;
             }
             DeviceCommand::Lost(guid) => {
                 if let Some(held) = self.held.get_mut(&guid) {
@@ -244,7 +257,7 @@ impl Devices {
                 self.remove(kernel, &held.owned.row.name);
             }
         }
-        self.advance();
+        self.has_news = true;
     }
 
     /// Begins with every device that can be begun with.

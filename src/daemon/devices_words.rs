@@ -37,8 +37,8 @@ pub struct DevicesConfig {
 pub enum DeviceCommand {
     /// Everything that this host owns.
     Own(Vec<OwnedDevice>),
-    /// The device's controller answers.
-    Reachable(Guid),
+    /// These devices' controllers answer.
+    Reachable(Vec<Guid>),
     /// The kernel has lost a connection for the device.
     Lost(Guid),
     /// The agent is past Fig. 5: what this host owns is known.

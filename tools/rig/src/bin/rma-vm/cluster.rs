@@ -28,6 +28,8 @@ pub(crate) struct Lab {
     pub(crate) b: Machine,
     /// How often `rmad` is killed where that is tried.
     pub(crate) kills: u32,
+    /// What the small guests boot.
+    pub(crate) image: Image,
 }
 
 impl Lab {
@@ -63,7 +65,25 @@ impl Lab {
             a,
             b,
             kills,
+            image: image.clone(),
         })
+    }
+
+    /// Where the guests' files are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Another guest in the place of the unit's, or of the host `a`, which must be off. It is not
+    /// started.
+    pub(crate) fn instead_of_unit(&self, name: &str, boot: &Boot) -> Machine {
+        let ports = [UNIT_PORT, FABRIC_PORT];
+        Machine::new(name, boot, &self.segment, &ports, &self.directory)
+    }
+
+    /// See [`Self::instead_of_unit`].
+    pub(crate) fn instead_of_a(&self, name: &str, boot: &Boot) -> Machine {
+        Machine::new(name, boot, &self.segment, &[1], &self.directory)
     }
 
     /// Ends the guests; before that, fetches their logs where somebody wants to read them.
@@ -108,16 +128,8 @@ impl Lab {
     }
 
     /// Starts fabric services and the unit.
-    pub(crate) fn unit_and_fabric(&self, devices: &str) -> Result<()> {
-        let fabric =
-            "interface = \"eth1\"\npolicy = \"auto-join\"\nstate_dir = \"/var/lib/rma/f\"\n";
-        write(&self.unit, "/etc/rma/fabricd.toml", fabric)?;
-        let unit = format!(
-            "interface = \"eth0\"\nname = \"unit\"\ncluster = \"A\"\nstate_dir = \"/var/lib/rma/u\"\n\n\
-             [[controller]]\nnumber = 1\nname = \"c1\"\n{devices}"
-        );
-        write(&self.unit, "/etc/rma/unitd.toml", &unit)?;
-        self.start_unit()
+    fn unit_and_fabric(&self, devices: &str) -> Result<()> {
+        begin_unit(&self.unit, devices)
     }
 
     fn wait_equal(&self, devices: &str) -> Result<()> {
@@ -135,9 +147,7 @@ impl Lab {
 
     /// Starts the daemons of the unit's guest.
     pub(crate) fn start_unit(&self) -> Result<()> {
-        self.unit.sh("rma-fabricd >>/tmp/fabricd.log 2>&1 &")?;
-        self.unit.sh("rma-unitd >>/tmp/unitd.log 2>&1 &")?;
-        Ok(())
+        start_unit(&self.unit)
     }
 
     /// Allocates unit and controller to both hosts, shared.
@@ -151,6 +161,25 @@ impl Lab {
     pub(crate) fn cut_unit(&self, cut: bool) {
         self.segment.cut(UNIT_PORT, cut);
     }
+}
+
+/// Starts fabric services and a unit with `devices` (TOML below a controller `c1`) in a guest.
+pub(crate) fn begin_unit(guest: &Machine, devices: &str) -> Result<()> {
+    let fabric = "interface = \"eth1\"\npolicy = \"auto-join\"\nstate_dir = \"/var/lib/rma/f\"\n";
+    write(guest, "/etc/rma/fabricd.toml", fabric)?;
+    let unit = format!(
+        "interface = \"eth0\"\nname = \"unit\"\ncluster = \"A\"\nstate_dir = \"/var/lib/rma/u\"\n\n\
+         [[controller]]\nnumber = 1\nname = \"c1\"\n{devices}"
+    );
+    write(guest, "/etc/rma/unitd.toml", &unit)?;
+    start_unit(guest)
+}
+
+/// Starts the daemons of a unit's guest.
+pub(crate) fn start_unit(guest: &Machine) -> Result<()> {
+    guest.sh("rma-fabricd >>/tmp/fabricd.log 2>&1 &")?;
+    guest.sh("rma-unitd >>/tmp/unitd.log 2>&1 &")?;
+    Ok(())
 }
 
 /// Writes a file in a guest, so that a reset leaves it.

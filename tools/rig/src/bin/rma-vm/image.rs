@@ -40,7 +40,7 @@ const RULES: [&str; 3] = [
 const DAEMONS: [&str; 5] = ["rma", "rmad", "rma-unitd", "rma-fabricd", "rma-vm"];
 
 /// Kernel and initramfs, ready to be booted.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,

@@ -21,7 +21,7 @@ use crate::image::Image;
 use crate::segment::Segment;
 
 /// How long a guest may take to start.
-const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a command may take that does not say otherwise, seconds.
 const COMMAND_SECONDS: u64 = 60;
 /// Time for an answer beyond that of the command itself.

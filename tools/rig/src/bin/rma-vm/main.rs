@@ -108,13 +108,11 @@ fn run(args: &Args) -> Result<bool> {
         .iter()
         .filter(|s| args.only.is_empty() || args.only.iter().any(|only| only == s.name))
         .collect();
-    let system = match wanted.iter().any(|scenario| scenario.system) {
-        true => Some(System::find(
-            &args.system,
-            &args.packages,
-            directory.path(),
-        )?),
-        false => None,
+    let system = if wanted.iter().any(|scenario| scenario.system) {
+        let place = directory.path();
+        Some(System::find(&args.system, &args.packages, place)?)
+    } else {
+        None
     };
     let mut outcomes = Vec::new();
     for scenario in wanted {

@@ -9,7 +9,9 @@ use crate::image::Image;
 use crate::machine::{Boot, Machine};
 
 /// How long packages may take to be installed or removed, seconds.
-const DPKG_SECONDS: u64 = 240;
+const DPKG_SECONDS: u64 = 600;
+/// The most bytes that a guest may leave in its outbox.
+const OUTBOX_BYTES: u64 = 128 << 20;
 
 /// The disk of the system, and one with our packages.
 pub(crate) struct System {
@@ -45,22 +47,35 @@ impl System {
         Ok(Boot {
             kernel: image.kernel.clone(),
             initramfs: image.initramfs.clone(),
-            append: "rdinit=/etc/rdinit".into(),
+            append: format!("rdinit=/etc/rdinit systemd.hostname={name}"),
             disks: vec![
                 (self.overlay(name, directory)?, "qcow2"),
                 (self.packages.clone(), "raw"),
+                (outbox(name, directory)?, "raw"),
             ],
         })
     }
 
     /// A disk that begins as the system's.
-    pub(crate) fn overlay(&self, name: &str, directory: &Path) -> Result<PathBuf> {
+    fn overlay(&self, name: &str, directory: &Path) -> Result<PathBuf> {
         let disk = directory.join(format!("{name}.qcow2"));
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
         run(create.arg(&self.root).arg(&disk))?;
         Ok(disk)
     }
+}
+
+/// A guest's third disk, into which it puts what is to be had outside.
+pub(crate) fn outbox(name: &str, directory: &Path) -> Result<PathBuf> {
+    let path = directory.join(format!("{name}.outbox"));
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    file.set_len(OUTBOX_BYTES)?;
+    Ok(path)
 }
 
 fn run(command: &mut Command) -> Result<()> {

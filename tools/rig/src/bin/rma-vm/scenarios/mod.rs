@@ -1,5 +1,6 @@
 //! What is tried in the guests.
 
+mod diskless;
 mod disks;
 mod faults;
 mod input;
@@ -96,6 +97,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "a host whose unit is dead, with a disk of it mounted and written to, is off within 30 s",
         system: true,
         run: systems::shutdown,
+    },
+    Scenario {
+        name: "diskless",
+        about: "a host without a disk boots from a unit's device, writes, reboots, reads; without its unit it says so and waits",
+        system: true,
+        run: diskless::diskless,
     },
 ];
 

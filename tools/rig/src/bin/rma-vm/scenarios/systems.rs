@@ -40,7 +40,7 @@ pub(super) fn packages(lab: &Lab) -> Result<()> {
 
     // An upgrade: another process serves the device, and what is mounted from it stays.
     let before = a.sh("systemctl show -p MainPID --value rmad")?;
-    a.sh("(while :; do echo more >>/srv/d1/log && sync /srv/d1/log || { echo >/run/failed; exit; }; done) </dev/null >/dev/null 2>&1 &")?;
+    a.sh("(while :; do echo more >>/srv/d1/log && sync /srv/d1/log || { echo >/run/failed; exit; }; sleep 0.5; done) </dev/null >/dev/null 2>&1 &")?;
     install_revision(a, &["tools", "host"], 2)?;
     a.wait_sh(
         60,
@@ -95,7 +95,7 @@ pub(super) fn packages(lab: &Lab) -> Result<()> {
 
 /// What systemd itself says of the units.
 fn services_are_sound(a: &Machine) -> Result<()> {
-    let said = a.sh("systemd-analyze verify /lib/systemd/system/rmad.service /lib/systemd/system/rma-abandon.service \
+    let said = a.sh("systemd-analyze verify --man=no /lib/systemd/system/rmad.service /lib/systemd/system/rma-abandon.service \
                      /lib/systemd/system/rma.target 2>&1; true")?;
     if said.lines().any(|line| line.contains("rma")) {
         return Err(format!("systemd-analyze verify: {said}").into());
