@@ -6,8 +6,25 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// A handful that together meet both drivers, udev, a filesystem, `kill -9` and a reallocation.
-const SCENARIOS: [&str; 3] = ["disk-ublk", "kill-nbd", "reallocate"];
+/// Our packages, of the programs that the tests use, each in two versions.
+fn make_packages(directory: &Path) {
+    for version in ["0.1.0-1", "0.1.0-2"] {
+        let output = Command::new("tools/package")
+            .args(["--version", version, "--from"])
+            .arg(rma_rig::bin_dir())
+            .arg("--out")
+            .arg(directory)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .expect("tools/package");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+/// A handful that together meet both drivers, udev, a filesystem, `kill -9`, a reallocation, and our
+/// package under systemd.
+const SCENARIOS: [&str; 4] = ["disk-ublk", "kill-nbd", "reallocate", "shutdown"];
 
 fn rma_vm() -> Command {
     Command::new(rma_rig::bin_dir().join("rma-vm"))
@@ -15,10 +32,15 @@ fn rma_vm() -> Command {
 
 /// What the guests need and this machine does not have.
 fn missing() -> Option<String> {
-    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm/kernel/boot");
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    let kernel = target.join("vm/kernel/boot");
     let there = fs::read_dir(&kernel).is_ok_and(|mut entries| entries.next().is_some());
     if !there {
         return Some(format!("no kernel in {}", kernel.display()));
+    }
+    let system = target.join("vm/system/root.img");
+    if !system.exists() {
+        return Some(format!("no {}", system.display()));
     }
     let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
     let program = ["qemu-system-x86_64", "fio", "setpriv"]
@@ -38,8 +60,12 @@ fn owned_devices_are_disks_of_a_real_kernel() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     let json = dir.path().join("vm.json");
+    let packages = dir.path().join("packages");
+    make_packages(&packages);
     let output = rma_vm()
         .args(["--kills", "3", "--only", &SCENARIOS.join(",")])
+        .arg("--packages")
+        .arg(&packages)
         .arg("--json")
         .arg(&json)
         .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -171,6 +171,8 @@ enum Verb {
     /// The udev rules that rmad generates
     #[command(subcommand)]
     Udev(UdevVerb),
+    /// Take block devices from the system whose unit is gone for good: what waits for them fails
+    Abandon(super::abandon::Args),
     /// Measure a device that this host owns: load made inside rmad, as fio would
     Bench(super::bench::Args),
     /// Decode a packet capture of the segment, a line per frame
@@ -189,7 +191,7 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the man pages of rma, its verbs and the daemons into a directory
+    /// Write the man pages of rma and its verbs (section 1) and of the daemons (8) into a directory
     Manpages {
         /// The directory
         dir: PathBuf,
@@ -298,6 +300,10 @@ impl Cli {
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
             Verb::Udev(UdevVerb::Test { device }) => return self.udev_test(device, style),
+            Verb::Abandon(args) => {
+                let json = self.output == Format::Json;
+                return Ok(super::abandon::run(args, &self.socket("rmad.sock"), json)?);
+            }
             Verb::Bench(args) => {
                 let json = self.output == Format::Json;
                 return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
@@ -328,10 +334,7 @@ impl Cli {
                     path: dir.clone(),
                     source,
                 };
-                std::fs::create_dir_all(dir).map_err(fail)?;
-                for command in daemons().into_iter().chain([Self::command()]) {
-                    clap_mangen::generate_to(command, dir).map_err(fail)?;
-                }
+                super::manpages::write(dir, daemons(), Self::command()).map_err(fail)?;
                 return Ok(true);
             }
         };

@@ -19,6 +19,8 @@ pub(super) enum CliError {
         source: serde_json::Error,
     },
     #[error(transparent)]
+    Abandon(#[from] super::abandon::AbandonError),
+    #[error(transparent)]
     Bench(#[from] super::bench::BenchError),
     #[error(transparent)]
     Crt(#[from] crate::store::crt_file::StoreError),

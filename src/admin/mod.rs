@@ -1,5 +1,6 @@
 //! Administration: control sockets, verbs, text and JSON output.
 
+pub mod abandon;
 pub mod apply;
 pub mod bench;
 pub mod capture;
@@ -13,6 +14,7 @@ pub mod daemon_text;
 mod device_text;
 pub mod fabric_protocol;
 mod lock_text;
+mod manpages;
 pub mod protocol;
 mod stats_text;
 pub mod text;

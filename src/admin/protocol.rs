@@ -29,6 +29,11 @@ pub enum Question {
         /// The device: GUID, its first digits (8 or more), address or name.
         device: String,
     },
+    /// Take an owned device's block device from the system, though its unit does not answer.
+    Abandon {
+        /// The device: GUID, its first digits (8 or more), address or name.
+        device: String,
+    },
     /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
     Load {
         /// The device: GUID, its first digits (8 or more), address or name.
@@ -65,6 +70,8 @@ pub enum Answer {
     },
     /// How udev comes to a device's names.
     UdevTest(UdevTest),
+    /// The block device is gone; its name.
+    Abandoned(String),
     /// How a load goes.
     Load {
         /// So far.

@@ -16,6 +16,16 @@ pub struct RmadArgs {
     /// What is logged unless RUST_LOG says otherwise: error, warn, info, debug, trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub log: String,
+    /// Only load the kernel's modules that the configured export needs, and end
+    #[arg(long, conflicts_with = "remove_devices")]
+    pub load_modules: bool,
+    /// Only remove the block devices that rmad has left behind, and its udev rules, and end; refused
+    /// while one of them is in use
+    #[arg(long)]
+    pub remove_devices: bool,
+    /// With --remove-devices: even what is in use; its I/O fails
+    #[arg(long, requires = "remove_devices")]
+    pub force: bool,
     /// Keys of the configuration; they win over the file's.
     #[command(flatten)]
     pub keys: rmad_config::Keys,

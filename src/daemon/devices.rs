@@ -42,6 +42,8 @@ enum State {
     Kernel(Kernel),
     /// It did not work, and when that was.
     Failed(Instant),
+    /// Its block device was given up, though this host owns it.
+    Abandoned,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Held {
             State::Socket => Some(udev::Node::Socket(
                 socket_dir.join(self.owned.row.guid.to_string()),
             )),
-            State::Waiting | State::Failed(_) => None,
+            State::Waiting | State::Failed(_) | State::Abandoned => None,
         }
     }
 }
@@ -85,6 +87,8 @@ pub(super) struct Devices {
     reachable: BTreeSet<Guid>,
     /// Devices to be removed that the kernel did not remove, and their names for people.
     leaving: Vec<(Kernel, String)>,
+    /// Whether there may be a device to begin with.
+    has_news: bool,
     unclaimed: Vec<Unclaimed>,
     /// When the rest of them is removed.
     claimed_by: Option<Instant>,
@@ -112,6 +116,7 @@ impl Devices {
             held: BTreeMap::new(),
             reachable: BTreeSet::new(),
             leaving: Vec::new(),
+            has_news: false,
             unclaimed: Vec::new(),
             claimed_by: None,
             usable: BTreeMap::new(),
@@ -132,8 +137,18 @@ impl Devices {
                 .map(|(_, since)| (since + REPLACE_AFTER).saturating_duration_since(Instant::now()))
                 .min();
             match queue.recv_timeout(wait.unwrap_or(LOOK_EVERY)) {
-                Ok(DeviceCommand::Stop(remove)) => return self.stop(remove),
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    // All that has come meanwhile first: udev reads its rules once for all of it.
+                    for command in std::iter::once(command).chain(queue.try_iter()) {
+                        if let DeviceCommand::Stop(remove) = command {
+                            return self.stop(remove);
+                        }
+                        self.obey(command);
+                    }
+                    if std::mem::take(&mut self.has_news) {
+                        self.advance();
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -154,10 +169,10 @@ impl Devices {
     fn obey(&mut self, command: DeviceCommand) {
         match command {
             DeviceCommand::Own(owned) => self.own(owned),
-            DeviceCommand::Reachable(guid) => {
-                // It may be known here before the device is: whoever says so has heard of it first.
-                self.reachable.insert(guid);
-                self.advance();
+            DeviceCommand::Reachable(guids) => {
+                // They may be known here before the devices are: whoever says so has heard of it first.
+                self.reachable.extend(guids);
+                self.has_news = true;
             }
             DeviceCommand::Lost(guid) => {
                 if let Some(held) = self.held.get_mut(&guid) {
@@ -189,6 +204,10 @@ impl Devices {
                     }
                 };
                 self.said.say(DeviceEvent::Explained(token, explained));
+            }
+            DeviceCommand::Abandon(token, guid) => {
+                let outcome = self.abandon(guid);
+                self.said.say(DeviceEvent::Abandoned(token, outcome));
             }
             DeviceCommand::Stop(_) => {}
         }
@@ -238,7 +257,7 @@ impl Devices {
                 self.remove(kernel, &held.owned.row.name);
             }
         }
-        self.advance();
+        self.has_news = true;
     }
 
     /// Begins with every device that can be begun with.
@@ -249,7 +268,7 @@ impl Devices {
             .filter(|(_, held)| match held.state {
                 State::Waiting => true,
                 State::Failed(at) => at.elapsed() >= RETRY_AFTER,
-                State::Socket | State::Kernel(_) => false,
+                State::Socket | State::Kernel(_) | State::Abandoned => false,
             })
             .map(|(guid, _)| *guid)
             .collect();
@@ -395,6 +414,31 @@ impl Devices {
                 }
             }
         }
+    }
+
+    /// Gives a device's block device up, so that whatever waits for it fails.
+    fn abandon(&mut self, guid: Guid) -> Result<String, String> {
+        let Some(held) = self.held.get_mut(&guid) else {
+            return Err("this host does not own the device (any more); `rma exports`".into());
+        };
+        let name = held.owned.row.name.clone();
+        let Some(kernel) = held.kernel() else {
+            return Err(format!(
+                "{} is no block device of the kernel here",
+                name.escape_default()
+            ));
+        };
+        (held.state, held.missing) = (State::Abandoned, None);
+        let exposure = Exposure {
+            backend: "none",
+            reason: held.reason.clone(),
+            path: PathBuf::new(),
+            how: How::Failed("abandoned: it comes back when rmad is started again".into()),
+        };
+        self.service.send(ServiceCommand::Expose(guid, exposure));
+        self.write_rules();
+        self.remove(kernel, &name);
+        Ok(format!("/dev/{}", kernel.name().as_str()))
     }
 
     /// Removes a device whose rules are gone already.

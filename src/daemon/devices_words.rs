@@ -37,8 +37,8 @@ pub struct DevicesConfig {
 pub enum DeviceCommand {
     /// Everything that this host owns.
     Own(Vec<OwnedDevice>),
-    /// The device's controller answers.
-    Reachable(Guid),
+    /// These devices' controllers answer.
+    Reachable(Vec<Guid>),
     /// The kernel has lost a connection for the device.
     Lost(Guid),
     /// The agent is past Fig. 5: what this host owns is known.
@@ -47,6 +47,9 @@ pub enum DeviceCommand {
     Rules(u64),
     /// Tell how udev comes to a device's names; the token comes back.
     Explain(u64, Guid),
+    /// Remove the kernel's device, until the device is released or `rmad` starts again, and say so;
+    /// the token comes back.
+    Abandon(u64, Guid),
     /// End the thread; where the flag is set, with all devices.
     Stop(bool),
 }
@@ -58,6 +61,8 @@ pub enum DeviceEvent {
     Rules(u64, String),
     /// How udev comes to a device's names, or why it has none.
     Explained(u64, Result<Explained, String>),
+    /// The path of what was removed, or why nothing was.
+    Abandoned(u64, Result<String, String>),
 }
 
 /// Where the thread puts its answers.

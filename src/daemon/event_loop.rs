@@ -20,6 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::watchdog::Watchdog;
 use crate::wire::Time;
 
 /// The most events that one [`Loop::wait`] reports; what is left over comes with the next.
@@ -81,6 +82,8 @@ pub enum Event {
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,
+    /// The service manager wants to hear that the daemon is alive: [`notify_alive`].
+    Beat,
 }
 
 /// Waits for file descriptors, a deadline and signals; level-triggered.
@@ -89,6 +92,7 @@ pub struct Loop {
     epoll: Epoll,
     timer: TimerFd,
     signals: Option<SignalFd>,
+    watchdog: Option<Watchdog>,
     armed: Option<Time>,
 }
 
@@ -109,6 +113,7 @@ impl Loop {
             EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_SIGNALS),
         )?;
         event_loop.signals = Some(signals);
+        event_loop.watchdog = Watchdog::from_environment(now());
         Ok(event_loop)
     }
 
@@ -124,6 +129,7 @@ impl Loop {
             epoll,
             timer,
             signals: None,
+            watchdog: None,
             armed: None,
         })
     }
@@ -149,7 +155,8 @@ impl Loop {
     /// Waits until something is ready or `deadline` has come (`None`: for ever; in the past: only
     /// looks) and appends what it saw. May return early with nothing.
     pub fn wait(&mut self, deadline: Option<Time>, seen: &mut Vec<Event>) -> io::Result<()> {
-        let timeout = match deadline {
+        let beat = self.watchdog.as_ref().map(Watchdog::deadline);
+        let timeout = match deadline.into_iter().chain(beat).min() {
             Some(at) => {
                 let left = at.since(now());
                 if left.is_zero() {
@@ -185,6 +192,9 @@ impl Loop {
                     });
                 }
             }
+        }
+        if self.watchdog.as_mut().is_some_and(|dog| dog.is_due(now())) {
+            seen.push(Event::Beat);
         }
         Ok(())
     }
@@ -256,6 +266,12 @@ pub fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(false, state) {
         log::debug!("service manager not told: {e}");
     }
+}
+
+/// Tells the service manager that the daemon is alive; after [`Event::Beat`], once whatever must turn
+/// has turned.
+pub fn notify_alive() {
+    notify(&[sd_notify::NotifyState::Watchdog]);
 }
 
 /// Tells the service manager that the configuration is read again; say ready when that is over.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::config::ConfigError;
-use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
+use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::fabricd_admin::{DaemonFacts, answer, chain};
 use super::fabricd_config::FabricdConfig;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
@@ -216,6 +216,7 @@ impl Fabricd {
                         return Ok(());
                     }
                     Event::Reload => self.reload(reload),
+                    Event::Beat => notify_alive(),
                     Event::Ready { token, .. } => match *token {
                         TOKEN_PACKETS => self.receive(),
                         TOKEN_LINKS => self.refresh(),

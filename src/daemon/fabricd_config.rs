@@ -30,7 +30,7 @@ pub struct Keys {
     #[arg(long)]
     pub guid: Option<String>,
     /// Directory of what must survive a reboot; the database is in its subdirectory fabricd
-    /// [default: /var/lib/rma]
+    /// [default: /var/lib/rma/fabricd]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Directory of sockets [default: /run/rma]
@@ -135,7 +135,7 @@ impl FabricdConfig {
             interface,
             policy,
             guid,
-            state_dir: directory(flags.state_dir, file.state_dir, "/var/lib/rma"),
+            state_dir: directory(flags.state_dir, file.state_dir, "/var/lib/rma/fabricd"),
             run_dir: directory(flags.run_dir, file.run_dir, "/run/rma"),
             ethertype: flags
                 .ethertype

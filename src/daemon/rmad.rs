@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use super::committer::Committer;
 use super::config::ConfigError;
 use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
-use super::event_loop::{Event, Interest, Loop, notify, notify_reloading, now};
+use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
 use super::rmad_error::{chain, system};
@@ -281,6 +281,8 @@ impl Rmad {
                         return Ok(Outcome::Stopped);
                     }
                     Event::Reload => self.reload(reload),
+                    // The service thread has to turn, too.
+                    Event::Beat => service.send(ServiceCommand::Beat),
                     Event::Ready {
                         token: TOKEN_PACKETS,
                         ..
@@ -439,13 +441,8 @@ impl Rmad {
                 }
             }
             Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
-            Question::UdevTest { device } => {
-                let among = [EntityType::Device, EntityType::Extent];
-                match self.agent.table().resolve_among(&device, &among) {
-                    Ok(guid) => self.device(DeviceCommand::Explain(id.as_u64(), guid)),
-                    Err(e) => self.finish(id, &Answer::Error(e.into())),
-                }
-            }
+            Question::UdevTest { device } => self.about(id, &device, DeviceCommand::Explain),
+            Question::Abandon { device } => self.about(id, &device, DeviceCommand::Abandon),
         }
     }
 
@@ -489,6 +486,7 @@ impl Rmad {
                         }
                     }
                 }
+                ServiceEvent::Beat => notify_alive(),
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
                 }

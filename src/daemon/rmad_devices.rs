@@ -5,6 +5,12 @@ use super::rmad::Rmad;
 use crate::admin::control::ControlId;
 use crate::admin::protocol::Answer;
 use crate::rma::request::{AdminError, AdminRequest, ErrorKind};
+use crate::wire::{EntityType, Guid};
+
+fn refused(message: String) -> Answer {
+    let kind = ErrorKind::Refused;
+    Answer::Error(AdminError { kind, message })
+}
 
 impl Rmad {
     /// Before a change that may take a device from this host, looks who uses its devices.
@@ -27,6 +33,20 @@ impl Rmad {
         }
     }
 
+    /// Has the device thread do something about one device and answer.
+    pub(super) fn about(
+        &mut self,
+        id: ControlId,
+        device: &str,
+        command: fn(u64, Guid) -> DeviceCommand,
+    ) {
+        let among = [EntityType::Device, EntityType::Extent];
+        match self.agent.table().resolve_among(device, &among) {
+            Ok(guid) => self.device(command(id.as_u64(), guid)),
+            Err(e) => self.finish(id, &Answer::Error(e.into())),
+        }
+    }
+
     pub(super) fn end_devices(&mut self, remove: bool) {
         if let Some(devices) = self.devices.take() {
             devices.stop(remove);
@@ -41,13 +61,11 @@ impl Rmad {
                     self.finish(ControlId::from_u64(token), &Answer::UdevRules { rules });
                 }
                 DeviceEvent::Explained(token, explained) => {
-                    let answer = match explained {
-                        Ok(test) => Answer::UdevTest(test),
-                        Err(message) => Answer::Error(AdminError {
-                            kind: ErrorKind::Refused,
-                            message,
-                        }),
-                    };
+                    let answer = explained.map_or_else(refused, Answer::UdevTest);
+                    self.finish(ControlId::from_u64(token), &answer);
+                }
+                DeviceEvent::Abandoned(token, outcome) => {
+                    let answer = outcome.map_or_else(refused, Answer::Abandoned);
                     self.finish(ControlId::from_u64(token), &answer);
                 }
             }

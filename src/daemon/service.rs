@@ -285,6 +285,7 @@ impl Service {
                 ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
                 ServiceCommand::EndLoad(token) => self.loads.end(token),
                 ServiceCommand::LinkChanged => self.refresh(),
+                ServiceCommand::Beat => self.say(ServiceEvent::Beat),
                 ServiceCommand::Stop => {
                     self.stop();
                     return false;
@@ -397,12 +398,13 @@ impl Service {
             }
             IoEvent::Up { unit, ioc, .. } => {
                 self.controllers.insert((unit, ioc), true);
-                for export in self.exports.values() {
-                    if (export.owned.unit, export.owned.row.ioc) == (unit, ioc) {
-                        let reachable = DeviceCommand::Reachable(export.owned.row.guid);
-                        let _ = self.devices.send(reachable);
-                    }
-                }
+                let exports = self.exports.iter();
+                let reachable = exports
+                    .filter(|(_, e)| (e.owned.unit, e.owned.row.ioc) == (unit, ioc))
+                    .map(|(guid, _)| *guid)
+                    .collect();
+                // All in one: the device thread has udev read its rules once for all of them.
+                let _ = self.devices.send(DeviceCommand::Reachable(reachable));
                 log::info!("controller {ioc} of unit {unit} answers");
             }
             IoEvent::Refused { unit, ioc, status } => {
@@ -490,6 +492,7 @@ impl Service {
         for guid in gone {
             self.withdraw(guid);
         }
+        let mut reachable = Vec::new();
         for (guid, owned) in owned {
             match self.exports.get_mut(&guid) {
                 Some(export) if export.owned == owned => {}
@@ -500,16 +503,21 @@ impl Service {
                     self.queues.update(guid, &info(&owned));
                     export.owned = owned;
                 }
-                None => self.offer(guid, owned),
+                None => {
+                    if self.controllers.get(&(owned.unit, owned.row.ioc)) == Some(&true) {
+                        reachable.push(guid);
+                    }
+                    self.offer(guid, owned);
+                }
             }
+        }
+        if !reachable.is_empty() {
+            let _ = self.devices.send(DeviceCommand::Reachable(reachable));
         }
     }
 
     fn offer(&mut self, guid: Guid, owned: OwnedDevice) {
         let device = self.initiator.open(now(), target(&owned));
-        if self.controllers.get(&(owned.unit, owned.row.ioc)) == Some(&true) {
-            let _ = self.devices.send(DeviceCommand::Reachable(guid));
-        }
         let shown = None;
         self.exports.insert(
             guid,

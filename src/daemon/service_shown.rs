@@ -53,7 +53,12 @@ impl Service {
                 .open(guid, facts, file)
                 .err()
                 .map(|e| e.to_string()),
-            How::Failed(why) => Some(why),
+            How::Failed(why) => {
+                // What served it until now does no longer.
+                self.sockets.close(guid);
+                self.queues.close(guid);
+                Some(why)
+            }
         };
         export.shown = Some(Shown {
             backend,

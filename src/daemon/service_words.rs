@@ -43,6 +43,8 @@ pub enum ServiceCommand {
     EndLoad(u64),
     /// The interface changed: look at it again.
     LinkChanged,
+    /// Say that the thread is alive.
+    Beat,
     /// End the thread: close sockets and connections.
     Stop,
 }
@@ -100,6 +102,8 @@ pub enum ServiceEvent {
     Devices(Guid, IocNumber, Result<DevicesReply, Status>),
     /// A controller's notification.
     Notified(Guid, IocNumber, Notification),
+    /// The thread is alive.
+    Beat,
     /// What is exported.
     Report(u64, Vec<ExportStatus>),
     /// What has been done.

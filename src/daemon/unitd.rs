@@ -281,9 +281,8 @@ impl Daemon {
                         self.stop();
                         return Ok(());
                     }
-                    Event::Reload => {
-                        self.reload_by_signal();
-                    }
+                    Event::Reload => self.reload_by_signal(),
+                    Event::Beat => event_loop::notify_alive(),
                     Event::Ready {
                         token, readable, ..
                     } => self.ready(token, readable)?,

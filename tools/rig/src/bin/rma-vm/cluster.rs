@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::image::Image;
-use crate::machine::Machine;
+use crate::machine::{Boot, Machine};
 use crate::segment::Segment;
+use crate::system::{self, System};
 
 const UNIT_PORT: usize = 0;
 const FABRIC_PORT: usize = 3;
@@ -27,15 +28,29 @@ pub(crate) struct Lab {
     pub(crate) b: Machine,
     /// How often `rmad` is killed where that is tried.
     pub(crate) kills: u32,
+    /// What the small guests boot.
+    pub(crate) image: Image,
 }
 
 impl Lab {
     /// Starts the guests and waits for them; no daemon runs yet.
-    pub(crate) fn start(image: &Image, directory: &Path, kills: u32) -> Result<Self> {
+    pub(crate) fn start(
+        image: &Image,
+        system: Option<&System>,
+        directory: &Path,
+        kills: u32,
+    ) -> Result<Self> {
         let segment = Segment::start(directory, PORTS)?;
-        let machine = |name, ports: &[usize]| Machine::new(name, image, &segment, ports, directory);
-        let unit = machine("unit", &[UNIT_PORT, FABRIC_PORT])?;
-        let (a, b) = (machine("a", &[1])?, machine("b", &[2])?);
+        let machine = |name, boot: &Boot, ports: &[usize]| {
+            Machine::new(name, boot, &segment, ports, directory)
+        };
+        let small = |name| Boot::small(name, image, directory);
+        let unit = machine("unit", &small("unit")?, &[UNIT_PORT, FABRIC_PORT]);
+        let a = match system {
+            Some(system) => machine("a", &system.boot("a", image, directory)?, &[1]),
+            None => machine("a", &small("a")?, &[1]),
+        };
+        let b = machine("b", &small("b")?, &[2]);
         let all = [&unit, &a, &b];
         for guest in all {
             guest.start()?;
@@ -50,7 +65,25 @@ impl Lab {
             a,
             b,
             kills,
+            image: image.clone(),
         })
+    }
+
+    /// Where the guests' files are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Another guest in the place of the unit's, or of the host `a`, which must be off. It is not
+    /// started.
+    pub(crate) fn instead_of_unit(&self, name: &str, boot: &Boot) -> Machine {
+        let ports = [UNIT_PORT, FABRIC_PORT];
+        Machine::new(name, boot, &self.segment, &ports, &self.directory)
+    }
+
+    /// See [`Self::instead_of_unit`].
+    pub(crate) fn instead_of_a(&self, name: &str, boot: &Boot) -> Machine {
+        Machine::new(name, boot, &self.segment, &[1], &self.directory)
     }
 
     /// Ends the guests; before that, fetches their logs where somebody wants to read them.
@@ -72,20 +105,34 @@ impl Lab {
     /// Starts fabric services, the unit with `devices` (TOML below a controller `c1`) and both hosts
     /// with `host` (TOML), and waits until `a` knows every device.
     pub(crate) fn daemons(&self, devices: &str, host: &str) -> Result<()> {
-        let fabric =
-            "interface = \"eth1\"\npolicy = \"auto-join\"\nstate_dir = \"/var/lib/rma/f\"\n";
-        write(&self.unit, "/etc/rma/fabricd.toml", fabric)?;
-        let unit = format!(
-            "interface = \"eth0\"\nname = \"unit\"\ncluster = \"A\"\nstate_dir = \"/var/lib/rma/u\"\n\n\
-             [[controller]]\nnumber = 1\nname = \"c1\"\n{devices}"
-        );
-        write(&self.unit, "/etc/rma/unitd.toml", &unit)?;
-        self.start_unit()?;
+        self.unit_and_fabric(devices)?;
         for guest in [&self.a, &self.b] {
             let text = format!("interface = \"eth0\"\ncluster = \"A\"\n{host}");
             write(guest, "/etc/rma/rmad.toml", &text)?;
             start_rmad(guest)?;
         }
+        self.wait_equal(devices)
+    }
+
+    /// The same, where `a` has a whole system: its daemon is a service of the package.
+    pub(crate) fn services(&self, devices: &str, host: &str) -> Result<()> {
+        self.unit_and_fabric(devices)?;
+        let text = format!("interface = \"eth0\"\ncluster = \"A\"\n{host}");
+        for guest in [&self.a, &self.b] {
+            guest.sh("mkdir -p /etc/rma")?;
+            write(guest, "/etc/rma/rmad.toml", &text)?;
+        }
+        start_rmad(&self.b)?;
+        system::install(&self.a, &["tools", "host"])?;
+        self.wait_equal(devices)
+    }
+
+    /// Starts fabric services and the unit.
+    fn unit_and_fabric(&self, devices: &str) -> Result<()> {
+        begin_unit(&self.unit, devices)
+    }
+
+    fn wait_equal(&self, devices: &str) -> Result<()> {
         // Two hosts, a unit, a controller, and these.
         let rows = 4 + devices.matches("[[controller.device]]").count();
         for guest in [&self.a, &self.b] {
@@ -100,9 +147,7 @@ impl Lab {
 
     /// Starts the daemons of the unit's guest.
     pub(crate) fn start_unit(&self) -> Result<()> {
-        self.unit.sh("rma-fabricd >>/tmp/fabricd.log 2>&1 &")?;
-        self.unit.sh("rma-unitd >>/tmp/unitd.log 2>&1 &")?;
-        Ok(())
+        start_unit(&self.unit)
     }
 
     /// Allocates unit and controller to both hosts, shared.
@@ -116,6 +161,25 @@ impl Lab {
     pub(crate) fn cut_unit(&self, cut: bool) {
         self.segment.cut(UNIT_PORT, cut);
     }
+}
+
+/// Starts fabric services and a unit with `devices` (TOML below a controller `c1`) in a guest.
+pub(crate) fn begin_unit(guest: &Machine, devices: &str) -> Result<()> {
+    let fabric = "interface = \"eth1\"\npolicy = \"auto-join\"\nstate_dir = \"/var/lib/rma/f\"\n";
+    write(guest, "/etc/rma/fabricd.toml", fabric)?;
+    let unit = format!(
+        "interface = \"eth0\"\nname = \"unit\"\ncluster = \"A\"\nstate_dir = \"/var/lib/rma/u\"\n\n\
+         [[controller]]\nnumber = 1\nname = \"c1\"\n{devices}"
+    );
+    write(guest, "/etc/rma/unitd.toml", &unit)?;
+    start_unit(guest)
+}
+
+/// Starts the daemons of a unit's guest.
+pub(crate) fn start_unit(guest: &Machine) -> Result<()> {
+    guest.sh("rma-fabricd >>/tmp/fabricd.log 2>&1 &")?;
+    guest.sh("rma-unitd >>/tmp/unitd.log 2>&1 &")?;
+    Ok(())
 }
 
 /// Writes a file in a guest, so that a reset leaves it.

@@ -40,7 +40,7 @@ const RULES: [&str; 3] = [
 const DAEMONS: [&str; 5] = ["rma", "rmad", "rma-unitd", "rma-fabricd", "rma-vm"];
 
 /// Kernel and initramfs, ready to be booted.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
@@ -91,6 +91,7 @@ impl Image {
             tree.add(directory, Entry::Directory);
         }
         tree.file("etc/rcS", 0o755, include_bytes!("rcS").to_vec());
+        tree.file("etc/rdinit", 0o755, include_bytes!("rdinit").to_vec());
         tree.file("etc/inittab", 0o644, include_bytes!("inittab").to_vec());
         let accounts = "root:x:0:0:root:/:/bin/sh\n";
         tree.file("etc/passwd", 0o644, accounts.into());

@@ -21,7 +21,7 @@ use crate::image::Image;
 use crate::segment::Segment;
 
 /// How long a guest may take to start.
-const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a command may take that does not say otherwise, seconds.
 const COMMAND_SECONDS: u64 = 60;
 /// Time for an answer beyond that of the command itself.
@@ -44,6 +44,29 @@ struct Running {
     ready: Receiver<()>,
 }
 
+/// What a guest boots, and its disks with their formats.
+pub(crate) struct Boot {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// More for the kernel's command line.
+    pub(crate) append: String,
+    pub(crate) disks: Vec<(PathBuf, &'static str)>,
+}
+
+impl Boot {
+    /// The small guest, with a disk of its own for what must survive a reset.
+    pub(crate) fn small(name: &str, image: &Image, directory: &Path) -> Result<Self> {
+        let disk = directory.join(format!("{name}.disk"));
+        File::create(&disk)?.set_len(1 << 30)?;
+        Ok(Self {
+            kernel: image.kernel.clone(),
+            initramfs: image.initramfs.clone(),
+            append: String::new(),
+            disks: vec![(disk, "raw")],
+        })
+    }
+}
+
 /// A guest; dropping it ends its process.
 pub(crate) struct Machine {
     pub(crate) name: String,
@@ -55,16 +78,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Prepares a guest at ports of the segment, with a disk of its own; it is not started.
+    /// Prepares a guest at ports of the segment; it is not started.
     pub(crate) fn new(
         name: &str,
-        image: &Image,
+        boot: &Boot,
         segment: &Segment,
         ports: &[usize],
         directory: &Path,
-    ) -> Result<Self> {
-        let disk = directory.join(format!("{name}.disk"));
-        File::create(&disk)?.set_len(1 << 30)?;
+    ) -> Self {
         let channel = directory.join(format!("{name}.channel"));
         let command = [
             "-accel", "tcg", "-machine", "q35", "-cpu", "qemu64", "-smp", "1", "-m", "640",
@@ -80,16 +101,21 @@ impl Machine {
             format!("socket,id=channel,path={}", channel.display()),
             "-device".into(),
             format!("virtserialport,chardev=channel,name={PORT}"),
-            "-drive".into(),
-            format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()),
             "-kernel".into(),
-            image.kernel.display().to_string(),
+            boot.kernel.display().to_string(),
             "-initrd".into(),
-            image.initramfs.display().to_string(),
+            boot.initramfs.display().to_string(),
             "-append".into(),
             // An emulated timer may be late when the machine is busy: the kernel is not to wonder.
-            format!("console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check net.ifnames=0 rma_vm={name}"),
+            format!(
+                "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check net.ifnames=0 rma_vm={name} {}",
+                boot.append
+            ),
         ])
+        .chain(boot.disks.iter().flat_map(|(path, format)| {
+            let drive = format!("file={},format={format},if=virtio,cache=unsafe", path.display());
+            ["-drive".into(), drive]
+        }))
         .chain(ports.iter().flat_map(|port| {
             let nic = format!(
                 "virtio-net-pci,netdev=net{port},host_mtu=9000,romfile=,mac=02:72:6d:00:00:{port:02x}"
@@ -97,14 +123,14 @@ impl Machine {
             ["-netdev".into(), segment.netdev(*port), "-device".into(), nic]
         }))
         .collect();
-        Ok(Self {
+        Self {
             name: name.to_owned(),
             directory: directory.to_owned(),
             command,
             nics: ports.iter().map(|port| segment.guest_path(*port)).collect(),
             running: Mutex::new(None),
             last_id: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Starts it; [`Self::wait_ready`] for it.
@@ -162,6 +188,18 @@ impl Machine {
                 .map_err(|_| format!("{} does not come up; see its console", self.name).into()),
             None => Err(format!("{} is not started", self.name).into()),
         }
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait_off(&self, patience: Duration) -> Result<()> {
+        let what = format!("{} to be off", self.name);
+        let over = || match self.lock().as_mut() {
+            Some(running) => !matches!(running.qemu.try_wait(), Ok(None)),
+            None => true,
+        };
+        wait_until(patience, &what, over)?;
+        self.kill();
+        Ok(())
     }
 
     /// Ends it at once, as a loss of power does: its disk keeps what had reached it.
@@ -230,8 +268,9 @@ impl Machine {
 
     /// Waits until a shell command succeeds. It is looked at every so often in the guest.
     pub(crate) fn wait_sh(&self, seconds: u64, what: &str, command: &str) -> Result<String> {
-        let script =
-            format!("while :; do out=$({command}) && break; usleep 50000; done; echo \"$out\"");
+        let script = format!(
+            "while :; do out=$({command}) && break; busybox usleep 50000; done; echo \"$out\""
+        );
         match self.try_sh(seconds, &script)? {
             output if output.status == 0 => Ok(output.stdout),
             _ => {

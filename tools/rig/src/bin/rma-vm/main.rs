@@ -6,6 +6,7 @@ mod image;
 mod machine;
 mod scenarios;
 mod segment;
+mod system;
 
 use std::error::Error;
 use std::fs;
@@ -19,6 +20,7 @@ use serde_json::json;
 use cluster::Lab;
 use image::Image;
 use scenarios::{SCENARIOS, Scenario};
+use system::System;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -43,6 +45,12 @@ struct Args {
     /// Where the kernel's package is unpacked
     #[arg(long, value_name = "DIR", default_value = "target/vm/kernel")]
     kernel: PathBuf,
+    /// Where the disk of a guest with a whole system is (tools/vm-system)
+    #[arg(long, value_name = "DIR", default_value = "target/vm/system")]
+    system: PathBuf,
+    /// Where our Debian packages are, each in two versions (tools/package)
+    #[arg(long, value_name = "DIR", default_value = "target/vm/packages")]
+    packages: PathBuf,
     /// How often rmad is killed in the scenarios about that
     #[arg(long, value_name = "N", default_value_t = 20)]
     kills: u32,
@@ -96,14 +104,23 @@ fn run(args: &Args) -> Result<bool> {
     }
     let directory = tempfile::Builder::new().prefix("rma-vm-").tempdir()?;
     let image = Image::build(&args.kernel, &rma_rig::bin_dir(), directory.path())?;
+    let wanted: Vec<&Scenario> = SCENARIOS
+        .iter()
+        .filter(|s| args.only.is_empty() || args.only.iter().any(|only| only == s.name))
+        .collect();
+    let system = if wanted.iter().any(|scenario| scenario.system) {
+        let place = directory.path();
+        Some(System::find(&args.system, &args.packages, place)?)
+    } else {
+        None
+    };
     let mut outcomes = Vec::new();
-    for scenario in SCENARIOS {
-        if args.only.is_empty() || args.only.iter().any(|only| only == scenario.name) {
-            let place = directory.path().join(scenario.name);
-            fs::create_dir(&place)?;
-            outcomes.push(one(scenario, &image, &place, args));
-            fs::remove_dir_all(&place)?;
-        }
+    for scenario in wanted {
+        let place = directory.path().join(scenario.name);
+        fs::create_dir(&place)?;
+        let system = system.as_ref().filter(|_| scenario.system);
+        outcomes.push(one(scenario, &image, system, &place, args));
+        fs::remove_dir_all(&place)?;
     }
     if let Some(path) = &args.json {
         let rows: Vec<_> = outcomes
@@ -117,10 +134,16 @@ fn run(args: &Args) -> Result<bool> {
 }
 
 /// Runs one scenario in guests of its own, and says how it went.
-fn one(scenario: &Scenario, image: &Image, place: &Path, args: &Args) -> Outcome {
+fn one(
+    scenario: &Scenario,
+    image: &Image,
+    system: Option<&System>,
+    place: &Path,
+    args: &Args,
+) -> Outcome {
     let keep = &args.keep;
     let started = Instant::now();
-    let result = Lab::start(image, place, args.kills).and_then(|lab| {
+    let result = Lab::start(image, system, place, args.kills).and_then(|lab| {
         let result = (scenario.run)(&lab);
         lab.finish(result.is_err());
         result

@@ -1,8 +1,10 @@
 //! What is tried in the guests.
 
+mod diskless;
 mod disks;
 mod faults;
 mod input;
+mod systems;
 
 use crate::Result;
 use crate::cluster::Lab;
@@ -11,6 +13,8 @@ use crate::cluster::Lab;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
+    /// Whether the host `a` has a whole system instead of the small guest's.
+    pub(crate) system: bool,
     pub(crate) run: fn(&Lab) -> Result<()>,
 }
 
@@ -19,52 +23,86 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-ublk",
         about: "ublk: names within a second, a filesystem on disk and partition and extent, gone within a second",
+        system: false,
         run: |lab| disks::disk(lab, "ublk"),
     },
     Scenario {
         name: "kill-ublk",
         about: "ublk: rmad is killed again and again under verified I/O; no error, the device stays",
+        system: false,
         run: |lab| faults::kill(lab, "ublk"),
     },
     Scenario {
         name: "disk-nbd",
         about: "nbd: names within a second, a filesystem on disk and partition and extent, gone within a second",
+        system: false,
         run: |lab| disks::disk(lab, "nbd"),
     },
     Scenario {
         name: "kill-nbd",
         about: "nbd: rmad is killed again and again under verified I/O; no error, the device stays",
+        system: false,
         run: |lab| faults::kill(lab, "nbd"),
     },
     Scenario {
         name: "reallocate",
         about: "a mounted device is not taken without --force; with it, not one of its writes is applied any more",
+        system: false,
         run: |lab| faults::reallocate(lab, "auto"),
     },
     Scenario {
         name: "cut-ublk",
         about: "ublk: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        system: false,
         run: |lab| faults::cut(lab, "ublk"),
     },
     Scenario {
         name: "cut-nbd",
         about: "nbd: the unit is cut off for a while under verified I/O, which waits and does not fail",
+        system: false,
         run: |lab| faults::cut(lab, "nbd"),
     },
     Scenario {
         name: "unit-reset",
         about: "the unit's guest is reset under verified I/O; no error",
+        system: false,
         run: |lab| faults::unit_reset(lab, "auto"),
     },
     Scenario {
         name: "host-reset",
         about: "a host is reset and comes back with the same names and mounts",
+        system: false,
         run: |lab| faults::host_reset(lab, "auto"),
     },
     Scenario {
         name: "bad-input",
         about: "names made to harm, sizes of nothing, two devices with one name, no driver, no rules directory",
+        system: false,
         run: input::bad_input,
+    },
+    Scenario {
+        name: "packages",
+        about: "the packages are installed, upgraded under a mounted disk, not removed while it is mounted, removed",
+        system: true,
+        run: systems::packages,
+    },
+    Scenario {
+        name: "fstab-reset",
+        about: "a host with systemd and 32 devices is reset and comes back with the same names and its fstab mounts",
+        system: true,
+        run: systems::reset,
+    },
+    Scenario {
+        name: "shutdown",
+        about: "a host whose unit is dead, with a disk of it mounted and written to, is off within 30 s",
+        system: true,
+        run: systems::shutdown,
+    },
+    Scenario {
+        name: "diskless",
+        about: "a host without a disk boots from a unit's device, writes, reboots, reads; without its unit it says so and waits",
+        system: true,
+        run: diskless::diskless,
     },
 ];
 
