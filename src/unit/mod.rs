@@ -526,7 +526,7 @@ impl Unit {
     /// The same with the transaction that is on its way to the disk: what is stored after it is of no
     /// older term.
     fn term_to_store(&self) -> u64 {
-        let coming = self.transaction.as_ref().map_or(0, |t| t.change.term);
+        let coming = self.transaction.as_ref().map_or(0, Transaction::term);
         self.term().max(coming)
     }
 

@@ -77,6 +77,11 @@ impl Resets {
 }
 
 impl Transaction {
+    /// The term of its change.
+    pub(super) const fn term(&self) -> u64 {
+        self.change.term
+    }
+
     /// One that moves something to another cluster.
     pub(super) const fn of_move(
         answer: Option<(ConnectionId, CommandId, Vec<OwnershipRegister>)>,
