@@ -62,6 +62,8 @@ fn stories_of_old_end_well_now() {
         (3704, 16, 1, 19),
         (4201, 5, 5, 18),
         (20514, 15, 7, 13),
+        (2705, 3, 2, 8),
+        (6343, 3, 2, 8),
     ] {
         play(seed..seed + 1, hosts, units, devices, 15);
     }

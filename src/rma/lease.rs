@@ -105,6 +105,17 @@ impl Lease {
         }
     }
 
+    /// The session that this host holds, which ends now; a round for a new one goes on.
+    fn take_session(&mut self) -> Option<Session> {
+        match std::mem::take(&mut self.phase) {
+            Phase::Held(session) => Some(session),
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
     /// The session that this host holds: who, for how long, and until when unless it is renewed.
     pub(super) fn session(&self, now: Time) -> Option<(&Holder, Duration, Duration)> {
         match &self.phase {
@@ -499,7 +510,7 @@ impl Agent {
 
     /// This host does not hold the lease any more, whatever it was about to do.
     pub(super) fn lose_lease(&mut self, now: Time, why: &str) {
-        let Phase::Held(session) = std::mem::take(&mut self.lease.phase) else {
+        let Some(session) = self.lease.take_session() else {
             return;
         };
         self.forget_session_timers();
@@ -526,7 +537,7 @@ impl Agent {
 
     /// Hands the lease back.
     pub(super) fn end_session(&mut self, now: Time) {
-        let Phase::Held(session) = std::mem::take(&mut self.lease.phase) else {
+        let Some(session) = self.lease.take_session() else {
             return;
         };
         self.forget_session_timers();
