@@ -12,10 +12,10 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::cli_error::CliError;
 use super::cli_verbs::{CrtVerb, FabricVerb, GranularityVerb, LockVerb, UdevVerb, UnitVerb};
 use super::control::ControlClient;
-use super::protocol::{Answer, SCHEMA};
+use super::protocol::{Answer, PolicyChange, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
-use super::{apply, change_text, device_text};
+use super::{apply, change_text};
 use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
@@ -171,6 +171,20 @@ enum Verb {
     /// The udev rules that rmad generates
     #[command(subcommand)]
     Udev(UdevVerb),
+    /// Show or set what becomes of a device's I/O on this host while its unit cannot be reached
+    Policy {
+        /// Device or extent: GUID, its first 8 digits or more, address or name
+        device: String,
+        /// It waits, however long
+        #[arg(long, group = "policy")]
+        queue: bool,
+        /// It fails when the unit has been away for so many seconds; 0: at once
+        #[arg(long, group = "policy", value_name = "SECONDS")]
+        fail_after: Option<u32>,
+        /// As rmad's configuration says
+        #[arg(long, group = "policy")]
+        default: bool,
+    },
     /// Measure a device that this host owns: load made inside rmad, as fio would
     Bench(super::bench::Args),
     /// Decode a packet capture of the segment, a line per frame
@@ -298,6 +312,19 @@ impl Cli {
             Verb::Crt(verb) => return self.crt(verb, style),
             Verb::Udev(UdevVerb::Rules) => return self.udev_rules(),
             Verb::Udev(UdevVerb::Test { device }) => return self.udev_test(device, style),
+            Verb::Policy {
+                device,
+                queue,
+                fail_after,
+                default,
+            } => {
+                let change = match fail_after {
+                    Some(seconds) => Some(PolicyChange::FailAfter { seconds: *seconds }),
+                    None if *queue => Some(PolicyChange::Queue),
+                    None => default.then_some(PolicyChange::Default),
+                };
+                return self.policy(device, change);
+            }
             Verb::Bench(args) => {
                 let json = self.output == Format::Json;
                 return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
@@ -363,7 +390,7 @@ impl Cli {
         }
     }
 
-    fn socket(&self, default: &str) -> PathBuf {
+    pub(super) fn socket(&self, default: &str) -> PathBuf {
         self.socket
             .clone()
             .unwrap_or_else(|| self.run_dir.join(default))
@@ -385,7 +412,7 @@ impl Cli {
         }
     }
 
-    fn print<T: serde::Serialize>(
+    pub(super) fn print<T: serde::Serialize>(
         &self,
         value: &T,
         text: impl FnOnce() -> String,
@@ -403,60 +430,6 @@ impl Cli {
             }
         }
         Ok(())
-    }
-
-    fn exports(&self, style: Style) -> Result<bool, CliError> {
-        let question = super::protocol::Question::Exports;
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::Exports { exports } => {
-                self.print(&serde_json::json!({ "exports": exports }), || {
-                    device_text::exports(&exports, style)
-                })?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn statistics(&self, style: Style) -> Result<bool, CliError> {
-        let question = super::protocol::Question::Statistics;
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::Statistics { devices, frames } => {
-                let json = serde_json::json!({ "devices": devices, "frames": frames });
-                self.print(&json, || super::stats_text::text(style, &devices, &frames))?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn udev_rules(&self) -> Result<bool, CliError> {
-        match ask(
-            &self.socket("rmad.sock"),
-            &super::protocol::Question::UdevRules,
-        )? {
-            Answer::UdevRules { rules } => {
-                self.print(&serde_json::json!({ "rules": rules }), || rules.clone())?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn udev_test(&self, device: &str, style: Style) -> Result<bool, CliError> {
-        let device = device.to_owned();
-        let question = super::protocol::Question::UdevTest { device };
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::UdevTest(test) => {
-                self.print(&test, || device_text::udev_test(&test, style))?;
-                Ok(test.links.iter().all(|link| link.is_right))
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
     }
 
     fn watch(&self) -> Result<bool, CliError> {
@@ -577,7 +550,7 @@ fn send<Q: serde::Serialize>(
 }
 
 /// Asks a daemon one question and awaits its one answer.
-fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+pub(super) fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
     path: &Path,
     question: &Q,
 ) -> Result<A, CliError> {
