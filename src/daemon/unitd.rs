@@ -15,7 +15,7 @@ use super::spin::Spin;
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
-use super::unitd_start::{log_start, make_dir, random_seed, settle_mtu};
+use super::unitd_start::{MAX_DEFAULT_MTU, log_start, make_dir, random_seed, settle_mtu};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};

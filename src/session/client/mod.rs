@@ -21,7 +21,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Notification, PathProbe, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
+    IocNumber, IodNumber, Kind, Mac, Status, Tail, Time, Wire,
 };
 use commands::Commands;
 pub use paths::{NicState, PathReport};
