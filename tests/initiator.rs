@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rma::initiator::{
-    DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, MAX_IO_BYTES, Target,
+    DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, MAX_IO_BYTES, Policy, Target,
 };
 use rma::session::{Hub, HubEvent, Server, ServerConfig, ServerEvent};
 use rma::wire::message::{DeviceRecord, DevicesReply};
@@ -468,6 +468,81 @@ fn io_waits_while_the_unit_is_away() {
     let took = bench.until(10 * SECONDS, |b| b.done.len() == 199);
     assert!(took < 2 * SECONDS, "{took:?}");
     assert!(bench.done.values().all(Result::is_ok));
+}
+
+#[test]
+fn io_fails_after_a_while_where_the_policy_says_so() {
+    let mut bench = Bench::new(Faults::NONE, 1, 9000);
+    let device = bench.open();
+    let after = |seconds: u32| Policy::FailAfter(SECONDS * seconds);
+    bench.initiator.set_policy(bench.now, device, after(5));
+    bench.pass(SECONDS);
+    bench.submit(device, 1, IoOp::Write, 0, 512);
+    assert_eq!(bench.result(1), Ok(Vec::new()));
+    bench.units[0].up = false;
+    bench.submit(device, 2, IoOp::Read, 0, 512);
+    let took = bench.until(20 * SECONDS, |b| b.done.contains_key(&2));
+    assert_eq!(bench.done.remove(&2), Some(Err(IoError::Unreachable)));
+    // From when the connection is lost, which takes up to 2.5 s.
+    assert!((5 * SECONDS..8 * SECONDS).contains(&took), "{took:?}");
+    assert!(bench.initiator.is_failing(device));
+    bench.submit(device, 3, IoOp::Read, 0, 512);
+    assert_eq!(
+        bench.done.remove(&3),
+        Some(Err(IoError::Unreachable)),
+        "at once"
+    );
+    // The policy is changed while the unit is away, and counts for what waits already.
+    bench.initiator.set_policy(bench.now, device, Policy::Queue);
+    bench.submit(device, 4, IoOp::Write, 0, 512);
+    bench.pass(60 * SECONDS);
+    assert!(bench.done.is_empty());
+    bench.initiator.set_policy(bench.now, device, after(60));
+    bench.pump();
+    assert_eq!(bench.done.remove(&4), Some(Err(IoError::Unreachable)));
+    bench.units[0].restart();
+    bench.until(10 * SECONDS, |b| !b.initiator.is_failing(device));
+    bench.submit(device, 5, IoOp::Read, 0, 512);
+    assert!(bench.result(5).is_ok());
+    // Of a unit that was never there.
+    let target = bench.target(1, 1);
+    let device = bench.initiator.open(bench.now, target);
+    bench.initiator.set_policy(bench.now, device, after(1));
+    bench.submit(device, 6, IoOp::Read, 0, 512);
+    assert_eq!(bench.result(6), Err(IoError::Unreachable));
+}
+
+#[test]
+fn a_write_that_has_failed_never_overtakes_a_later_one() {
+    for seed in 1..20 {
+        let mut bench = Bench::new(Faults::ALL, seed, 9000);
+        bench.units[0].disk.slowness = Duration::from_millis(20);
+        let device = bench.open();
+        bench.pass(SECONDS);
+        let policy = Policy::FailAfter(SECONDS);
+        bench.initiator.set_policy(bench.now, device, policy);
+        for token in 1..40 {
+            bench.submit(device, token, IoOp::Write, 0, 4096);
+        }
+        bench.pass(Duration::from_millis(seed));
+        // Its wire is cut, and it goes on with what it has.
+        let mac = bench.units[0].mac;
+        bench.segment.dead.insert(mac);
+        bench.until(20 * SECONDS, |b| b.done.len() == 39);
+        bench.done.clear();
+        bench.segment.dead.clear();
+        if seed % 3 == 0 {
+            bench.units[0].restart();
+        }
+        bench.until(20 * SECONDS, |b| !b.initiator.is_failing(device));
+        bench.submit(device, 100, IoOp::Write, 0, 4096);
+        assert_eq!(bench.result(100), Ok(Vec::new()));
+        bench.pass(2 * SECONDS);
+        assert!(
+            bench.units[0].disk.bytes[..4096] == data_of(100, 4096),
+            "seed {seed}"
+        );
+    }
 }
 
 #[test]

@@ -929,3 +929,33 @@ proptest! {
         prop_assert_eq!(world.events.iter().filter(connected).count(), 1);
     }
 }
+
+#[test]
+fn an_answer_for_another_device_or_the_second_to_come_is_dropped() {
+    let mut world = World::new(Faults::NONE, 3, 1500);
+    world.until(Duration::from_secs(1), |w| w.connected());
+    world.segment.record = Some(Vec::new());
+    world.segment.lose = Some(|_, frame| frame.dst == CLIENT_MAC);
+    let id = world.read(1, 0, 512);
+    world.pass(Duration::from_micros(200));
+    world.segment.lose = None;
+    let record = world.segment.record.take().unwrap();
+    let reply = record.into_iter().find_map(|frame| {
+        let (header, payload) = Header::parse(&frame.bytes, true).ok()?;
+        (header.kind == Kind::Read && header.is_reply()).then(|| (header, payload.to_vec()))
+    });
+    let (header, payload) = reply.expect("the answer that was lost");
+    let mut deliver = |header: Header| {
+        let mut bytes = Vec::new();
+        header.emit(&payload, &mut bytes);
+        world.client.handle(world.now, SERVER_MAC, &bytes)
+    };
+    let of_another = Header {
+        iod: IodNumber(header.iod.0 + 1),
+        ..header
+    };
+    assert_eq!(deliver(of_another), Err(DropReason::Inconsistent));
+    assert_eq!(deliver(header), Ok(()));
+    assert_eq!(deliver(header), Err(DropReason::OldCommand));
+    assert_eq!(world.reply(id), (Status::Ok, vec![0; 512]));
+}

@@ -318,6 +318,21 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             let body = ProgressReport { progress, missing };
             (request(Kind::Progress), Body::ProgressReport(body))
         }),
+        (
+            any::<bool>(),
+            any::<u32>(),
+            MIN_MTU..=u16::MAX,
+            0..10_000_u16
+        )
+            .prop_map(move |(is_reply, number, mtu, padding)| {
+                let header = if is_reply { reply } else { request };
+                let body = PathProbe {
+                    number,
+                    mtu,
+                    padding,
+                };
+                (header(Kind::Path), Body::PathProbe(body))
+            }),
         (number(), code(Event::ALL), any::<u16>(), observed()).prop_map(
             move |(number, event, ioc, stamp)| {
                 let ioc = IocNumber(ioc);
@@ -865,6 +880,12 @@ fn what_no_honest_sender_says_is_refused() {
     refused(&Missing {
         ranges: (0..=MAX_RANGES as u32).map(|i| range(i, 1)).collect(),
     });
+
+    refused(&PathProbe::of_frame(1, MIN_MTU - 1, 1500));
+    let mut padded = PathProbe::of_frame(1, MIN_MTU, 1500).to_body();
+    assert!(PathProbe::from_body(&padded).is_ok());
+    *padded.last_mut().unwrap() = 1;
+    assert!(PathProbe::from_body(&padded).is_err(), "padding is zeroes");
 
     for sample in samples() {
         match sample.body {

@@ -330,6 +330,12 @@ fn session_constants_are_those_of_the_code() {
         NOTIFY_INTERVAL,
         NOTIFY_TRIES,
         RELIEF_INTERVAL,
+        MAX_PATHS,
+        PATH_MTU_START,
+        PATH_TRIES,
+        PATH_INTERVAL,
+        PATH_AGAIN,
+        PATH_STRIKES,
         WINDOW_START,
         WINDOW_MIN,
         WINDOW_MAX,
@@ -357,4 +363,4 @@ macro_rules! plain {
         }
     )+ };
 }
-plain!(u16, u32, usize);
+plain!(u8, u16, u32, usize);

@@ -12,10 +12,10 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::cli_error::CliError;
 use super::cli_verbs::{CrtVerb, FabricVerb, GranularityVerb, LockVerb, UdevVerb, UnitVerb};
 use super::control::ControlClient;
-use super::protocol::{Answer, SCHEMA};
+use super::protocol::{Answer, PolicyChange, SCHEMA};
 use super::text::{self, Style};
 use super::unit_protocol::UnitRequest;
-use super::{apply, change_text, device_text};
+use super::{apply, change_text};
 use crate::rma::desired::Size;
 use crate::rma::request::{AdminReply, AdminRequest, WatchEvent};
 
@@ -173,6 +173,20 @@ enum Verb {
     Udev(UdevVerb),
     /// Take block devices from the system whose unit is gone for good: what waits for them fails
     Abandon(super::abandon::Args),
+    /// Show or set what becomes of a device's I/O on this host while its unit cannot be reached
+    Policy {
+        /// Device or extent: GUID, its first 8 digits or more, address or name
+        device: String,
+        /// It waits, however long
+        #[arg(long, group = "policy")]
+        queue: bool,
+        /// It fails when the unit has been away for so many seconds; 0: at once
+        #[arg(long, group = "policy", value_name = "SECONDS")]
+        fail_after: Option<u32>,
+        /// As rmad's configuration says
+        #[arg(long, group = "policy")]
+        default: bool,
+    },
     /// Measure a device that this host owns: load made inside rmad, as fio would
     Bench(super::bench::Args),
     /// Decode a packet capture of the segment, a line per frame
@@ -304,6 +318,19 @@ impl Cli {
                 let json = self.output == Format::Json;
                 return Ok(super::abandon::run(args, &self.socket("rmad.sock"), json)?);
             }
+            Verb::Policy {
+                device,
+                queue,
+                fail_after,
+                default,
+            } => {
+                let change = match fail_after {
+                    Some(seconds) => Some(PolicyChange::FailAfter { seconds: *seconds }),
+                    None if *queue => Some(PolicyChange::Queue),
+                    None => default.then_some(PolicyChange::Default),
+                };
+                return self.policy(device, change);
+            }
             Verb::Bench(args) => {
                 let json = self.output == Format::Json;
                 return Ok(super::bench::run(args, &self.socket("rmad.sock"), json)?);
@@ -366,7 +393,7 @@ impl Cli {
         }
     }
 
-    fn socket(&self, default: &str) -> PathBuf {
+    pub(super) fn socket(&self, default: &str) -> PathBuf {
         self.socket
             .clone()
             .unwrap_or_else(|| self.run_dir.join(default))
@@ -388,7 +415,7 @@ impl Cli {
         }
     }
 
-    fn print<T: serde::Serialize>(
+    pub(super) fn print<T: serde::Serialize>(
         &self,
         value: &T,
         text: impl FnOnce() -> String,
@@ -406,60 +433,6 @@ impl Cli {
             }
         }
         Ok(())
-    }
-
-    fn exports(&self, style: Style) -> Result<bool, CliError> {
-        let question = super::protocol::Question::Exports;
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::Exports { exports } => {
-                self.print(&serde_json::json!({ "exports": exports }), || {
-                    device_text::exports(&exports, style)
-                })?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn statistics(&self, style: Style) -> Result<bool, CliError> {
-        let question = super::protocol::Question::Statistics;
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::Statistics { devices, frames } => {
-                let json = serde_json::json!({ "devices": devices, "frames": frames });
-                self.print(&json, || super::stats_text::text(style, &devices, &frames))?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn udev_rules(&self) -> Result<bool, CliError> {
-        match ask(
-            &self.socket("rmad.sock"),
-            &super::protocol::Question::UdevRules,
-        )? {
-            Answer::UdevRules { rules } => {
-                self.print(&serde_json::json!({ "rules": rules }), || rules.clone())?;
-                Ok(true)
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
-    }
-
-    fn udev_test(&self, device: &str, style: Style) -> Result<bool, CliError> {
-        let device = device.to_owned();
-        let question = super::protocol::Question::UdevTest { device };
-        match ask(&self.socket("rmad.sock"), &question)? {
-            Answer::UdevTest(test) => {
-                self.print(&test, || device_text::udev_test(&test, style))?;
-                Ok(test.links.iter().all(|link| link.is_right))
-            }
-            Answer::Error(error) => Err(CliError::Refused(error.message)),
-            _ => Err(CliError::unexpected()),
-        }
     }
 
     fn watch(&self) -> Result<bool, CliError> {
@@ -580,7 +553,7 @@ fn send<Q: serde::Serialize>(
 }
 
 /// Asks a daemon one question and awaits its one answer.
-fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+pub(super) fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
     path: &Path,
     question: &Q,
 ) -> Result<A, CliError> {

@@ -1,11 +1,13 @@
 //! What `rma exports` and `rma udev test` print.
 
-use super::protocol::{ExportInfo, UdevTest};
+use super::protocol::{ExportInfo, PolicyInfo, UdevTest};
 use super::text::{Style, list, size};
 
 /// The exported devices.
 pub(super) fn exports(exports: &[ExportInfo], style: Style) -> String {
-    let headings = ["NAME", "BACKEND", "PATH", "SIZE#", "STATE", "WHY", "GUID"];
+    let headings = [
+        "NAME", "BACKEND", "PATH", "SIZE#", "STATE", "POLICY", "WHY", "GUID",
+    ];
     let rows = exports
         .iter()
         .map(|e| {
@@ -15,12 +17,30 @@ pub(super) fn exports(exports: &[ExportInfo], style: Style) -> String {
                 e.path.clone(),
                 size(e.size_bytes),
                 e.state.clone(),
+                policy_word(e.fail_after_s),
                 e.reason.clone(),
                 style.guid(&e.guid),
             ]
         })
         .collect();
     list(style, &headings, rows)
+}
+
+fn policy_word(fail_after_s: Option<u32>) -> String {
+    match fail_after_s {
+        None => "queue".to_owned(),
+        Some(seconds) => format!("fail after {seconds} s"),
+    }
+}
+
+/// What becomes of a device's I/O while its unit cannot be reached.
+pub(super) fn policy(info: &PolicyInfo) -> String {
+    let from = if info.is_default {
+        " (rmad's default)"
+    } else {
+        ""
+    };
+    format!("{}: {}{from}\n", info.name, policy_word(info.fail_after_s))
 }
 
 /// The names of a device, the rules that give them, and where they lead.

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod capture;
 pub mod change_text;
 pub mod cli;
+mod cli_devices;
 mod cli_error;
 mod cli_verbs;
 pub mod control;

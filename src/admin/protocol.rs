@@ -34,6 +34,13 @@ pub enum Question {
         /// The device: GUID, its first digits (8 or more), address or name.
         device: String,
     },
+    /// What becomes of a device's I/O while its unit cannot be reached.
+    Policy {
+        /// The device: GUID, its first digits (8 or more), address or name.
+        device: String,
+        /// What it shall be from now on; `None`: only tell.
+        change: Option<PolicyChange>,
+    },
     /// Make load on a device that this host owns; answered with [`Answer::Load`] each second.
     Load {
         /// The device: GUID, its first digits (8 or more), address or name.
@@ -62,6 +69,8 @@ pub enum Answer {
         devices: Vec<DeviceStatistics>,
         /// Frames of the service EtherType.
         frames: FrameStatistics,
+        /// The paths to controllers.
+        paths: Vec<PathStatistics>,
     },
     /// The rules' text.
     UdevRules {
@@ -72,6 +81,8 @@ pub enum Answer {
     UdevTest(UdevTest),
     /// The block device is gone; its name.
     Abandoned(String),
+    /// What becomes of a device's I/O.
+    Policy(PolicyInfo),
     /// How a load goes.
     Load {
         /// So far.
@@ -81,6 +92,34 @@ pub enum Answer {
     },
     /// The question cannot be answered.
     Error(AdminError),
+}
+
+/// What shall become of a device's I/O while its unit cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyChange {
+    /// It waits, however long.
+    Queue,
+    /// It fails after so long.
+    FailAfter {
+        /// Seconds.
+        seconds: u32,
+    },
+    /// As the configuration says.
+    Default,
+}
+
+/// What becomes of a device's I/O while its unit cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    /// The device's GUID.
+    pub guid: String,
+    /// The device's name.
+    pub name: String,
+    /// Seconds after which I/O fails; `null`: it waits for ever.
+    pub fail_after_s: Option<u32>,
+    /// Whether that is the configuration's word, and none of the device's own.
+    pub is_default: bool,
 }
 
 /// A device as it is exported to this host's operating system.
@@ -100,8 +139,11 @@ pub struct ExportInfo {
     pub size_bytes: u64,
     /// Logical block size.
     pub block_size_bytes: u32,
-    /// `up`: the controller answers; `queueing`: it does not, and I/O waits; or what is wrong.
+    /// `up`: the controller answers; `queueing`: it does not, and I/O waits; `failing`: for so long that
+    /// I/O fails; or what is wrong.
     pub state: String,
+    /// Seconds for which I/O waits for an unreachable unit before it fails; `null`: for ever.
+    pub fail_after_s: Option<u32>,
 }
 
 /// What has been done on a device since this host owns it, or since `rmad` has started.
@@ -129,6 +171,27 @@ pub struct FrameStatistics {
     pub sent: u64,
     /// Frames that the interface did not take.
     pub send_drops: u64,
+}
+
+/// A path to a controller: a NIC of this host and one of its unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatistics {
+    /// The unit's GUID.
+    pub unit: String,
+    /// The controller's number.
+    pub controller: u16,
+    /// This host's interface.
+    pub interface: String,
+    /// The unit's NIC.
+    pub mac: String,
+    /// `used`, or `silent`: it does not answer, and is tried again and again.
+    pub state: String,
+    /// The most bytes of a frame behind its Ethernet header that it is known to carry.
+    pub mtu_bytes: u16,
+    /// How long an answer takes, where it was measured.
+    pub round_trip_ns: Option<u64>,
+    /// Commands that have taken it.
+    pub commands: u64,
 }
 
 /// How udev comes to a device's names.

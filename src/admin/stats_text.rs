@@ -1,12 +1,17 @@
 //! What has been done on devices and on the wire, as `rma devices --stats` prints it.
 
 use super::bench::time;
-use super::protocol::{DeviceStatistics, FrameStatistics};
+use super::protocol::{DeviceStatistics, FrameStatistics, PathStatistics};
 use super::text::{self, Style};
 use crate::initiator::stats::OpReport;
 
-/// A line for each device and kind of I/O that there was, and one about frames.
-pub(super) fn text(style: Style, devices: &[DeviceStatistics], frames: &FrameStatistics) -> String {
+/// A line for each device and kind of I/O that there was, one for each path, and one about frames.
+pub(super) fn text(
+    style: Style,
+    devices: &[DeviceStatistics],
+    frames: &FrameStatistics,
+    paths: &[PathStatistics],
+) -> String {
     let mut rows = Vec::new();
     for device in devices {
         let done = &device.done;
@@ -29,6 +34,33 @@ pub(super) fn text(style: Style, devices: &[DeviceStatistics], frames: &FrameSta
         "frames: {} received, {} sent; dropped: {} not taken in time, {} malformed, {} not sent\n",
         frames.received, frames.sent, frames.receive_drops, frames.malformed, frames.send_drops
     ));
+    let headings = [
+        "INTERFACE",
+        "UNIT'S NIC",
+        "CONTROLLER#",
+        "STATE",
+        "MTU#",
+        "ROUND TRIP#",
+        "COMMANDS#",
+        "UNIT",
+    ];
+    let rows = paths.iter().map(|path| {
+        let trip = path.round_trip_ns;
+        vec![
+            path.interface.clone(),
+            path.mac.clone(),
+            path.controller.to_string(),
+            path.state.clone(),
+            path.mtu_bytes.to_string(),
+            trip.map_or_else(|| "-".to_owned(), |ns| time(ns as f64)),
+            path.commands.to_string(),
+            style.guid(&path.unit),
+        ]
+    });
+    if !paths.is_empty() {
+        out.push('\n');
+        out.push_str(&text::list(style, &headings, rows.collect()));
+    }
     out
 }
 

@@ -360,6 +360,10 @@ impl<S: Syscalls> Backend for Disk<S> {
         Ok(Vec::new())
     }
 
+    fn medium_bytes(&self) -> Option<u64> {
+        self.syscalls.size().ok()
+    }
+
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError> {
         let mut actual = self.syscalls.size().map_err(os("ask its size"))?;
         if let Some(wanted) = wanted.filter(|w| *w > actual) {

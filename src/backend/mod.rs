@@ -52,6 +52,11 @@ pub trait Backend: Send + Sync {
     /// grow does; none ever loses content.
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError>;
 
+    /// How many bytes the medium has now, where that can change by itself.
+    fn medium_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether every operation is over within microseconds, so that a thread's hand-over would
     /// cost more than the operation.
     fn is_instant(&self) -> bool {

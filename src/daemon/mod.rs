@@ -17,6 +17,7 @@ pub mod rmad;
 pub mod rmad_config;
 mod rmad_devices;
 pub mod rmad_error;
+mod rmad_policies;
 pub mod service;
 mod service_shown;
 mod service_words;

@@ -11,7 +11,8 @@ use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
 use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
-use super::rmad_error::{chain, system};
+use super::rmad_error::{MAX_DEFAULT_MTU, chain, settle_mtu, system};
+use super::rmad_policies::Policies;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
@@ -23,7 +24,7 @@ use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
-use crate::wire::{ClusterName, EntityType};
+use crate::wire::{ClusterName, EntityType, Hop};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_LINKS: u64 = 1;
@@ -90,9 +91,10 @@ fn run_once(
     if !interfaces.iter().any(|interface| interface.up) {
         return Err(RmadError::Down(config.interface.join(", ")));
     }
-    let mtu = mtu(config, &interfaces)?;
+    let mtu = settle_mtu(config, &interfaces)?;
     let management = Nics::open(&interfaces, config.ethertype_management)?;
-    let service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
+    let mut service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
+    service_socket.limit_mtu(config.mtu.unwrap_or(MAX_DEFAULT_MTU));
     let macs = management.macs();
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
     for dir in [&config.state_dir, &config.run_dir] {
@@ -194,9 +196,11 @@ fn run_once(
         devices: Some(devices),
         cluster: ClusterName::NONE,
         watchers: BTreeSet::new(),
+        policies: Policies::open(&config.state_dir, config.policy),
         moved: None,
         config: config.clone(),
     };
+    daemon.policies.tell(&service);
     notify(&[sd_notify::NotifyState::Ready]);
     let result = daemon.run(&mut event_loop, Inbox::new(mtu), &service, reload);
     notify(&[sd_notify::NotifyState::Stopping]);
@@ -223,20 +227,6 @@ fn seed(identity: &Identity) -> u64 {
     fastrand::Rng::with_seed(mixed.wrapping_add(identity.incarnation().0)).u64(..)
 }
 
-fn mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> {
-    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
-    let interface = smallest.ok_or_else(|| RmadError::Down(String::new()))?;
-    match config.mtu {
-        Some(asked) if asked > interface.mtu => Err(RmadError::Mtu {
-            asked,
-            interface: interface.name.clone(),
-            has: interface.mtu,
-        }),
-        Some(asked) => Ok(asked),
-        None => Ok(interface.mtu.min(9000)),
-    }
-}
-
 pub(super) struct Rmad {
     pub(super) agent: Agent,
     socket: Nics,
@@ -248,6 +238,7 @@ pub(super) struct Rmad {
     pub(super) devices: Option<DevicesHandle>,
     cluster: ClusterName,
     watchers: BTreeSet<ControlId>,
+    pub(super) policies: Policies,
     moved: Option<Outcome>,
     /// What is in force.
     config: RmadConfig,
@@ -440,6 +431,7 @@ impl Rmad {
                     Err(e) => self.finish(id, &Answer::Error(e.into())),
                 }
             }
+            Question::Policy { device, change } => self.policy(id, &device, change, service),
             Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
             Question::UdevTest { device } => self.about(id, &device, DeviceCommand::Explain),
             Question::Abandon { device } => self.about(id, &device, DeviceCommand::Abandon),
@@ -490,8 +482,12 @@ impl Rmad {
                 ServiceEvent::Report(token, exports) => {
                     self.finish(ControlId::from_u64(token), &Answer::Exports { exports });
                 }
-                ServiceEvent::Statistics(token, devices, frames) => {
-                    let answer = Answer::Statistics { devices, frames };
+                ServiceEvent::Statistics(token, devices, frames, paths) => {
+                    let answer = Answer::Statistics {
+                        devices,
+                        frames,
+                        paths,
+                    };
                     self.finish(ControlId::from_u64(token), &answer);
                 }
             }
@@ -527,8 +523,8 @@ impl Rmad {
                     }
                     self.agent.vote_persisted(now(), token, result.is_ok());
                 }
-                AgentAction::AddController { unit, ioc, mac } => {
-                    service.send(ServiceCommand::AddController(unit, ioc, mac));
+                AgentAction::AddController { unit, ioc, macs } => {
+                    service.send(ServiceCommand::AddController(unit, ioc, macs));
                 }
                 AgentAction::RemoveController { unit, ioc } => {
                     service.send(ServiceCommand::RemoveController(unit, ioc));
@@ -584,7 +580,7 @@ impl Rmad {
         let (agent, time) = (&mut self.agent, now());
         if let Err(e) = self
             .socket
-            .send(time, |out, _| agent.poll_transmit(time, out))
+            .send(time, |out, _| agent.poll_transmit(time, out).map(Hop::any))
         {
             log::warn!("{}", chain(&e));
         }

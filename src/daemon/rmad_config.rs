@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::config::{self, ConfigError};
 use crate::export::choice::Choice;
 use crate::export::udev::{Access, AccountName};
+use crate::initiator::Policy;
 use crate::rma::CrtSource;
 use crate::wire::{ClusterName, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Guid, Mac};
 
@@ -77,6 +78,10 @@ pub struct Keys {
     /// administrator, when all hosts have the same table [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub auto_restore: Option<bool>,
+    /// Fail the I/O of devices whose unit has been away for so many seconds, where `rma policy` says nothing
+    /// of the device [default: it waits, however long]
+    #[arg(long, value_name = "SECONDS")]
+    pub fail_after_s: Option<u32>,
     /// How owned devices are exported; "auto" takes the first that works [default: auto]
     #[arg(long, value_enum)]
     pub export: Option<Choice>,
@@ -130,6 +135,8 @@ pub struct RmadConfig {
     pub keep_removed: Duration,
     /// Whether units get lost registers back by themselves.
     pub auto_restore: bool,
+    /// What becomes of I/O while a unit cannot be reached, where nothing else is said of the device.
+    pub policy: Policy,
     /// How owned devices are exported.
     pub export: Choice,
     /// Who may open the device nodes.
@@ -183,7 +190,7 @@ impl RmadConfig {
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
-            auto_restore, export, device_owner, device_group, device_mode);
+            auto_restore, fail_after_s, export, device_owner, device_group, device_mode);
         Self::from_keys(keys, path.unwrap_or(default))
     }
 
@@ -208,6 +215,7 @@ impl RmadConfig {
             ethertype_service,
             mtu,
             auto_restore,
+            policy,
             export,
             device_access,
         )
@@ -327,6 +335,9 @@ impl RmadConfig {
             poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 10_000)?,
             poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 5_000)?,
             auto_restore: keys.auto_restore.unwrap_or(false),
+            policy: keys.fail_after_s.map_or(Policy::Queue, |seconds| {
+                Policy::FailAfter(Duration::from_secs(seconds.into()))
+            }),
             export: keys.export.unwrap_or_default(),
             device_access,
             keep_removed: match keys.keep_removed_hours.unwrap_or(168) {
@@ -350,7 +361,7 @@ mod tests {
         let keys = merge!(flags, file: interface, name, cluster, guid, fabric_mac, crt_source, state_dir, run_dir,
             udev_rules_dir, ethertype_management, ethertype_service, mtu, poll_fabric_ms,
             poll_units_ms, poll_controllers_ms, poll_peers_ms, keep_removed_hours,
-            auto_restore, export, device_owner, device_group, device_mode);
+            auto_restore, fail_after_s, export, device_owner, device_group, device_mode);
         RmadConfig::from_keys(keys, path).map_err(|e| e.to_string())
     }
 

@@ -2,8 +2,9 @@
 
 use super::devices::{DeviceCommand, DeviceEvent, DevicesHandle};
 use super::rmad::Rmad;
+use super::service::ServiceHandle;
 use crate::admin::control::ControlId;
-use crate::admin::protocol::Answer;
+use crate::admin::protocol::{Answer, PolicyChange};
 use crate::rma::request::{AdminError, AdminRequest, ErrorKind};
 use crate::wire::{EntityType, Guid};
 
@@ -25,6 +26,36 @@ impl Rmad {
         if may_take && let Some(devices) = &self.devices {
             self.agent.set_used(devices.users());
         }
+    }
+
+    /// Tells, or changes, what becomes of a device's I/O while its unit cannot be reached.
+    pub(super) fn policy(
+        &mut self,
+        id: ControlId,
+        device: &str,
+        change: Option<PolicyChange>,
+        service: &ServiceHandle,
+    ) {
+        let among = [EntityType::Device, EntityType::Extent];
+        let found = self.agent.table().resolve_among(device, &among);
+        let answer = match found {
+            Err(e) => Answer::Error(e.into()),
+            Ok(guid) => {
+                let name = self.agent.table().get(guid).map(|row| row.name.clone());
+                let name = name.unwrap_or_default();
+                match self.policies.apply(guid, &name, change) {
+                    Ok(info) => Answer::Policy(info),
+                    Err(message) => Answer::Error(AdminError {
+                        kind: ErrorKind::Refused,
+                        message,
+                    }),
+                }
+            }
+        };
+        if change.is_some() {
+            self.policies.tell(service);
+        }
+        self.finish(id, &answer);
     }
 
     pub(super) fn device(&self, command: DeviceCommand) {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::rmad_config::RmadConfig;
 use crate::admin::control::ControlError;
-use crate::net::NetError;
+use crate::net::{Interface, NetError};
 use crate::store::crt_file::StoreError;
 use crate::store::identity::IdentityError;
 
@@ -69,4 +70,22 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 /// Makes an error of the system from what was tried.
 pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> RmadError {
     move |source| RmadError::System { action, source }
+}
+
+/// The largest MTU that is taken from an interface by itself.
+pub(super) const MAX_DEFAULT_MTU: u16 = 9000;
+
+/// The most bytes of a frame that all interfaces take, or what the configuration says.
+pub(super) fn settle_mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> {
+    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
+    let interface = smallest.ok_or_else(|| RmadError::Down(String::new()))?;
+    match config.mtu {
+        Some(asked) if asked > interface.mtu => Err(RmadError::Mtu {
+            asked,
+            interface: interface.name.clone(),
+            has: interface.mtu,
+        }),
+        Some(asked) => Ok(asked),
+        None => Ok(interface.mtu.min(MAX_DEFAULT_MTU)),
+    }
 }

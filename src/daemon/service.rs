@@ -24,11 +24,12 @@ use crate::export::kernel::flusher;
 use crate::export::socket::NbdSockets;
 use crate::export::ublk::UblkQueues;
 use crate::initiator::load::{Load, LoadSpec};
-use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent};
+use crate::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoEvent, Policy};
 use crate::net::{Inbox, LinkState, Nics};
 use crate::rma::OwnedDevice;
+use crate::session::NicState;
 use crate::wire::row::features;
-use crate::wire::{ClusterName, Guid, IocNumber, Time};
+use crate::wire::{ClusterName, Guid, Hop, IocNumber, Time};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_COMMANDS: u64 = 1;
@@ -83,7 +84,9 @@ impl ServiceHandle {
             queues,
             devices: config.devices,
             exports: BTreeMap::new(),
+            policies: (Policy::Queue, BTreeMap::new()),
             loads: Loads::default(),
+            is_unfinished: false,
             commands: command_queue,
             wake: Arc::clone(&wake),
             events: event_queue,
@@ -140,24 +143,28 @@ impl AsFd for ServiceHandle {
 
 pub(super) struct Export {
     pub(super) owned: OwnedDevice,
-    device: DeviceId,
+    pub(super) device: DeviceId,
     /// How it is exported; `None` until the device thread has said it.
     pub(super) shown: Option<Shown>,
 }
 
 pub(super) struct Service {
-    initiator: Initiator,
+    pub(super) initiator: Initiator,
     config: InitiatorConfig,
     seed: u64,
     /// The controllers connected to, and whether they answer.
     pub(super) controllers: BTreeMap<(Guid, IocNumber), bool>,
-    socket: Nics,
+    pub(super) socket: Nics,
     inbox: Inbox,
     pub(super) sockets: NbdSockets,
     pub(super) queues: UblkQueues,
     devices: Sender<DeviceCommand>,
     pub(super) exports: BTreeMap<Guid, Export>,
+    /// The default, and what devices have of their own.
+    pub(super) policies: (Policy, BTreeMap<Guid, Policy>),
     loads: Loads,
+    /// There is more to serve.
+    is_unfinished: bool,
     commands: Receiver<ServiceCommand>,
     wake: Arc<EventFd>,
     events: Sender<ServiceEvent>,
@@ -170,6 +177,7 @@ impl Service {
             // Without block devices of ours nothing waits for this thread.
             log::debug!("the service thread is not marked as one that write-back needs: {e}");
         }
+        self.tell_nics();
         let mut seen = Vec::new();
         let mut spin = Spin::default();
         let mut has_worked = false;
@@ -222,7 +230,7 @@ impl Service {
             log::error!("service thread: {e}");
             return false;
         }
-        let deadline = if polls {
+        let deadline = if polls || self.is_unfinished {
             Some(Time::ZERO)
         } else {
             let own = self.initiator.deadline().into_iter();
@@ -261,9 +269,9 @@ impl Service {
             };
             match command {
                 ServiceCommand::Cluster(cluster) => self.join(cluster),
-                ServiceCommand::AddController(unit, ioc, mac) => {
-                    self.controllers.insert((unit, ioc), false);
-                    self.initiator.add_controller(now(), unit, ioc, mac);
+                ServiceCommand::AddController(unit, ioc, macs) => {
+                    self.controllers.entry((unit, ioc)).or_insert(false);
+                    self.initiator.reach_controller(now(), unit, ioc, &macs);
                 }
                 ServiceCommand::RemoveController(unit, ioc) => {
                     self.controllers.remove(&(unit, ioc));
@@ -273,6 +281,10 @@ impl Service {
                     self.initiator.list_devices(now(), unit, ioc);
                 }
                 ServiceCommand::Export(owned) => self.export(owned),
+                ServiceCommand::Policies(default, own) => {
+                    self.policies = (default, own);
+                    self.set_policies();
+                }
                 ServiceCommand::Expose(guid, exposure) => self.expose(guid, exposure),
                 ServiceCommand::Report(token) => {
                     let report = self.report();
@@ -280,7 +292,8 @@ impl Service {
                 }
                 ServiceCommand::Statistics(token) => {
                     let (devices, frames) = self.statistics();
-                    self.say(ServiceEvent::Statistics(token, devices, frames));
+                    let paths = self.paths();
+                    self.say(ServiceEvent::Statistics(token, devices, frames, paths));
                 }
                 ServiceCommand::Load(token, guid, spec) => self.load(token, guid, spec),
                 ServiceCommand::EndLoad(token) => self.loads.end(token),
@@ -303,6 +316,13 @@ impl Service {
         self.config.cluster = cluster;
         self.seed = self.seed.wrapping_add(1);
         self.initiator = Initiator::new(self.config.clone(), self.seed);
+        self.tell_nics();
+    }
+
+    fn tell_nics(&mut self) {
+        let each = self.socket.each();
+        let nics: Vec<NicState> = each.map(|(up, mtu)| NicState { up, mtu }).collect();
+        self.initiator.set_nics(now(), &nics);
     }
 
     fn say(&self, event: ServiceEvent) {
@@ -316,6 +336,7 @@ impl Service {
         for e in self.socket.refresh().1 {
             log::warn!("{e}");
         }
+        self.tell_nics();
     }
 
     /// Takes what has come; whether that was anything.
@@ -326,12 +347,14 @@ impl Service {
             match self.socket.recv(&mut self.inbox) {
                 Ok(count) => {
                     any |= count > 0;
+                    let nic = self.socket.heard_by();
                     for frame in self.inbox.frames() {
                         if !self.socket.is_for_us(frame.destination) {
                             continue;
                         }
+                        let mac = frame.source;
                         // What is wrong with a frame is counted by the initiator.
-                        let _ = self.initiator.handle(time, frame.source, frame.payload);
+                        let _ = self.initiator.handle(time, Hop { mac, nic }, frame.payload);
                     }
                     if count == 0 || !self.inbox.is_full() {
                         break;
@@ -349,8 +372,10 @@ impl Service {
     /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
     /// and answers back, until all are quiet.
     fn serve(&mut self, time: Time, sockets: bool) {
-        let mut quiet = false;
-        while !quiet {
+        let (mut quiet, mut rounds) = (false, 0);
+        // What fails at once may be tried again at once: others have their turn in between.
+        while !quiet && rounds < MAX_SERVE_ROUNDS {
+            rounds += 1;
             quiet = true;
             while let Some(event) = self.initiator.poll_event() {
                 quiet = false;
@@ -376,6 +401,7 @@ impl Service {
                 let _ = self.devices.send(DeviceCommand::Lost(lost));
             }
         }
+        self.is_unfinished = !quiet;
     }
 
     fn take(&mut self, time: Time, event: IoEvent) {
@@ -518,6 +544,7 @@ impl Service {
 
     fn offer(&mut self, guid: Guid, owned: OwnedDevice) {
         let device = self.initiator.open(now(), target(&owned));
+        self.initiator.set_policy(now(), device, self.policy(guid));
         let shown = None;
         self.exports.insert(
             guid,
@@ -575,3 +602,5 @@ impl Service {
 
 /// The most batches that are received before sending and serving have their turn.
 const MAX_RECEIVE_ROUNDS: usize = 16;
+/// The most rounds of serving before receiving has its turn.
+const MAX_SERVE_ROUNDS: usize = 256;

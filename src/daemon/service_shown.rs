@@ -3,9 +3,12 @@
 
 use std::path::PathBuf;
 
+use super::event_loop::now;
+use super::rmad_policies::seconds;
 use super::service::Service;
 use super::service_words::{Exposure, How, info};
-use crate::admin::protocol::ExportInfo as ExportStatus;
+use crate::admin::protocol::{ExportInfo as ExportStatus, PathStatistics};
+use crate::initiator::Policy;
 use crate::wire::Guid;
 
 /// How an export looks from outside.
@@ -87,10 +90,46 @@ impl Service {
                         None => "waiting for its controller".into(),
                         Some(Some(why)) => why.clone(),
                         Some(None) if up => "up".into(),
+                        Some(None) if self.initiator.is_failing(export.device) => "failing".into(),
                         Some(None) => "queueing".into(),
                     },
+                    fail_after_s: seconds(self.policy(row.guid)),
                 }
             })
             .collect()
+    }
+
+    /// The paths to controllers.
+    pub(super) fn paths(&self) -> Vec<PathStatistics> {
+        let names: Vec<String> = self.socket.interfaces().map(|i| i.name.clone()).collect();
+        let paths = self.initiator.paths();
+        let told = paths.map(|(unit, ioc, path)| PathStatistics {
+            unit: unit.to_string(),
+            controller: ioc.0,
+            interface: names
+                .get(usize::from(path.hop.nic))
+                .cloned()
+                .unwrap_or_default(),
+            mac: path.hop.mac.to_string(),
+            state: if path.is_used { "used" } else { "silent" }.to_owned(),
+            mtu_bytes: path.mtu,
+            round_trip_ns: path.round_trip.map(|trip| trip.as_nanos() as u64),
+            commands: path.commands,
+        });
+        told.collect()
+    }
+
+    /// What becomes of a device's I/O while its unit cannot be reached.
+    pub(super) fn policy(&self, guid: Guid) -> Policy {
+        let (default, own) = &self.policies;
+        own.get(&guid).copied().unwrap_or(*default)
+    }
+
+    pub(super) fn set_policies(&mut self) {
+        for (guid, export) in &self.exports {
+            let (default, own) = &self.policies;
+            let policy = own.get(guid).copied().unwrap_or(*default);
+            self.initiator.set_policy(now(), export.device, policy);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What the management thread and the service thread of `rmad` say to each other, and what an owned
 //! device is to the initiator and to a client.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -9,10 +10,12 @@ use std::sync::mpsc::Sender;
 
 use nix::sys::eventfd::EventFd;
 
-use crate::admin::protocol::{DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics};
+use crate::admin::protocol::{
+    DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics, PathStatistics,
+};
 use crate::export::block::ExportInfo;
-use crate::initiator::Target;
 use crate::initiator::load::{LoadReport, LoadSpec};
+use crate::initiator::{Policy, Target};
 use crate::rma::OwnedDevice;
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
@@ -23,14 +26,17 @@ use crate::wire::{ClusterName, Guid, IocNumber, Mac, Status};
 pub enum ServiceCommand {
     /// The cluster became known or changed.
     Cluster(ClusterName),
-    /// Keep a service connection to a controller.
-    AddController(Guid, IocNumber, Mac),
+    /// Keep a service connection to a controller, by any of its unit's NICs.
+    AddController(Guid, IocNumber, Vec<Mac>),
     /// Give it up.
     RemoveController(Guid, IocNumber),
     /// Ask a controller for its devices.
     ListDevices(Guid, IocNumber),
     /// Everything that this host owns.
     Export(Vec<OwnedDevice>),
+    /// What becomes of I/O to an unreachable unit: of most devices, and of those that have a word of their
+    /// own.
+    Policies(Policy, BTreeMap<Guid, Policy>),
     /// How one of these devices is exported.
     Expose(Guid, Exposure),
     /// Tell what is exported; the token comes back.
@@ -107,7 +113,12 @@ pub enum ServiceEvent {
     /// What is exported.
     Report(u64, Vec<ExportStatus>),
     /// What has been done.
-    Statistics(u64, Vec<DeviceStatistics>, FrameStatistics),
+    Statistics(
+        u64,
+        Vec<DeviceStatistics>,
+        FrameStatistics,
+        Vec<PathStatistics>,
+    ),
     /// How a load goes, or why there is none. The last one says that it is over.
     Load {
         /// Which.

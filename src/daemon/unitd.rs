@@ -15,7 +15,7 @@ use super::spin::Spin;
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
-use super::unitd_start::{log_start, make_dir, random_seed, settle_mtu};
+use super::unitd_start::{MAX_DEFAULT_MTU, log_start, make_dir, random_seed, settle_mtu};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
@@ -163,7 +163,7 @@ impl Daemon {
         let port = |ethertype, is_service, token| {
             Port::open(&interfaces, ethertype, is_service, token, &event_loop)
         };
-        let ports = [
+        let mut ports = [
             port(config.ethertype_management, false, TOKEN_MANAGEMENT)?,
             port(config.ethertype_service, true, TOKEN_SERVICE)?,
         ];
@@ -210,6 +210,10 @@ impl Daemon {
         let mut unit = Unit::new(unit_config, stored, seed);
         let mut media = Media::default();
         media.change(event_loop::now(), &config, &mut state, &mut unit)?;
+        ports[1]
+            .nics
+            .limit_mtu(config.mtu.unwrap_or(MAX_DEFAULT_MTU));
+        ports[1].tell_nics(&mut unit);
         identity.settle()?;
         let pool = Pool::new(config.disk_threads)?;
         let links = LinkWatch::new().map_err(system("watch interfaces"))?;
@@ -268,6 +272,7 @@ impl Daemon {
                     Some(Time::ZERO)
                 } else {
                     let own = self.unit.deadline().into_iter();
+                    let own = own.chain(self.media.deadline());
                     own.chain(self.drop_log.deadline()).min()
                 };
                 self.event_loop
@@ -302,6 +307,7 @@ impl Daemon {
             if !served && polls && spin.yields() {
                 std::thread::yield_now();
             }
+            self.media.follow_sizes(now, &mut self.unit);
             self.unit.tick(now);
             loop {
                 let acted = self.act(now, SENT_AFTER_BYTES);
@@ -471,6 +477,7 @@ impl Daemon {
             for e in errors {
                 log::error!("{}", one_line(&e));
             }
+            port.tell_nics(&mut self.unit);
         }
         let macs = self.ports[0].nics.macs();
         self.unit.set_macs(event_loop::now(), macs);

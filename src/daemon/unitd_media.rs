@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::event_loop;
 use super::unitd_config::{ControllerConfig, DeviceConfig, UnitdConfig};
@@ -12,6 +13,9 @@ use super::unitd_state::{StateError, UnitState};
 use crate::backend::{Backend, Disk, Memory, OpenError, Options};
 use crate::unit::{ControllerSpec, DeviceSpec, DiskError, DiskInfo, DiskOp, SpecError, Unit};
 use crate::wire::{Guid, IocNumber, IodNumber, Time};
+
+/// How often it is looked whether media have grown.
+const SIZES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why media cannot be served. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +129,10 @@ impl Backend for Metered {
         self.inner.resize(wanted)
     }
 
+    fn medium_bytes(&self) -> Option<u64> {
+        self.inner.medium_bytes()
+    }
+
     fn is_instant(&self) -> bool {
         self.inner.is_instant()
     }
@@ -143,6 +151,13 @@ pub struct Served {
     pub backend: Arc<Metered>,
 }
 
+impl Served {
+    /// Whether it is as long as its medium.
+    fn follows_size(&self) -> bool {
+        self.config.size_bytes.is_none()
+    }
+}
+
 type Place = (IocNumber, IodNumber);
 
 /// Everything that is served.
@@ -151,6 +166,10 @@ pub struct Media {
     controllers: BTreeMap<IocNumber, (ControllerConfig, Guid)>,
     devices: BTreeMap<Place, Served>,
     places: BTreeMap<Guid, Place>,
+    /// Media that were found shorter than they are served.
+    shrunk: BTreeSet<Guid>,
+    /// When their sizes are looked at next.
+    sizes_at: Time,
 }
 
 /// What is behind a device, in words that stay the same.
@@ -329,6 +348,63 @@ impl Media {
             info,
             backend,
         })
+    }
+
+    /// When [`Self::follow_sizes`] has something to look at.
+    pub fn deadline(&self) -> Option<Time> {
+        let follows = self.devices.values().any(Served::follows_size);
+        follows.then_some(self.sizes_at)
+    }
+
+    /// Serves media that have grown as long as they are, where the configuration names no size. One that has become shorter is only reported: its end is gone, and to take
+    /// it from hosts is an administrator's to decide.
+    pub fn follow_sizes(&mut self, now: Time, unit: &mut Unit) {
+        if self.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        self.sizes_at = now + SIZES_INTERVAL;
+        let mut said = Vec::new();
+        for ((ioc, iod), served) in &mut self.devices {
+            let before = served.info.size_bytes;
+            let Some(bytes) = served
+                .backend
+                .medium_bytes()
+                .filter(|_| served.follows_size())
+            else {
+                continue;
+            };
+            let bytes = bytes - bytes % u64::from(served.info.block_size);
+            let (name, medium) = (&served.config.name, &served.backend.medium);
+            if bytes < before {
+                if self.shrunk.insert(served.guid) {
+                    said.push(format!(
+                        "device {ioc}/{iod} ({name}): {medium} has shrunk from {before} to {bytes} bytes; I/O \
+                         behind its end fails: enlarge it again, or `rma unit reload` to serve what is left"
+                    ));
+                }
+                continue;
+            }
+            self.shrunk.remove(&served.guid);
+            if bytes == before {
+                continue;
+            }
+            match served.backend.resize(None) {
+                Ok(info) => served.info = info,
+                Err(e) => {
+                    said.push(format!("device {ioc}/{iod} ({name}): {medium} {e}"));
+                    continue;
+                }
+            }
+            said.push(format!(
+                "device {ioc}/{iod} ({name}) resized from {before} to {bytes} bytes, as {medium} is"
+            ));
+            if let Err(e) = unit.alter_device(now, *ioc, device_spec(served)) {
+                said.push(format!("device {ioc}/{iod} ({name}): {e}"));
+            }
+        }
+        for change in said {
+            log::warn!("{change}");
+        }
     }
 
     /// The open medium that a device can go on with: the same file or block device wherever it is

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::event_loop::{Interest, Loop};
 use crate::net::{Inbox, Interface, NetError, Nics};
 use crate::unit::Unit;
-use crate::wire::{DropReason, Time};
+use crate::wire::{DropReason, Hop, Time};
 
 /// How often dropped frames are logged at most, and frames that could not be sent.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,6 +66,14 @@ impl Port {
         })
     }
 
+    /// Tells the unit what its NICs take.
+    pub fn tell_nics(&self, unit: &mut Unit) {
+        if self.is_service {
+            let mtus: Vec<u16> = self.nics.each().map(|(_, mtu)| mtu).collect();
+            unit.set_nics(&mtus);
+        }
+    }
+
     /// Sends what the unit has for this EtherType, as far as the kernel takes it.
     pub fn send(&mut self, now: Time, unit: &mut Unit) {
         let is_service = self.is_service;
@@ -73,7 +81,7 @@ impl Port {
             if is_service {
                 unit.poll_service_parts(now, bytes, tail)
             } else {
-                unit.poll_transmit_on(false, now, bytes)
+                unit.poll_transmit_on(false, now, bytes).map(Hop::any)
             }
         });
         // As if a switch had lost them: the peers recover.
@@ -102,10 +110,12 @@ impl Port {
     ) -> Result<bool, PortError> {
         self.is_readable = false;
         let count = self.nics.recv(inbox)?;
+        let nic = self.nics.heard_by();
         for frame in inbox.frames() {
             if self.nics.is_for_us(frame.destination) {
+                let mac = frame.source;
                 // What is wrong with a frame is counted by the unit.
-                let _ = unit.handle(now, self.is_service, frame.source, frame.payload);
+                let _ = unit.handle(now, self.is_service, Hop { mac, nic }, frame.payload);
             }
         }
         Ok(count > 0)

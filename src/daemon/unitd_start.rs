@@ -10,7 +10,7 @@ use crate::unit::Unit;
 use crate::wire::Mac;
 
 /// The largest MTU that is taken from an interface by itself.
-const MAX_DEFAULT_MTU: u16 = 9000;
+pub(super) const MAX_DEFAULT_MTU: u16 = 9000;
 
 /// The MTU to use: the configured one, or the smallest of the interfaces'.
 pub(super) fn settle_mtu(

@@ -98,7 +98,7 @@ impl From<IoError> for BlockError {
             IoError::Status(Status::Unsupported) => Self::NotSupported,
             IoError::Full => Self::NoMemory,
             IoError::Closed => Self::ShuttingDown,
-            IoError::Status(_) | IoError::Malformed => Self::Io,
+            IoError::Status(_) | IoError::Malformed | IoError::Unreachable => Self::Io,
         }
     }
 }

@@ -42,15 +42,28 @@ pub(super) struct Controller {
     pub(super) sent: Window<Sent>,
 }
 
+impl Controller {
+    /// Whether it answers, and is wanted.
+    pub(super) const fn is_reached(&self) -> bool {
+        self.up.is_some() && !self.leaving
+    }
+}
+
 impl Initiator {
     /// Opens and keeps open a session to a controller; with another address later, moves there.
     pub fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
+        self.reach_controller(now, unit, ioc, &[mac]);
+    }
+
+    /// The same with all addresses of its unit.
+    pub fn reach_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, macs: &[Mac]) {
         let key = (unit, ioc);
         if let Some(controller) = self.controllers.get_mut(&key) {
             if std::mem::take(&mut controller.leaving)
                 && let Some(incarnation) = controller.up
             {
                 self.events.push_back(up(key, incarnation));
+                self.note_reach_of(now, key);
             }
         } else {
             self.sessions += 1;
@@ -84,7 +97,8 @@ impl Initiator {
             }
         }
         if let Some(client) = self.hub.client_mut(&key) {
-            client.connect(now, mac);
+            client.set_nics(now, &self.nics);
+            client.reach(now, macs);
         }
         self.feed(now, key);
         self.take_events(now);
@@ -106,6 +120,7 @@ impl Initiator {
         if std::mem::take(&mut controller.list_wanted) || controller.listing {
             self.listed(key, Err(Status::NoController));
         }
+        self.note_reach_of(now, key);
         self.close_unused(now, key);
     }
 
@@ -155,17 +170,19 @@ impl Initiator {
         controller.up = Some(incarnation);
         if !controller.leaving {
             self.events.push_back(up(key, incarnation));
+            self.note_reach_of(now, key);
             self.feed(now, key);
         }
     }
 
-    pub(super) fn on_lost(&mut self, key: ControllerKey) {
+    pub(super) fn on_lost(&mut self, now: Time, key: ControllerKey) {
         let Some(controller) = self.controllers.get_mut(&key) else {
             return;
         };
         if controller.up.take().is_some() && !controller.leaving {
             self.events.push_back(down(key));
         }
+        self.note_reach_of(now, key);
     }
 
     /// Where no device is open on a controller, nothing depends on its connection.
@@ -176,7 +193,7 @@ impl Initiator {
         }
     }
 
-    fn devices_at(&self, key: ControllerKey) -> Vec<DeviceId> {
+    pub(super) fn devices_at(&self, key: ControllerKey) -> Vec<DeviceId> {
         self.devices
             .iter()
             .filter(|(_, d)| key_of(&d.target) == key)

@@ -232,6 +232,11 @@ impl Running {
         stats.count(self.op, self.len, took, self.error.is_none());
     }
 
+    /// Counts it as one that has failed.
+    pub(super) fn count_failed(&self, stats: &mut DeviceStats, now: Time) {
+        stats.count(self.op, self.len, now.since(self.begun), false);
+    }
+
     /// The data of a write, which is not needed any more.
     pub(super) fn take_written(&mut self) -> Vec<u8> {
         let written = self.written.take();

@@ -7,21 +7,23 @@ mod answers;
 mod controller;
 mod io;
 pub mod load;
+mod policy;
 pub mod stats;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent};
+use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent, NicState, PathReport};
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, DropReason, Epoch, Guid, Incarnation, IocNumber, IodNumber, Mac, Status, Tail,
-    Time,
+    ClusterName, DropReason, Epoch, Guid, Hop, Incarnation, IocNumber, IodNumber, Mac, Status,
+    Tail, Time,
 };
 use controller::{Controller, Place};
 use io::Running;
+pub use policy::Policy;
 use stats::{DeviceReport, DeviceStats};
 use tables::Slots;
 
@@ -137,6 +139,9 @@ pub enum IoError {
     /// Too much waits already.
     #[error("too much I/O is waiting")]
     Full,
+    /// The unit has been away for longer than the device's policy lets I/O wait.
+    #[error("the unit cannot be reached")]
+    Unreachable,
 }
 
 /// What an initiator reports.
@@ -198,6 +203,8 @@ pub enum IoEvent {
 #[derive(Debug)]
 pub struct Initiator {
     config: InitiatorConfig,
+    /// The own NICs.
+    nics: Vec<NicState>,
     rng: fastrand::Rng,
     hub: Hub<ControllerKey>,
     controllers: BTreeMap<ControllerKey, Controller>,
@@ -211,6 +218,8 @@ pub struct Initiator {
     /// How many commands of closed devices have not ended: a device that is opened at the same
     /// place waits for them, as they would overtake its own (I3).
     ghosts: BTreeMap<Place, usize>,
+    /// When the first device has been cut off for as long as its policy lets I/O wait.
+    outage_due: Option<Time>,
     /// Parts that wait before they are sent again.
     retries: BTreeSet<(Time, u64, u32)>,
     /// The last session's number.
@@ -228,6 +237,7 @@ struct Device {
     waiting: VecDeque<(u64, u32)>,
     /// Whether the device is in its controller's list of those with waiting parts.
     ready: bool,
+    outage: policy::Outage,
     stats: DeviceStats,
 }
 
@@ -246,6 +256,13 @@ impl Initiator {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             hub: Hub::new(true, config.local_macs.clone(), seed),
+            nics: vec![
+                NicState {
+                    up: true,
+                    mtu: config.mtu,
+                };
+                config.local_macs.len().max(1)
+            ],
             config,
             controllers: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -254,24 +271,46 @@ impl Initiator {
             held: 0,
             under_way: 0,
             ghosts: BTreeMap::new(),
+            outage_due: None,
             retries: BTreeSet::new(),
             sessions: 0,
             events: VecDeque::new(),
         }
     }
 
+    /// The state of the own NICs, by number: those of the configuration's addresses.
+    pub fn set_nics(&mut self, now: Time, nics: &[NicState]) {
+        self.nics = nics.to_vec();
+        let keys: Vec<ControllerKey> = self.controllers.keys().copied().collect();
+        for key in keys {
+            if let Some(client) = self.hub.client_mut(&key) {
+                client.set_nics(now, nics);
+            }
+        }
+    }
+
+    /// The paths to each controller.
+    pub fn paths(&self) -> impl Iterator<Item = (Guid, IocNumber, PathReport)> + '_ {
+        self.controllers.keys().flat_map(|key| {
+            let client = self.hub.client(key).into_iter();
+            let paths = client.flat_map(Client::paths);
+            paths.map(|path| (key.0, key.1, path))
+        })
+    }
+
     /// Opens a device for I/O.
     pub fn open(&mut self, now: Time, target: Target) -> DeviceId {
-        let _ = now;
         let id = DeviceId(self.next_device);
         self.next_device += 1;
         let device = Device {
             target,
             waiting: VecDeque::new(),
             ready: false,
+            outage: policy::Outage::default(),
             stats: DeviceStats::new(),
         };
         self.devices.insert(id, device);
+        self.note_reach(now, id);
         self.note_use(key_of(&target));
         id
     }
@@ -302,6 +341,7 @@ impl Initiator {
         for key in [key_of(&old), key_of(&target)] {
             self.note_use(key);
         }
+        self.note_reach(now, device);
         self.make_ready(device);
         self.feed(now, key_of(&target));
     }
@@ -323,15 +363,7 @@ impl Initiator {
             self.held -= io.held();
             self.done(io.token, Err(IoError::Closed));
         }
-        // What was sent may still be executed; only its end makes the place free again.
-        self.ghosts.clear();
-        for sent in self.controllers.values().flat_map(|c| c.sent.values()) {
-            if let Sent::Part { io, target, .. } = sent
-                && !self.ios.contains(*io)
-            {
-                *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
-            }
-        }
+        self.count_ghosts();
         self.note_use(key);
         self.close_unused(now, key);
     }
@@ -351,6 +383,9 @@ impl Initiator {
         }
         if len == 0 && io.op != IoOp::Flush {
             return self.done(token, Ok(Vec::new()));
+        }
+        if open.outage.fails {
+            return self.done(token, Err(IoError::Unreachable));
         }
         let running = Running::new(now, device, io, len, token);
         if self.ios.len() >= MAX_IOS || self.held + running.held() > MAX_HELD_BYTES {
@@ -390,7 +425,12 @@ impl Initiator {
     }
 
     /// Takes a frame of the service EtherType, without its Ethernet header.
-    pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
+    pub fn handle(
+        &mut self,
+        now: Time,
+        src: impl Into<Hop>,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
         let result = self.hub.handle(now, src, frame);
         self.take_events(now);
         result
@@ -406,13 +446,15 @@ impl Initiator {
             self.retries.pop_first();
             self.wait_again(now, io, part);
         }
+        self.tick_outages(now);
         self.take_events(now);
     }
 
     /// When `tick` must be called next.
     pub fn deadline(&self) -> Option<Time> {
         let retry = self.retries.first().map(|(at, _, _)| *at);
-        self.hub.deadline().into_iter().chain(retry).min()
+        let own = retry.into_iter().chain(self.outage_due());
+        own.chain(self.hub.deadline()).min()
     }
 
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
@@ -421,13 +463,14 @@ impl Initiator {
         self.hub.poll_transmit(now, out)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
+    ) -> Option<Hop> {
         self.hub.poll_transmit_parts(now, out, tail)
     }
 
@@ -455,7 +498,7 @@ impl Initiator {
                 ClientEvent::Connected { incarnation, .. } => {
                     self.on_connected(now, key, incarnation);
                 }
-                ClientEvent::Lost => self.on_lost(key),
+                ClientEvent::Lost => self.on_lost(now, key),
                 ClientEvent::Refused(status) => self.events.push_back(IoEvent::Refused {
                     unit: key.0,
                     ioc: key.1,

@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::socket::Counters;
 use super::{Inbox, Interface, LinkState, NetError, Outbox, PacketSocket};
-use crate::wire::{Mac, Tail, Time};
+use crate::wire::{Hop, Mac, Tail, Time};
 
 /// How long a destination may be sent to by one NIC without being heard before the others have their turn.
 const PATH_PATIENCE: Duration = Duration::from_millis(500);
@@ -27,10 +27,16 @@ pub struct Nics {
     paths: BTreeMap<Mac, Path>,
     /// The NIC that is received from first, and the one that an unknown station is tried by.
     turns: (usize, usize),
+    /// The NIC of the batch that was received last.
+    heard_by: u8,
     frame: Vec<u8>,
     /// Whether the file descriptor tells of frames once and then only after [`Nics::arm`]: telling costs
     /// whoever sends the frame.
     is_armed_by_hand: bool,
+    ethertype: u16,
+    ring_bytes: usize,
+    /// The most octets behind an Ethernet header that are made use of.
+    most: u16,
 }
 
 #[derive(Debug)]
@@ -41,6 +47,10 @@ struct Nic {
     blocked: bool,
     /// Whether the set of file descriptors has it.
     is_watched: bool,
+    /// The MTU for which the socket has memory.
+    room: u16,
+    /// What sockets before this one have counted.
+    before: Counters,
 }
 
 impl Nic {
@@ -153,6 +163,8 @@ impl Nics {
                 outbox: Outbox::new(),
                 blocked: false,
                 is_watched: true,
+                room: interface.mtu,
+                before: Counters::default(),
             });
         }
         Ok(Self {
@@ -160,8 +172,12 @@ impl Nics {
             epoll,
             paths: BTreeMap::new(),
             turns: (0, 0),
+            heard_by: 0,
             frame: Vec::new(),
             is_armed_by_hand: ring_bytes > 0,
+            ethertype,
+            ring_bytes,
+            most: u16::MAX,
         })
     }
 
@@ -195,7 +211,9 @@ impl Nics {
 
     /// What the sockets have counted, added up.
     pub fn counters(&mut self) -> Counters {
-        self.each.iter_mut().map(|nic| nic.socket.counters()).sum()
+        let each = self.each.iter_mut();
+        each.flat_map(|nic| [nic.socket.counters(), nic.before])
+            .sum()
     }
 
     /// Has the file descriptor tell of frames that are there or come, where it does so only once.
@@ -240,7 +258,30 @@ impl Nics {
                 Err(error) => errors.push(error),
             }
         }
+        for index in 0..self.each.len() {
+            errors.extend(self.make_room(index).err());
+        }
         (changes, errors)
+    }
+
+    /// Opens a NIC's socket anew where its frames may be longer than it has memory for. What has come and was
+    /// not received is dropped, as if a switch had lost it.
+    fn make_room(&mut self, index: usize) -> Result<(), NetError> {
+        let nic = &mut self.each[index];
+        let interface = nic.socket.interface();
+        if !self.is_armed_by_hand
+            || interface.mtu <= nic.room
+            || nic.socket.state() == LinkState::Gone
+        {
+            return Ok(());
+        }
+        let room = interface.mtu;
+        let socket = PacketSocket::open_with(interface, self.ethertype, self.ring_bytes)?;
+        nic.leave(&self.epoll)?;
+        nic.room = room;
+        nic.before = [nic.before, nic.socket.counters()].into_iter().sum();
+        nic.socket = socket;
+        nic.wait(&self.epoll, index, true)
     }
 
     /// Receives one batch from one of the NICs that have any; 0 where none has.
@@ -254,6 +295,7 @@ impl Nics {
             self.turns.0 = index + 1;
             let frames = self.each[index].socket.recv(inbox)?;
             if frames > 0 {
+                self.heard_by = index as u8;
                 if count > 1 {
                     self.learn(index, inbox);
                 }
@@ -261,6 +303,22 @@ impl Nics {
             }
         }
         Ok(0)
+    }
+
+    /// The number of the NIC that the last batch came by.
+    pub const fn heard_by(&self) -> u8 {
+        self.heard_by
+    }
+
+    /// Makes use of no more octets behind an Ethernet header than so many, whatever the interfaces take.
+    pub const fn limit_mtu(&mut self, most: u16) {
+        self.most = most;
+    }
+
+    /// Whether frames can leave by each NIC, and the most octets behind an Ethernet header that it takes.
+    pub fn each(&self) -> impl Iterator<Item = (bool, u16)> + '_ {
+        let nics = self.each.iter();
+        nics.map(|nic| (nic.works(), nic.socket.interface().mtu.min(self.most)))
     }
 
     /// Notes whom a NIC has heard.
@@ -273,8 +331,8 @@ impl Nics {
         }
     }
 
-    /// Sends what `emit` gives (see [`Outbox::push_parts`]), as far as the kernel takes it; call it again when
-    /// the file descriptor is ready.
+    /// Sends what `emit` gives (see [`Outbox::push_parts`]), by the NIC that it says, as far as the kernel takes
+    /// it; call it again when the file descriptor is ready.
     ///
     /// # Errors
     /// What [`PacketSocket::send`] says; what was to be sent by that NIC is dropped, as if a switch had lost
@@ -282,11 +340,14 @@ impl Nics {
     pub fn send(
         &mut self,
         now: Time,
-        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
+        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Hop>,
     ) -> Result<(), NetError> {
         loop {
             if let [nic] = &mut self.each[..] {
-                while nic.outbox.push_parts(&mut emit) {}
+                while nic
+                    .outbox
+                    .push_parts(|frame, tail| Some(emit(frame, tail)?.mac))
+                {}
             } else {
                 self.distribute(now, &mut emit);
             }
@@ -303,25 +364,28 @@ impl Nics {
     fn distribute(
         &mut self,
         now: Time,
-        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Mac>,
+        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Hop>,
     ) {
         while !self.each.iter().any(|nic| nic.outbox.is_full()) {
             let mut frame = std::mem::take(&mut self.frame);
             frame.clear();
             let mut tail = None;
-            let destination = emit(&mut frame, &mut tail);
-            if let Some(destination) = destination {
-                if destination.is_multicast() {
+            let hop = emit(&mut frame, &mut tail);
+            if let Some(Hop { mac, nic }) = hop {
+                if mac.is_multicast() {
                     for nic in self.each.iter_mut().filter(|nic| nic.works()) {
-                        nic.push(destination, &frame, tail.clone());
+                        nic.push(mac, &frame, tail.clone());
                     }
                 } else {
-                    let index = self.choose(now, destination);
-                    self.each[index].push(destination, &frame, tail);
+                    let index = match usize::from(nic) {
+                        index if index < self.each.len() => index,
+                        _ => self.choose(now, mac),
+                    };
+                    self.each[index].push(mac, &frame, tail);
                 }
             }
             self.frame = frame;
-            if destination.is_none() {
+            if hop.is_none() {
                 return;
             }
         }

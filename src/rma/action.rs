@@ -27,14 +27,14 @@ pub enum AgentAction {
         /// All of it.
         vote: Box<StoredVote>,
     },
-    /// Keep a service connection to a controller; with another address than before, move it there.
+    /// Keep a service connection to a controller; with other addresses than before, move it where it has to.
     AddController {
         /// Its unit.
         unit: Guid,
         /// Its number.
         ioc: IocNumber,
-        /// The unit's NIC.
-        mac: Mac,
+        /// The unit's NICs.
+        macs: Vec<Mac>,
     },
     /// Give up the service connection to a controller.
     RemoveController {

@@ -17,7 +17,7 @@ const LIST_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Controller {
     guid: Guid,
-    mac: Mac,
+    macs: Vec<Mac>,
     /// Since when an answer is awaited.
     asked: Option<Time>,
     /// It is to be asked again as soon as it has answered.
@@ -43,9 +43,9 @@ impl Agent {
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
-        let Some(mac) = unit.station.mac() else {
+        if unit.station.macs.is_empty() {
             return;
-        };
+        }
         let mut actions = Vec::new();
         let gone: Vec<IocNumber> = unit
             .controllers
@@ -64,7 +64,7 @@ impl Agent {
                 fresh.push(ioc);
                 Controller {
                     guid: guid_listed,
-                    mac: Mac::default(),
+                    macs: Vec::new(),
                     asked: None,
                     again: false,
                     doubted: false,
@@ -72,13 +72,13 @@ impl Agent {
                     seen: None,
                 }
             });
-            if known.mac != mac {
-                // New, or the unit answers at another of its addresses.
-                known.mac = mac;
+            if known.macs != unit.station.macs {
+                // New, or the unit has other NICs.
+                known.macs.clone_from(&unit.station.macs);
                 actions.push(AgentAction::AddController {
                     unit: guid,
                     ioc,
-                    mac,
+                    macs: known.macs.clone(),
                 });
             }
         }

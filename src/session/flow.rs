@@ -57,6 +57,11 @@ impl RoundTrip {
         self.doubt = self.doubt.max(elapsed).min(RTO_DOUBT_MAX);
     }
 
+    /// How long an answer takes, where that was measured.
+    pub(super) const fn smoothed(&self) -> Option<Duration> {
+        self.smoothed
+    }
+
     /// Takes a measurement.
     pub(super) fn sample(&mut self, measured: Duration) {
         let smoothed = match self.smoothed {
@@ -155,6 +160,19 @@ impl Window {
             self.threshold = self.size;
             self.recovering_until = next;
         }
+    }
+
+    /// How much of it is taken, in thousandths.
+    pub(super) const fn load(&self) -> usize {
+        self.in_flight.saturating_mul(1000) / self.size
+    }
+
+    /// What it was at the start, but for what is in flight.
+    pub(super) const fn restart(&mut self) {
+        *self = Self {
+            in_flight: self.in_flight,
+            ..Self::new()
+        };
     }
 
     /// Nothing is in flight any more.

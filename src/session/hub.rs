@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
-use crate::wire::{ConnectionId, DropReason, Guid, Header, Incarnation, Kind, Mac, Tail, Time};
+use crate::wire::{
+    ConnectionId, DropReason, Guid, Header, Hop, Incarnation, Kind, Mac, Tail, Time,
+};
 
 /// What a hub reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub struct Hub<K> {
     /// Clients that may have something to send, in turn.
     ready: VecDeque<usize>,
     /// Last frames of clients that were removed.
-    farewells: VecDeque<(Mac, Vec<u8>)>,
+    farewells: VecDeque<(Hop, Vec<u8>)>,
     server: Option<Server>,
     /// Whether the server is asked first for a frame to send.
     server_turn: bool,
@@ -146,9 +148,10 @@ impl<K: Ord + Clone> Hub<K> {
         }
         self.free.push(index);
         while slot.client.is_closed() && self.farewells.len() < MAX_CONTROL_FRAMES {
-            let mut frame = Vec::new();
-            match slot.client.poll_transmit(Time::ZERO, &mut frame) {
-                Some(mac) => self.farewells.push_back((mac, frame)),
+            let (mut frame, mut tail) = (Vec::new(), None);
+            let client = &mut slot.client;
+            match client.poll_transmit_parts(Time::ZERO, &mut frame, &mut tail) {
+                Some(hop) => self.farewells.push_back((hop, frame)),
                 None => break,
             }
         }
@@ -176,9 +179,15 @@ impl<K: Ord + Clone> Hub<K> {
     }
 
     /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
-    pub fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
+    pub fn handle(
+        &mut self,
+        now: Time,
+        src: impl Into<Hop>,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
+        let src = src.into();
         let reason = match Header::parse(frame, self.service) {
-            _ if self.is_bad_source(src) => DropReason::Source,
+            _ if self.is_bad_source(src.mac) => DropReason::Source,
             Ok((header, payload)) => return self.handle_parsed(now, src, header, payload),
             Err(reason) => reason,
         };
@@ -190,11 +199,12 @@ impl<K: Ord + Clone> Hub<K> {
     pub fn handle_parsed(
         &mut self,
         now: Time,
-        src: Mac,
+        src: impl Into<Hop>,
         header: Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let result = if self.is_bad_source(src) {
+        let src = src.into();
+        let result = if self.is_bad_source(src.mac) {
             Err(DropReason::Source)
         } else {
             self.route(now, src, header, payload)
@@ -212,7 +222,7 @@ impl<K: Ord + Clone> Hub<K> {
     fn route(
         &mut self,
         now: Time,
-        src: Mac,
+        src: Hop,
         header: Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
@@ -222,7 +232,7 @@ impl<K: Ord + Clone> Hub<K> {
             }
             self.connectionless += 1;
             self.events.push_back(HubEvent::Connectionless {
-                src,
+                src: src.mac,
                 header,
                 body: payload.to_vec(),
             });
@@ -308,29 +318,30 @@ impl<K: Ord + Clone> Hub<K> {
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         let mut tail = None;
-        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        let hop = self.poll_transmit_parts(now, out, &mut tail);
         if let Some(tail) = tail {
             out.extend_from_slice(tail.bytes());
         }
-        mac
+        hop.map(|hop| hop.mac)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
-        if let Some((mac, frame)) = self.farewells.pop_front() {
+    ) -> Option<Hop> {
+        if let Some((hop, frame)) = self.farewells.pop_front() {
             out.extend_from_slice(&frame);
-            return Some(mac);
+            return Some(hop);
         }
         self.server_turn = !self.server_turn;
         if self.server_turn
-            && let Some(mac) = self.transmit_server(now, out, tail)
+            && let Some(hop) = self.transmit_server(now, out, tail)
         {
-            return Some(mac);
+            return Some(hop);
         }
         self.transmit_clients(now, out, tail)
             .or_else(|| self.transmit_server(now, out, tail))
@@ -341,7 +352,7 @@ impl<K: Ord + Clone> Hub<K> {
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
+    ) -> Option<Hop> {
         self.server.as_mut()?.poll_transmit_parts(now, out, tail)
     }
 
@@ -350,16 +361,16 @@ impl<K: Ord + Clone> Hub<K> {
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
+    ) -> Option<Hop> {
         self.bring_up_to_date();
         while let Some(index) = self.ready.pop_front() {
             let Some(slot) = self.slots[index].as_mut() else {
                 continue;
             };
             slot.ready = false;
-            if let Some(mac) = slot.client.poll_transmit_parts(now, out, tail) {
+            if let Some(hop) = slot.client.poll_transmit_parts(now, out, tail) {
                 self.refresh(index);
-                return Some(mac);
+                return Some(hop);
             }
             self.rewake(index);
         }

@@ -72,6 +72,20 @@ pub const NOTIFY_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a notification is sent before the responder gives up.
 pub const NOTIFY_TRIES: u32 = 10;
 
+/// The most paths of a connection: pairs of NICs.
+pub const MAX_PATHS: usize = 16;
+/// What a path is taken to carry before longer frames were tried on it.
+pub const PATH_MTU_START: u16 = 1500;
+/// How often a path probe is sent in vain before that means something.
+pub const PATH_TRIES: u8 = 3;
+/// Silence after which a path is asked whether it is alive, where the connection has several.
+pub const PATH_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a path that does not carry what its NICs would take is left in peace.
+pub const PATH_AGAIN: Duration = Duration::from_secs(60);
+/// Timeouts of commands on a path, without one in between that was answered, after which it is tried
+/// whether long frames still pass.
+pub const PATH_STRIKES: u32 = 3;
+
 /// Bytes in flight at the start of a connection.
 pub const WINDOW_START: usize = 256 << 10;
 /// The least bytes in flight after losses (one command is always allowed).

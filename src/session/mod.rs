@@ -16,7 +16,7 @@ mod server;
 mod spares;
 mod steps;
 
-pub use client::{Client, ClientConfig, ClientEvent, Request, SubmitError};
+pub use client::{Client, ClientConfig, ClientEvent, NicState, PathReport, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
 pub(crate) use numbers::NumberMap;
 pub use server::{Peer, Server, ServerConfig, ServerEvent};

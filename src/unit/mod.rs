@@ -44,7 +44,7 @@ use crate::session::{Counters, NumberMap, Peer, Server, ServerConfig, ServerEven
 use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Incarnation,
+    ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Hop, Incarnation,
     IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Tail, Time,
 };
 use inventory::Inventory;
@@ -313,15 +313,20 @@ impl Unit {
         self.drain(now);
     }
 
+    /// The most bytes of a frame that each NIC takes, by number.
+    pub fn set_nics(&mut self, mtus: &[u16]) {
+        self.service.set_nics(mtus);
+    }
+
     /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
     pub fn handle(
         &mut self,
         now: Time,
         service: bool,
-        src: Mac,
+        src: impl Into<Hop>,
         frame: &[u8],
     ) -> Result<(), DropReason> {
-        let outcome = self.dispatch(now, service, src, frame);
+        let outcome = self.dispatch(now, service, src.into(), frame);
         if let Err(reason) = outcome {
             let drops = if service {
                 &mut self.service_drops
@@ -338,19 +343,19 @@ impl Unit {
         &mut self,
         now: Time,
         service: bool,
-        src: Mac,
+        src: Hop,
         frame: &[u8],
     ) -> Result<(), DropReason> {
-        if src.is_multicast() || self.inventory.facts().macs.contains(&src) {
+        if src.mac.is_multicast() || self.inventory.facts().macs.contains(&src.mac) {
             return Err(DropReason::Source);
         }
         let (header, payload) = Header::parse(frame, service)?;
         if !service {
             if header.kind == Kind::Here {
-                return self.link.handle_here(now, src, payload);
+                return self.link.handle_here(now, src.mac, payload);
             }
             if self.link.owns(&header) {
-                return self.link.handle(now, src, &header, payload);
+                return self.link.handle(now, src.mac, &header, payload);
             }
         }
         // Before it belongs to a cluster the unit serves nobody, not even those without one.
@@ -429,13 +434,14 @@ impl Unit {
         self.poll_management(now, out)
     }
 
-    /// Appends one frame of the service EtherType, all but its `tail`, to `out`, and says whom it is for.
+    /// Appends one frame of the service EtherType, all but its `tail`, to `out`, and says whom it is for and
+    /// by which NIC it should leave.
     pub fn poll_service_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
+    ) -> Option<Hop> {
         self.service.poll_transmit_parts(now, out, tail)
     }
 

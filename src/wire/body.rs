@@ -9,9 +9,9 @@ use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply,
     Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange,
     LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification,
-    Offer, Parts, ProgressReport, Register, Registered, RegistersReply, RegistersRequest, Restore,
-    TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary,
-    UnitOwnership,
+    Offer, Parts, PathProbe, ProgressReport, Register, Registered, RegistersReply,
+    RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest, TableRowsReply,
+    TableRowsRequest, TableSummary, UnitOwnership,
 };
 use super::row::Settings;
 
@@ -117,6 +117,8 @@ bodies! {
     IdentifyReply,
     /// Read, flush, discard, write-zeroes.
     IoRange,
+    /// Path, and its reply.
+    PathProbe,
 }
 
 impl<'a> Body<'a> {
@@ -140,6 +142,7 @@ impl<'a> Body<'a> {
             (Kind::Connect, false, _) => body!(ConnectRequest),
             (Kind::Connect, true, Status::Ok) => body!(ConnectReply),
             (Kind::Probe, ..) => body!(Missing),
+            (Kind::Path, false, _) | (Kind::Path, true, Status::Ok) => body!(PathProbe),
             (Kind::Progress, ..) => body!(ProgressReport),
             (Kind::Notify | Kind::NotifyAck, ..) => body!(Notification),
             (Kind::Discover, ..) => body!(Discover),
@@ -327,6 +330,10 @@ impl fmt::Display for Body<'_> {
                 m.features
             ),
             Self::Missing(m) => m.fmt(f),
+            Self::PathProbe(m) => {
+                let padding = count(m.padding.into(), "byte");
+                write!(f, "probe {}, mtu {}, {padding} of padding", m.number, m.mtu)
+            }
             Self::ProgressReport(m) => write!(f, "{}, {}", m.progress, m.missing),
             Self::Notification(m) => write!(
                 f,

@@ -81,6 +81,40 @@ impl Mac {
     }
 }
 
+/// A station, and by which of the own NICs it is reached: one end of a path, as its other end sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hop {
+    /// The station's address.
+    pub mac: Mac,
+    /// The own NIC's number, in the order of the configuration, or [`Self::ANY`].
+    pub nic: u8,
+}
+
+impl Hop {
+    /// Whichever NIC reaches the station.
+    pub const ANY: u8 = u8::MAX;
+
+    /// A station by whichever NIC reaches it.
+    pub const fn any(mac: Mac) -> Self {
+        Self {
+            mac,
+            nic: Self::ANY,
+        }
+    }
+
+    /// The same station by whichever NIC reaches it.
+    pub const fn by_any(self) -> Self {
+        Self::any(self.mac)
+    }
+}
+
+/// A station by the first NIC.
+impl From<Mac> for Hop {
+    fn from(mac: Mac) -> Self {
+        Self { mac, nic: 0 }
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0.map(|byte| format!("{byte:02x}")).join(":"))

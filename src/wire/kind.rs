@@ -78,6 +78,8 @@ code_table! {
         Discard = 0x45 => "discard",
         /// Writes zeroes to a range.
         WriteZeroes = 0x46 => "write-zeroes",
+        /// Tries a path of the connection, and what frames it carries; the reply is as long.
+        Path = 0x47 => "path",
     }
 }
 
@@ -94,7 +96,7 @@ impl Kind {
 
     /// Whether the kind is a request that a session delivers exactly once and answers.
     pub const fn is_request(self) -> bool {
-        matches!(self, Self::KeepAlive) || self.code() >= 0x12
+        matches!(self, Self::KeepAlive) || (self.code() >= 0x12 && !matches!(self, Self::Path))
     }
 }
 

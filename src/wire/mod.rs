@@ -19,8 +19,8 @@ pub use body::Body;
 pub use codec::{DecodeError, Reader, Wire, Writer};
 pub use header::{DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, MIN_MTU, VERSION};
 pub use id::{
-    Address, ClusterName, CommandId, ConnectionId, Epoch, Extent, Guid, Incarnation, IocNumber,
-    IodNumber, Mac, Time,
+    Address, ClusterName, CommandId, ConnectionId, Epoch, Extent, Guid, Hop, Incarnation,
+    IocNumber, IodNumber, Mac, Time,
 };
 pub use kind::{EntityType, Kind, Status};
 pub use row::{

@@ -4,17 +4,18 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rma::session::{
-    Client, ClientConfig, ClientEvent, Hub, HubEvent, Request, Server, ServerConfig, ServerEvent,
+    Client, ClientConfig, ClientEvent, Hub, HubEvent, NicState, Request, Server, ServerConfig,
+    ServerEvent,
 };
 use rma::wire::kind::Role;
 use rma::wire::message::{IO_RANGE_BYTES, IoRange};
 use rma::wire::{
-    ClusterName, CommandId, ConnectionId, Epoch, Flags, Guid, Incarnation, IocNumber, IodNumber,
-    Kind, Mac, Status, Time, Wire,
+    ClusterName, CommandId, ConnectionId, Epoch, Flags, Guid, Hop, Incarnation, IocNumber,
+    IodNumber, Kind, Mac, Status, Time, Wire,
 };
 
 /// What the segment does to frames.
@@ -77,6 +78,12 @@ pub struct Segment {
     pub bytes: u64,
     /// How long a station takes to send a frame: what it sends meanwhile waits.
     pub frame_time: Duration,
+    /// NICs whose cable is out: nobody is told.
+    pub dead: BTreeSet<Mac>,
+    /// Pairs of NICs that do not reach each other, either way.
+    pub apart: BTreeSet<(Mac, Mac)>,
+    /// Frames that are longer are lost.
+    pub carries: usize,
     busy_until: BTreeMap<Mac, Time>,
 }
 
@@ -92,6 +99,9 @@ impl Segment {
             frames: 0,
             bytes: 0,
             frame_time: Duration::ZERO,
+            dead: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            carries: usize::MAX,
             busy_until: BTreeMap::new(),
         }
     }
@@ -113,6 +123,14 @@ impl Segment {
             record.push(frame.clone());
         }
         if self.lose.is_some_and(|lose| lose(self.frames, &frame)) {
+            return;
+        }
+        let apart = [(frame.src, frame.dst), (frame.dst, frame.src)];
+        if self.dead.contains(&frame.src)
+            || self.dead.contains(&frame.dst)
+            || apart.iter().any(|pair| self.apart.contains(pair))
+            || frame.bytes.len() > self.carries
+        {
             return;
         }
         let faults = self.faults;
@@ -294,6 +312,23 @@ impl Disk {
     }
 }
 
+/// The addresses of further NICs.
+pub fn nic(first: Mac, number: u8) -> Mac {
+    let mut mac = first;
+    mac.0[4] = number;
+    mac
+}
+
+/// A frame of a hub, whole.
+fn transmit(hub: &mut Hub<u32>, now: Time, out: &mut Vec<u8>) -> Option<(Hop, Vec<u8>)> {
+    let mut tail = None;
+    let hop = hub.poll_transmit_parts(now, out, &mut tail)?;
+    if let Some(tail) = tail {
+        out.extend_from_slice(tail.bytes());
+    }
+    Some((hop, std::mem::take(out)))
+}
+
 /// A client's hub, a server's hub with its disk, and the segment between them.
 pub struct World {
     pub now: Time,
@@ -310,6 +345,11 @@ pub struct World {
     pub server_events: Vec<ServerEvent>,
     /// Whether the server's station is there.
     pub server_up: bool,
+    /// The NICs of both ends, and what they take.
+    pub client_macs: Vec<Mac>,
+    pub server_macs: Vec<Mac>,
+    pub client_nics: Vec<NicState>,
+    pub server_mtus: Vec<u16>,
     steps: u64,
 }
 
@@ -346,9 +386,22 @@ impl World {
     }
 
     pub fn with_credits(faults: Faults, seed: u64, mtu: u16, credits: u16) -> Self {
-        let mut client = Hub::new(true, vec![CLIENT_MAC], seed);
+        Self::with_nics(faults, seed, mtu, credits, (1, 1))
+    }
+
+    /// Both ends with so many NICs.
+    pub fn with_nics(
+        faults: Faults,
+        seed: u64,
+        mtu: u16,
+        credits: u16,
+        (clients, servers): (u8, u8),
+    ) -> Self {
+        let client_macs: Vec<Mac> = (0..clients).map(|n| nic(CLIENT_MAC, n)).collect();
+        let server_macs: Vec<Mac> = (0..servers).map(|n| nic(SERVER_MAC, n)).collect();
+        let mut client = Hub::new(true, client_macs.clone(), seed);
         client.insert(1, Client::new(client_config(1, mtu, credits), seed));
-        let mut server = Hub::new(true, vec![SERVER_MAC], seed);
+        let mut server = Hub::new(true, server_macs.clone(), seed);
         server.set_server(Server::new(server_config(1, mtu, credits), seed));
         let mut world = Self {
             now: Time::from_nanos(1_000_000_000),
@@ -363,25 +416,36 @@ impl World {
             events: Vec::new(),
             server_events: Vec::new(),
             server_up: true,
+            client_nics: vec![NicState { up: true, mtu }; client_macs.len()],
+            server_mtus: vec![mtu; server_macs.len()],
+            client_macs,
+            server_macs,
             steps: 0,
         };
-        let now = world.now;
-        world
-            .client
-            .client_mut(&1)
-            .unwrap()
-            .connect(now, SERVER_MAC);
+        world.tell_nics();
+        let (now, macs) = (world.now, world.server_macs.clone());
+        let client = world.client.client_mut(&1).unwrap();
+        client.reach(now, &macs);
         world.pump();
         world
+    }
+
+    /// Tells both ends what their NICs are.
+    pub fn tell_nics(&mut self) {
+        let client = self.client.client_mut(&1).unwrap();
+        client.set_nics(self.now, &self.client_nics);
+        let server = self.server.server_mut().unwrap();
+        server.set_nics(&self.server_mtus);
     }
 
     /// The responder starts again: sessions are gone, the disk is not.
     pub fn restart_server(&mut self) {
         self.incarnation += 1;
         self.disk.forget();
-        self.server = Hub::new(true, vec![SERVER_MAC], self.seed);
+        self.server = Hub::new(true, self.server_macs.clone(), self.seed);
         let config = server_config(self.incarnation, self.mtu, self.credits);
         self.server.set_server(Server::new(config, self.seed));
+        self.tell_nics();
         self.server_up = true;
     }
 
@@ -434,18 +498,24 @@ impl World {
                 }
                 idle = false;
             }
-            while let Some(dst) = self.client.poll_transmit(now, &mut out) {
-                let bytes = std::mem::take(&mut out);
-                assert!(bytes.len() <= self.mtu.into(), "a frame over the MTU");
-                let src = CLIENT_MAC;
+            while let Some((hop, bytes)) = transmit(&mut self.client, now, &mut out) {
+                let nic = usize::from(hop.nic);
+                assert!(
+                    bytes.len() <= self.client_nics[nic].mtu.into(),
+                    "over the MTU"
+                );
+                let (src, dst) = (self.client_macs[nic], hop.mac);
                 self.segment.send(now, InFlight { src, dst, bytes });
                 idle = false;
             }
-            while let Some(dst) = self.server.poll_transmit(now, &mut out) {
-                let bytes = std::mem::take(&mut out);
-                assert!(bytes.len() <= self.mtu.into(), "a frame over the MTU");
-                let src = SERVER_MAC;
-                if self.server_up {
+            while let Some((hop, bytes)) = transmit(&mut self.server, now, &mut out) {
+                let nic = usize::from(hop.nic);
+                // An echo of what has come is as long as that.
+                let is_echo = bytes[1] == Kind::Path.code();
+                let fits = bytes.len() <= self.server_mtus[nic].into();
+                assert!(fits || is_echo, "over the MTU");
+                let (src, dst) = (self.server_macs[nic], hop.mac);
+                if self.server_up && fits {
                     self.segment.send(now, InFlight { src, dst, bytes });
                 }
                 idle = false;
@@ -492,11 +562,7 @@ impl World {
         let now = self.now;
         while let Some(frame) = self.segment.arrived(now) {
             // What is wrong with a frame is counted; a faulty segment makes such frames.
-            if frame.dst == CLIENT_MAC {
-                let _ = self.client.handle(now, frame.src, &frame.bytes);
-            } else if self.server_up {
-                let _ = self.server.handle(now, frame.src, &frame.bytes);
-            }
+            self.deliver(&frame);
             self.pump();
         }
         self.finish_disk();
@@ -509,6 +575,25 @@ impl World {
             self.client.deadline().is_none_or(|t| t > now),
             "a deadline that does not pass"
         );
+    }
+
+    /// A frame arrives.
+    pub fn deliver(&mut self, frame: &InFlight) {
+        let (now, mac) = (self.now, frame.src);
+        let at = |macs: &[Mac]| macs.iter().position(|mac| *mac == frame.dst);
+        if let Some(at) = at(&self.client_macs) {
+            let nic = at as u8;
+            if frame.bytes.len() <= self.client_nics[at].mtu.into() {
+                let _ = self.client.handle(now, Hop { mac, nic }, &frame.bytes);
+            }
+        } else {
+            // Tests that move the responder to another address name one that nobody has.
+            let at = at(&self.server_macs).unwrap_or(0);
+            let nic = at as u8;
+            if self.server_up && frame.bytes.len() <= self.server_mtus[at].into() {
+                let _ = self.server.handle(now, Hop { mac, nic }, &frame.bytes);
+            }
+        }
     }
 
     /// Steps until `done` says so, at most for `limit` of virtual time.

@@ -388,6 +388,13 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             );
             f.missing(&m.missing);
         }
+        Body::PathProbe(m) => {
+            f.u32("rma.path.number", m.number as usize);
+            f.u16("rma.path.mtu", m.mtu);
+            let padding = vec![0; m.padding.into()];
+            let show: Vec<_> = padding.iter().map(|b| format!("{b:02x}")).collect();
+            f.add("rma.path.padding", &padding, show.join(":"));
+        }
         Body::Notification(m) => {
             f.u64("rma.notify.number", m.number);
             f.code(

@@ -316,6 +316,17 @@ fn sessions(m: &mut Maker) {
             },
         }),
     );
+    for (name, header) in [
+        ("path-request", request(Kind::Path)),
+        ("path-reply", reply(Kind::Path)),
+    ] {
+        let probe = PathProbe {
+            number: 0x4142_4344,
+            mtu: 0x2328,
+            padding: 5,
+        };
+        m.add(name, header, Body::PathProbe(probe));
+    }
     let notification = Body::Notification(Notification {
         number: big(0x31),
         event: Event::DevicesChanged,

@@ -52,14 +52,14 @@ names(ProtoField.uint16, base.HEX, { part = "Part" })
 names(ProtoField.uint16, base.DEC, {
     payload_length = "Payload length", ioc = "Controller number (IOC)", iod = "Device number (IOD)",
     outstanding = "Outstanding commands", credits = "Credits",
-    ["connect.mtu"] = "MTU", ["connect.credits"] = "Credits", ["notify.ioc"] = "Controller number",
+    ["connect.mtu"] = "MTU", ["path.mtu"] = "MTU", ["connect.credits"] = "Credits", ["notify.ioc"] = "Controller number",
     ["row.ioc"] = "Controller number (IOC)", ["row.iod"] = "Device number (IOD)",
     ["controller.ioc"] = "Controller number (IOC)", ["device.iod"] = "Device number (IOD)",
 })
 add_field("status", ProtoField.uint16, "Status", base.DEC, T.status)
 names(ProtoField.uint32, base.HEX, { checksum = "Checksum", reserved = "Reserved" })
 names(ProtoField.uint32, base.DEC, {
-    ["deposit.piece"] = "Piece",
+    ["deposit.piece"] = "Piece", ["path.number"] = "Path probe",
     ["segment.offset"] = "Segment offset", message_length = "Message length",
     ["connect.attempt"] = "Attempt", ["ranges.count"] = "Missing ranges",
     ["range.offset"] = "Offset", ["range.length"] = "Length", ["macs.count"] = "NICs",
@@ -123,7 +123,7 @@ names(ProtoField.string, nil, {
 })
 names(ProtoField.bytes, base.COLON, {
     tag = "Authentication tag", ["table.digest"] = "Table digest", ["deposit.base"] = "Receiver's digest", data = "Data",
-    padding = "Padding", ["segment.data"] = "Segment",
+    padding = "Padding", ["path.padding"] = "Padding", ["segment.data"] = "Segment",
 })
 names(ProtoField.bool, nil, {
     ["connect.resumed"] = "Resumed", ["extent.present"] = "Present", more = "More follow", ["membership.unchanged"] = "Unchanged",
@@ -640,6 +640,19 @@ reply[K["connect"]] = function(r)
 end
 request[K["probe"]] = function(r) return r:ranges() .. " ranges" end
 reply[K["probe"]] = request[K["probe"]]
+request[K["path"]] = function(r)
+    local number = r:uint("path.number", 4)
+    local mtu = r:uint("path.mtu", 2)
+    if mtu < T.min_mtu then bad("bad value in MTU") end
+    local length = r:left()
+    if length > 0 then
+        local padding = r:take(length)
+        r.tree:add(F["path.padding"], padding)
+        if padding:raw():find("[^%z]") then bad("bad value in padding") end
+    end
+    return "probe " .. number .. ", mtu " .. mtu .. ", " .. length .. " bytes of padding"
+end
+reply[K["path"]] = request[K["path"]]
 request[K["progress"]] = function(r)
     local progress = r:code("progress", T.progress, "progress")
     local count = r:ranges()
@@ -1041,6 +1054,9 @@ local function exchange_of(h, pinfo, payload)
         return "probe" .. connection .. h.command, MESSAGE
     elseif h.kind == K["progress"] then
         return "probe" .. connection .. h.command, REPORT
+    elseif h.kind == K["path"] then
+        -- One that is too long for the path has no answer.
+        return "path" .. connection .. payload:sub(1, 4), h.reply and REPORT or MESSAGE
     elseif h.kind == K["notify"] or h.kind == K["notify-ack"] then
         local is_ack = h.kind == K["notify-ack"]
         return "notify" .. connection .. payload:sub(1, 8), is_ack and REPORT or MESSAGE

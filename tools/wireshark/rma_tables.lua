@@ -58,6 +58,7 @@ return {
     [68] = "flush",
     [69] = "discard",
     [70] = "write-zeroes",
+    [71] = "path",
   },
   status = {
     [0] = "ok",
@@ -183,6 +184,7 @@ return {
     [68] = true,
     [69] = true,
     [70] = true,
+    [71] = true,
   },
   ownership = {
     [0] = "unallocated",

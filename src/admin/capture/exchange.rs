@@ -265,6 +265,16 @@ impl Exchanges {
                 };
                 ((connection, Kind::Notify, number), role)
             }
+            Kind::Path => {
+                let number = u32::from_be_bytes(*payload.first_chunk()?);
+                // One that is too long for the path has no answer.
+                let role = if header.is_reply() {
+                    Role::Report
+                } else {
+                    Role::Message
+                };
+                ((connection, Kind::Path, number.into()), role)
+            }
             Kind::Discover => {
                 let asker = Scope::Initiator(src, 0);
                 ((asker, Kind::Discover, 0), Role::Message)

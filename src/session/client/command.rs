@@ -3,9 +3,10 @@
 use crate::session::flow::{RoundTrip, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{Epoch, Flags, IodNumber, Kept, Kind, Status, Tail, Time};
+use crate::wire::{Epoch, Flags, HEADER_LEN, IodNumber, Kept, Kind, Status, Tail, Time};
 
 use super::Request;
+use super::mtu::LEAST;
 
 /// How far a command has come at the initiator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub(super) struct Command {
     /// Bytes that the responder charges for it.
     pub(super) charge: usize,
     pub(super) phase: Phase,
+    /// The path that it takes.
+    pub(super) path: usize,
     pub(super) cancelled: bool,
     /// What of the body waits to be sent.
     pub(super) unsent: Ranges,
@@ -110,6 +113,7 @@ impl Command {
             charge: body.len() + charge,
             body,
             phase: Phase::Queued,
+            path: 0,
             cancelled: false,
             unsent: Ranges::default(),
             unsent_empty: false,
@@ -128,6 +132,11 @@ impl Command {
             reply: None,
             timer: Timer::None,
         }
+    }
+
+    /// Whether its frames are longer than what every path carries.
+    pub(super) const fn is_long(&self) -> bool {
+        self.cost > LEAST as usize - HEADER_LEN
     }
 
     /// Marks the whole request as to be sent.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
+use super::paths::Paths;
 use super::{Request, SubmitError};
-use crate::session::flow::{RoundTrip, Window};
+use crate::session::flow::RoundTrip;
 use crate::session::limits::{
     MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, REORDER_DELAY, RTO_MAX,
 };
@@ -35,9 +36,8 @@ pub(super) struct Commands {
     pub(super) credits: u16,
     pub(super) mtu: u16,
     /// Whether they are for a controller.
-    service: bool,
-    pub(super) window: Window,
-    pub(super) rtt: RoundTrip,
+    pub(super) service: bool,
+    pub(super) paths: Paths,
     /// Charges of the sent commands from `floor` on: what the responder may have to keep.
     pub(super) held: usize,
     /// Request bytes of commands that are not done.
@@ -48,8 +48,6 @@ pub(super) struct Commands {
     pub(super) sending: VecDeque<u64>,
     /// Commands with a probe to send, in order.
     pub(super) probing: VecDeque<u64>,
-    /// Commands sent once and not heard of, with the time of sending, in its order.
-    pub(super) fresh: VecDeque<(u64, Time)>,
     /// Other wake-ups.
     pub(super) wakes: BTreeSet<(Time, u64)>,
     pub(super) spares: Spares,
@@ -64,14 +62,12 @@ impl Commands {
             credits,
             mtu,
             service,
-            window: Window::new(),
-            rtt: RoundTrip::new(service),
+            paths: Paths::new(service, mtu),
             held: 0,
             queued_bytes: 0,
             reply_bytes: 0,
             sending: VecDeque::new(),
             probing: VecDeque::new(),
-            fresh: VecDeque::new(),
             spares: Spares::default(),
             wakes: BTreeSet::new(),
         }
@@ -98,8 +94,10 @@ impl Commands {
             self.list = VecDeque::new();
             self.sending = VecDeque::new();
             self.probing = VecDeque::new();
-            if self.fresh.is_empty() {
-                self.fresh = VecDeque::new();
+            for path in &mut self.paths.list {
+                if path.fresh.is_empty() {
+                    path.fresh = VecDeque::new();
+                }
             }
         }
     }
@@ -107,11 +105,6 @@ impl Commands {
     /// How many commands the responder takes.
     pub(super) const fn set_credits(&mut self, credits: u16) {
         self.credits = credits;
-    }
-
-    /// The most bytes of a frame that both ends can receive.
-    pub(super) const fn set_mtu(&mut self, mtu: u16) {
-        self.mtu = mtu;
     }
 
     /// The identity with which a frame without a command tells the floor.
@@ -157,10 +150,11 @@ impl Commands {
     }
 
     /// Ends a command and moves the floor over the commands that are done.
-    fn finish(&mut self, id: u64) {
+    pub(super) fn finish(&mut self, id: u64) {
         let Some(command) = self.get(id) else { return };
         let phase = std::mem::replace(&mut command.phase, Phase::Done);
         let (body, cost) = (std::mem::take(&mut command.body), command.cost);
+        let path = command.path;
         let reply = command.reply.take();
         let timer = std::mem::replace(&mut command.timer, Timer::None);
         command.unsent.clear();
@@ -173,7 +167,7 @@ impl Commands {
         self.spares.give(body.into_buffer());
         self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
         if phase == Phase::Flight {
-            self.window.done(cost);
+            self.paths.list[path].window.done(cost);
         }
         if let Timer::At(at) = timer {
             self.wakes.remove(&(at, id));
@@ -184,9 +178,29 @@ impl Commands {
             self.floor += 1;
         }
         self.next_send = self.next_send.max(self.floor);
-        while self.fresh.front().is_some_and(|f| !self.is_fresh(*f)) {
-            self.fresh.pop_front();
+        let fresh = |f: &(u64, Time)| self.is_fresh(*f);
+        let stale = self.paths.list[path]
+            .fresh
+            .front()
+            .is_some_and(|f| !fresh(f));
+        if stale {
+            self.drop_stale(path);
         }
+    }
+
+    fn drop_stale(&mut self, path: usize) {
+        while let Some(front) = self.paths.list[path].fresh.front().copied()
+            && !self.is_fresh(front)
+        {
+            self.paths.list[path].fresh.pop_front();
+        }
+    }
+
+    /// The round trips of the path that a command takes.
+    fn rtt_of(&self, id: u64) -> RoundTrip {
+        let index = usize::try_from(id.wrapping_sub(self.floor)).unwrap_or(usize::MAX);
+        let path = self.list.get(index).map_or(0, |command| command.path);
+        self.paths.list[path].rtt
     }
 
     fn is_fresh(&self, (id, sent_at): (u64, Time)) -> bool {
@@ -197,7 +211,7 @@ impl Commands {
 
     /// Notes when the command has to be looked at.
     pub(super) fn arm(&mut self, id: u64) {
-        let rtt = self.rtt;
+        let rtt = self.rtt_of(id);
         let Some(command) = self.flying(id) else {
             return;
         };
@@ -206,7 +220,7 @@ impl Commands {
             && !command.retried
             && command.gap_since.is_none()
             && command.heard_at <= command.sent_at;
-        let sent_at = command.sent_at;
+        let (sent_at, path) = (command.sent_at, command.path);
         let timer = match due {
             None => Timer::None,
             Some(_) if first => Timer::Fresh,
@@ -221,7 +235,7 @@ impl Commands {
         }
         match timer {
             Timer::None => {}
-            Timer::Fresh => self.fresh.push_back((id, sent_at)),
+            Timer::Fresh => self.paths.list[path].fresh.push_back((id, sent_at)),
             Timer::At(at) => {
                 self.wakes.insert((at, id));
             }
@@ -230,24 +244,27 @@ impl Commands {
 
     /// When [`Self::tick`] must be called next.
     pub(super) fn deadline(&self) -> Option<Time> {
-        let fresh = self
-            .fresh
-            .front()
-            .map(|(_, sent)| *sent + self.rtt.timeout(0, RTO_MAX));
+        let fresh = self.paths.list.iter().filter_map(|path| {
+            let (_, sent) = path.fresh.front()?;
+            Some(*sent + path.rtt.timeout(0, RTO_MAX))
+        });
         let wake = self.wakes.first().map(|(at, _)| *at);
-        fresh.into_iter().chain(wake).min()
+        fresh.chain(wake).min()
     }
 
     /// Does what is due for commands that were not heard of.
     pub(super) fn tick(&mut self, now: Time) {
-        while let Some(&(id, sent_at)) = self.fresh.front() {
-            if self.is_fresh((id, sent_at)) {
-                if sent_at + self.rtt.timeout(0, RTO_MAX) > now {
-                    break;
+        for path in 0..self.paths.list.len() {
+            while let Some(&(id, sent_at)) = self.paths.list[path].fresh.front() {
+                if self.is_fresh((id, sent_at)) {
+                    let timeout = self.paths.list[path].rtt.timeout(0, RTO_MAX);
+                    if sent_at + timeout > now {
+                        break;
+                    }
+                    self.wake(now, id);
                 }
-                self.wake(now, id);
+                self.paths.list[path].fresh.pop_front();
             }
-            self.fresh.pop_front();
         }
         while let Some(&(at, id)) = self.wakes.first() {
             if at > now {
@@ -259,7 +276,7 @@ impl Commands {
     }
 
     fn wake(&mut self, now: Time, id: u64) {
-        let rtt = self.rtt;
+        let rtt = self.rtt_of(id);
         let next = self.next_send;
         let Some(command) = self.flying(id) else {
             return;
@@ -278,20 +295,26 @@ impl Commands {
         if command.gap_due(&rtt).is_some_and(|due| due <= now) {
             command.gap_since = None;
             command.gap_probed = Some(now);
-            let reply = command.reply.as_ref();
+            let (reply, path) = (command.reply.as_ref(), command.path);
             let bytes = reply.map_or(0, |r| r.assembly.gap_bytes());
-            self.window.lost(id, next, bytes);
+            self.paths.list[path].window.lost(id, next, bytes);
             self.queue_probe(id, Probe::Gaps);
         } else {
             command.tries = command.tries.saturating_add(1);
+            let (path, sent_at, long) = (command.path, command.sent_at, command.is_long());
+            self.paths.timed_out(now, path, sent_at, long);
             self.ask_again(id);
         }
     }
 
     /// Asks for the answer of a command: by the request itself where that is one small frame, by
     /// a probe otherwise.
-    fn ask_again(&mut self, id: u64) {
-        let max = usize::from(self.mtu) - HEADER_LEN;
+    pub(super) fn ask_again(&mut self, id: u64) {
+        self.take_usable_path(id);
+        let Some(path) = self.flying(id).map(|command| command.path) else {
+            return;
+        };
+        let max = usize::from(self.paths.list[path].mtu) - HEADER_LEN;
         let Some(command) = self.flying(id) else {
             return;
         };
@@ -348,7 +371,7 @@ impl Commands {
             Phase::Done => return Err(DropReason::OldCommand),
             Phase::Queued => return Err(DropReason::Unexpected),
         }
-        if header.kind != command.kind {
+        if (header.kind, header.iod) != (command.kind, command.iod) {
             return Err(DropReason::Inconsistent);
         }
         let whole = payload.len() == header.message_len as usize;
@@ -391,10 +414,15 @@ impl Commands {
         let sent_at = command.sent_at;
         let first_word = !std::mem::replace(&mut command.arrived, true);
         let first_sent_at = command.first_sent_at.filter(|_| first_word);
+        let (path, long) = (command.path, command.is_long());
         if !std::mem::replace(&mut command.retried, true) {
-            self.rtt.sample(now.since(sent_at));
+            let path = &mut self.paths.list[path];
+            path.rtt.sample(now.since(sent_at));
+            if long {
+                path.long_frames_pass();
+            }
         } else if let Some(first) = first_sent_at {
-            self.rtt.suspect(now.since(first));
+            self.paths.list[path].rtt.suspect(now.since(first));
         }
         let Some(body) = body else {
             self.on_part(now, id);
@@ -406,7 +434,7 @@ impl Commands {
         let (cancelled, asked_again) = (command.cancelled, command.asked_again);
         self.finish(id);
         if self.service && !asked_again {
-            self.ask_after_overtaken(now, sent_at);
+            self.ask_after_overtaken(now, path, sent_at);
         }
         Ok((!cancelled).then_some(Answered {
             command: header.command,
@@ -417,8 +445,8 @@ impl Commands {
 
     /// A command that was sent at `sent_at` is answered: one that was sent longer before than frames are
     /// reordered, and not heard of, is probably lost.
-    fn ask_after_overtaken(&mut self, now: Time, sent_at: Time) {
-        while let Some(&(id, at)) = self.fresh.front() {
+    fn ask_after_overtaken(&mut self, now: Time, path: usize, sent_at: Time) {
+        while let Some(&(id, at)) = self.paths.list[path].fresh.front() {
             if self.is_fresh((id, at)) {
                 let Some(command) = self.flying(id) else {
                     break;
@@ -430,7 +458,7 @@ impl Commands {
                 command.retried = true;
                 self.ask_again(id);
             }
-            self.fresh.pop_front();
+            self.paths.list[path].fresh.pop_front();
         }
     }
 
@@ -462,6 +490,7 @@ impl Commands {
         let Some(command) = self.flying(id) else {
             return Err(DropReason::Unexpected);
         };
+        let path = command.path;
         match report.progress {
             Progress::Executing => {
                 command.arrived = true;
@@ -474,7 +503,7 @@ impl Commands {
             Progress::Unknown => {
                 command.send_whole();
                 let bytes = command.body.len() as u64;
-                self.window.lost(id, next, bytes);
+                self.paths.list[path].window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Incomplete => {
@@ -496,70 +525,12 @@ impl Commands {
                         .unsent
                         .insert(range.offset, range.offset + range.len);
                 }
-                self.window.lost(id, next, bytes);
+                self.paths.list[path].window.lost(id, next, bytes);
                 self.queue_sending(id);
             }
             Progress::Forgotten => return Err(DropReason::Unexpected),
         }
         Ok(())
-    }
-
-    fn stop_timers(&mut self) {
-        self.fresh.clear();
-        self.wakes.clear();
-        self.probing.clear();
-        self.sending.clear();
-    }
-
-    /// The connection is gone: nothing is sent until [`Self::resume`] or [`Self::restart`].
-    pub(super) fn pause(&mut self) {
-        self.stop_timers();
-        for command in &mut self.list {
-            command.rest();
-        }
-    }
-
-    /// A connection is there again, and the responder knows what it knew: asks after everything.
-    pub(super) fn resume(&mut self) {
-        self.pause();
-        for id in self.floor..self.next_send {
-            let Some(command) = self.flying(id) else {
-                continue;
-            };
-            let half_sent = command.has_unsent();
-            command.retried = true;
-            if half_sent {
-                self.queue_sending(id);
-            } else {
-                self.ask_again(id);
-            }
-        }
-    }
-
-    /// A connection is there, and the responder knows nothing: everything unanswered is sent
-    /// again. What is not wanted any more is not.
-    pub(super) fn restart(&mut self) {
-        self.stop_timers();
-        self.window.clear();
-        self.held = 0;
-        self.reply_bytes = 0;
-        for command in &mut self.list {
-            if command.phase == Phase::Flight {
-                command.rewind();
-            }
-            if command.phase == Phase::Done {
-                command.charge = 0;
-            }
-        }
-        let cancelled: Vec<u64> = (self.floor..)
-            .zip(&self.list)
-            .filter(|(_, c)| c.cancelled && c.phase == Phase::Queued)
-            .map(|(id, _)| id)
-            .collect();
-        for id in cancelled {
-            self.finish(id);
-        }
-        self.next_send = self.floor;
     }
 
     /// An empty buffer with room for `len` bytes, for a request's body.
@@ -570,10 +541,5 @@ impl Commands {
     /// Takes a reply's body back, to be used again.
     pub(super) fn give_buffer(&mut self, buffer: Vec<u8>) {
         self.spares.give(buffer);
-    }
-
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::new(self.credits, self.mtu, self.service);
     }
 }

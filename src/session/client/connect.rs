@@ -2,12 +2,58 @@
 
 use std::time::Duration;
 
+use super::paths::{NicState, Path, PathReport};
 use super::{Client, ClientEvent, Connecting, Connection, State};
 use crate::session::limits::{CONNECT_INTERVAL, RECONNECT_INTERVAL, RTO_INITIAL, RTO_MAX};
 use crate::wire::message::{ConnectReply, ConnectRequest};
-use crate::wire::{CommandId, ConnectionId, DropReason, Header, Kind, Status, Time, Wire};
+use crate::wire::{
+    CommandId, ConnectionId, DropReason, Header, Hop, Kind, Mac, Status, Time, Wire,
+};
+
+/// By how many pairs of NICs a connect goes at a time.
+const HOPS_AT_ONCE: usize = 4;
 
 impl Client {
+    /// Connects to `remote` and from then on keeps itself connected; with another address later,
+    /// moves there.
+    pub fn connect(&mut self, now: Time, remote: Mac) {
+        self.reach(now, &[remote]);
+    }
+
+    /// The same with all addresses of the responder, by each of which the connection may go at the same
+    /// time; with others later, moves where it has to.
+    pub fn reach(&mut self, now: Time, remotes: &[Mac]) {
+        if matches!(self.state, State::Closed)
+            || remotes.is_empty()
+            || (!self.is_idle() && self.remotes == remotes)
+        {
+            return;
+        }
+        self.remotes = remotes.to_vec();
+        let used = &self.commands.paths;
+        if self.is_connected() && used.good_macs().any(|mac| remotes.contains(&mac)) {
+            self.offer_paths(now);
+        } else {
+            self.reconnect(now, now);
+        }
+    }
+
+    /// The own NICs, by number; at first there is one.
+    pub fn set_nics(&mut self, now: Time, nics: &[NicState]) {
+        if nics.is_empty() || self.nics == nics {
+            return;
+        }
+        self.nics = nics.to_vec();
+        self.offer_paths(now);
+    }
+
+    /// The connection's paths.
+    pub fn paths(&self) -> impl Iterator<Item = PathReport> + '_ {
+        let is_connected = self.is_connected();
+        let paths = self.commands.paths.list.iter();
+        paths.filter(move |_| is_connected).map(Path::report)
+    }
+
     /// Drops the connection there may be and opens another one at `at`.
     pub(super) fn reconnect(&mut self, now: Time, at: Time) {
         if self.is_connected() {
@@ -23,7 +69,44 @@ impl Client {
             began: None,
             at,
             due: at <= now,
+            hops: Vec::new(),
+            next_hop: 0,
         });
+    }
+
+    /// All pairs of NICs, those of the same place in both lists first, without NICs that do not work
+    /// (unless none does).
+    pub(super) fn hops(&self) -> Vec<Hop> {
+        let any = self.nics.iter().any(|nic| nic.up);
+        let nics: Vec<u8> = (0..)
+            .zip(&self.nics)
+            .filter(|(_, nic)| nic.up || !any)
+            .map(|(number, _)| number)
+            .collect();
+        let remotes = &self.remotes;
+        (0..remotes.len())
+            .flat_map(|turn| {
+                nics.iter().map(move |nic| Hop {
+                    mac: remotes[(usize::from(*nic) + turn) % remotes.len()],
+                    nic: *nic,
+                })
+            })
+            .collect()
+    }
+
+    /// What the own NIC of a hop takes.
+    fn nic_mtu(&self, hop: Hop) -> u16 {
+        let nic = self.nics.get(usize::from(hop.nic));
+        nic.map_or(self.config.mtu, |nic| nic.mtu)
+    }
+
+    /// Tells the connection's paths which pairs of NICs there are.
+    pub(super) fn offer_paths(&mut self, now: Time) {
+        if self.is_connected() && self.config.service {
+            let hops = self.hops();
+            let (nics, mtu) = (&self.nics, self.settled_mtu);
+            self.commands.paths.offer(now, &hops, nics, mtu);
+        }
     }
 
     /// Reconnects at once, but not again and again.
@@ -32,19 +115,29 @@ impl Client {
         self.reconnect(now, now.max(earliest));
     }
 
-    /// Emits the connect where it is time for it.
-    pub(super) fn transmit_connect(&mut self, now: Time, out: &mut Vec<u8>) -> bool {
-        let jitter = self.rng.u64(0..CONNECT_INTERVAL.as_nanos() as u64 / 4);
-        let State::Connecting(connecting) = &mut self.state else {
-            return false;
+    /// Emits the connect where it is time for it, and says where to: one after the other to some of the
+    /// pairs of NICs, and to others the next time.
+    pub(super) fn transmit_connect(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Hop> {
+        let all = match &self.state {
+            State::Connecting(connecting) if connecting.due => self.hops(),
+            _ => Vec::new(),
         };
-        if !std::mem::take(&mut connecting.due) {
-            return false;
+        let State::Connecting(connecting) = &mut self.state else {
+            return None;
+        };
+        if std::mem::take(&mut connecting.due) {
+            let jitter = self.rng.u64(0..CONNECT_INTERVAL.as_nanos() as u64 / 4);
+            connecting.began.get_or_insert(now);
+            let wait = (CONNECT_INTERVAL * (1 << connecting.tries.min(6))).min(RTO_MAX);
+            connecting.tries += 1;
+            connecting.at = now + wait + Duration::from_nanos(jitter);
+            let count = all.len().min(HOPS_AT_ONCE);
+            let start = connecting.next_hop;
+            connecting.hops = (0..count).map(|n| all[(start + n) % all.len()]).collect();
+            connecting.hops.reverse();
+            connecting.next_hop = start + count;
         }
-        connecting.began.get_or_insert(now);
-        let wait = (CONNECT_INTERVAL * (1 << connecting.tries.min(6))).min(RTO_MAX);
-        connecting.tries += 1;
-        connecting.at = now + wait + Duration::from_nanos(jitter);
+        let hop = connecting.hops.pop()?;
         let nonce = connecting.nonce;
         let request = ConnectRequest {
             initiator: self.config.local,
@@ -63,13 +156,14 @@ impl Client {
             ..self.base(ConnectionId(0))
         };
         header.emit_whole(&request.to_body(), out);
-        true
+        Some(hop)
     }
 
     /// Takes the answer to the connect: its reply, or a refusal.
     pub(super) fn on_connect_answer(
         &mut self,
         now: Time,
+        hop: Hop,
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
@@ -97,12 +191,14 @@ impl Client {
             && let Some(began) = connecting.began
             && now.since(began) > RTO_INITIAL
         {
-            self.commands.rtt.suspect(now.since(began));
+            self.commands.paths.list[0].rtt.suspect(now.since(began));
         }
         let resumed = reply.resumed;
         self.commands
             .set_credits(reply.credits.min(self.config.credits));
-        self.commands.set_mtu(reply.mtu.min(self.config.mtu));
+        self.settled_mtu = reply.mtu.min(self.config.mtu);
+        let limits = (self.nic_mtu(hop), self.settled_mtu);
+        self.commands.paths.open(now, hop, limits);
         if resumed {
             self.commands.resume();
         } else {
@@ -119,6 +215,7 @@ impl Client {
             missed_since: now,
             unconfirmed: true,
         });
+        self.offer_paths(now);
         self.events.push_back(ClientEvent::Connected {
             responder: reply.responder,
             incarnation: reply.incarnation,

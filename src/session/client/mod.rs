@@ -3,6 +3,9 @@
 mod command;
 mod commands;
 mod connect;
+mod mtu;
+mod paths;
+mod recovery;
 mod transmit;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,18 +13,18 @@ use std::time::Duration;
 
 use super::limits::{
     KEEPALIVE_INTERVAL, KEEPALIVE_MISSED, KEEPALIVE_MISSED_MAX, KEEPALIVE_QUIET, KEEPALIVE_STEP,
-    MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS,
+    MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EVENTS, PATH_MTU_START,
 };
 use super::steps::Steps;
-use crate::wire::Tail;
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
-use crate::wire::message::{Notification, ProgressReport};
+use crate::wire::message::{Notification, PathProbe, ProgressReport};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, Status, Time, Wire,
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
+    IocNumber, IodNumber, Kind, Mac, Status, Tail, Time, Wire,
 };
 use commands::Commands;
+pub use paths::{NicState, PathReport};
 pub(super) use transmit::ranges_per_frame;
 
 /// What a client is and whom it connects to.
@@ -128,7 +131,11 @@ pub struct Client {
     /// The session's number, raised where the configured one turns out to be taken.
     session: u64,
     attempt: u32,
-    remote: Mac,
+    /// The responder's addresses, and the own NICs: each pair may be a path.
+    remotes: Vec<Mac>,
+    nics: Vec<NicState>,
+    /// What the connect has settled.
+    settled_mtu: u16,
     commands: Commands,
     /// Who answered last, and its incarnation: another one has forgotten the session.
     responder: Option<(Guid, Incarnation)>,
@@ -163,6 +170,9 @@ struct Connecting {
     /// When the connect is sent (again).
     at: Time,
     due: bool,
+    /// Where it is still to be sent to this time, the last first, and where the next time begins.
+    hops: Vec<Hop>,
+    next_hop: usize,
 }
 
 /// An open connection.
@@ -207,6 +217,12 @@ impl Client {
         let mix: Vec<u8> = mix.iter().flat_map(|g| g.0.to_be_bytes()).collect();
         let credits = config.credits.clamp(1, MAX_CREDITS);
         let mtu = config.mtu.max(MIN_MTU);
+        // Nobody finds out whether longer ones pass.
+        let mtu = if config.service {
+            mtu
+        } else {
+            mtu.min(PATH_MTU_START)
+        };
         Self {
             rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
             state: State::Idle,
@@ -215,7 +231,9 @@ impl Client {
             slowness: Duration::ZERO,
             session: config.session,
             attempt: 0,
-            remote: Mac::default(),
+            remotes: Vec::new(),
+            nics: vec![NicState { up: true, mtu }],
+            settled_mtu: mtu,
             commands: Commands::new(credits, mtu, config.service),
             responder: None,
             lost_at: None,
@@ -235,16 +253,6 @@ impl Client {
     /// What it was made from.
     pub const fn config(&self) -> &ClientConfig {
         &self.config
-    }
-
-    /// Connects to `remote` and from then on keeps itself connected; with another address later,
-    /// moves there.
-    pub fn connect(&mut self, now: Time, remote: Mac) {
-        if matches!(self.state, State::Closed) || (!self.is_idle() && self.remote == remote) {
-            return;
-        }
-        self.remote = remote;
-        self.reconnect(now, now);
     }
 
     /// Queues a request; it is sent as soon as there is a connection and room in the window.
@@ -369,11 +377,11 @@ impl Client {
     pub fn handle(
         &mut self,
         now: Time,
-        src: Mac,
+        src: impl Into<Hop>,
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let _ = src;
+        let hop = src.into();
         if !self.owns(header) {
             return Err(if header.connection.0 == 0 || answers_connect(header) {
                 DropReason::Unexpected
@@ -381,17 +389,18 @@ impl Client {
                 DropReason::Connection
             });
         }
-        match &mut self.state {
-            State::Connecting(_) => return self.on_connect_answer(now, header, payload),
+        let was_heard = match &mut self.state {
+            State::Connecting(_) => return self.on_connect_answer(now, hop, header, payload),
             State::Connected(connection) => {
                 connection.heard_at = connection.heard_at.max(now);
                 if std::mem::take(&mut connection.missed) > 0 {
                     let took = now.since(connection.missed_since);
                     self.slowness = took.max(self.slowness * 3 / 4);
                 }
+                self.commands.paths.heard(now, hop)
             }
             State::Idle | State::Closed => return Err(DropReason::Unexpected),
-        }
+        };
         if header.credits != 0 {
             self.commands
                 .set_credits(header.credits.min(self.config.credits));
@@ -406,6 +415,14 @@ impl Client {
                 self.commands.on_progress(header.command, &report)
             }
             Kind::Notify => self.on_notify(header, payload),
+            Kind::Path => {
+                let probe = PathProbe::from_body(payload).map_err(|_| DropReason::Body)?;
+                let lost = self.commands.paths.on_probe(now, (hop, was_heard), &probe);
+                for path in lost {
+                    self.commands.ask_again_all(path);
+                }
+                Ok(())
+            }
             // A keep-alive of our own: that it was answered is all it says.
             Kind::KeepAlive
                 if header.is_reply() && !self.commands.awaits(header.command, header.kind) =>
@@ -465,6 +482,9 @@ impl Client {
                     }
                     if connection.missed == 0 {
                         connection.missed_since = now;
+                    } else {
+                        let asked = self.commands.paths.for_control(connection.missed - 1);
+                        self.commands.paths.doubt(now, asked);
                     }
                     connection.missed += 1;
                     connection.asked_at = now;
@@ -475,6 +495,9 @@ impl Client {
                     self.control.push_back((header, Vec::new()));
                 }
                 self.commands.tick(now);
+                for path in self.commands.paths.tick(now) {
+                    self.commands.ask_again_all(path);
+                }
             }
             State::Idle | State::Closed => {}
         }
@@ -486,52 +509,11 @@ impl Client {
             State::Connecting(connecting) => (!connecting.due).then_some(connecting.at),
             State::Connected(connection) => {
                 let alive = connection.silent_at(self.steps, self.quiet);
-                Some(self.commands.deadline().map_or(alive, |t| t.min(alive)))
+                let others = [self.commands.deadline(), self.commands.paths.due()];
+                others.into_iter().flatten().chain([alive]).min()
             }
             State::Idle | State::Closed => None,
         }
-    }
-
-    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
-    /// send now.
-    pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let mut tail = None;
-        let mac = self.poll_transmit_parts(now, out, &mut tail);
-        if let Some(tail) = tail {
-            out.extend_from_slice(tail.bytes());
-        }
-        mac
-    }
-
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
-    pub fn poll_transmit_parts(
-        &mut self,
-        now: Time,
-        out: &mut Vec<u8>,
-        tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
-        if let Some((mut header, body)) = self.control.pop_front() {
-            (header.command, header.outstanding) = self.commands.mark();
-            header.emit_whole(&body, out);
-            return Some(self.remote);
-        }
-        let base = self.base(self.connection());
-        let sent = match &mut self.state {
-            State::Connecting(_) => self.transmit_connect(now, out),
-            State::Connected(connection) => {
-                let unconfirmed = std::mem::take(&mut connection.unconfirmed);
-                let sent = self.commands.transmit(now, &base, out, tail);
-                if !sent && unconfirmed {
-                    // Nothing to ask: the first frame on the connection says that it is in use.
-                    let mut confirm = base;
-                    (confirm.command, confirm.outstanding) = self.commands.mark();
-                    confirm.emit_whole(&[], out);
-                }
-                sent || unconfirmed
-            }
-            State::Idle | State::Closed => false,
-        };
-        sent.then_some(self.remote)
     }
 
     /// The next event.

@@ -1,40 +1,115 @@
-//! What a session's commands put on the wire: probes first, then what was begun, then new commands.
+//! What a session puts on the wire. Of its commands: probes first, then what was begun, then new commands.
 
 use super::command::{Phase, Probe};
 use super::commands::Commands;
+use super::{Client, State};
 use crate::session::limits::MAX_SESSION_BYTES;
 use crate::wire::message::{MAX_RANGES, Missing};
 use crate::wire::{
-    CommandId, Flags, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Tail, Time, Wire,
+    CommandId, Flags, HEADER_LEN, Header, Hop, Kind, MAX_MESSAGE_BYTES, Mac, Tail, Time, Wire,
 };
 
 /// Bytes that the responder may have to keep for this session: a little less than it would.
 const MAX_HELD_BYTES: usize = MAX_SESSION_BYTES - 2 * MAX_MESSAGE_BYTES;
 
+impl Client {
+    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// send now.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        let mut tail = None;
+        let hop = self.poll_transmit_parts(now, out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        hop.map(|hop| hop.mac)
+    }
+
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by.
+    pub fn poll_transmit_parts(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        tail: &mut Option<Tail>,
+    ) -> Option<Hop> {
+        if let Some((mut header, body)) = self.control.pop_front() {
+            (header.command, header.outstanding) = self.commands.mark();
+            header.emit_whole(&body, out);
+            return Some(self.control_hop());
+        }
+        let base = self.base(self.connection());
+        let State::Connected(connection) = &mut self.state else {
+            return self.transmit_connect(now, out);
+        };
+        let unconfirmed = std::mem::take(&mut connection.unconfirmed);
+        let path = match self.transmit_path_probe(now, &base, out) {
+            None => self.commands.transmit(now, &base, out, tail),
+            path => path,
+        };
+        if let Some(path) = path {
+            return Some(self.commands.paths.list[path].hop);
+        }
+        unconfirmed.then(|| {
+            // Nothing to ask: the first frame on the connection says that it is in use.
+            let mut confirm = base;
+            (confirm.command, confirm.outstanding) = self.commands.mark();
+            confirm.emit_whole(&[], out);
+            self.control_hop()
+        })
+    }
+
+    fn transmit_path_probe(
+        &mut self,
+        now: Time,
+        base: &Header,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let (path, probe) = self.commands.paths.next_probe(now)?;
+        let mut header = Header {
+            kind: Kind::Path,
+            ..*base
+        };
+        (header.command, header.outstanding) = self.commands.mark();
+        header.emit_whole(&probe.to_body(), out);
+        Some(path)
+    }
+
+    /// Where what belongs to no command goes; a keep-alive that is repeated, by another path.
+    fn control_hop(&self) -> Hop {
+        let (paths, missed) = match &self.state {
+            State::Connected(connection) => (&self.commands.paths, connection.missed),
+            _ => (&self.commands.paths, 0),
+        };
+        paths.list[paths.for_control(missed.saturating_sub(1))].hop
+    }
+}
+
 impl Commands {
-    /// Appends one frame to `out`, all but its `tail`, where there is one to send: `base` has what is the
-    /// same in all frames of the connection.
+    /// Appends one frame to `out`, all but its `tail`, where there is one to send, and says by which path it
+    /// goes: `base` has what is the same in all frames of the connection.
     pub(super) fn transmit(
         &mut self,
         now: Time,
         base: &Header,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> bool {
+    ) -> Option<usize> {
         while let Some(id) = self.probing.pop_front() {
-            if self.transmit_probe(now, id, base, out) {
-                return true;
+            let path = self.transmit_probe(now, id, base, out);
+            if path.is_some() {
+                return path;
             }
         }
         loop {
             while let Some(&id) = self.sending.front() {
-                if self.transmit_segment(now, id, base, out, tail) {
-                    return true;
+                let path = self.transmit_segment(now, id, base, out, tail);
+                if path.is_some() {
+                    return path;
                 }
                 self.sending.pop_front();
             }
             if !self.admit() {
-                return false;
+                return None;
             }
         }
     }
@@ -46,7 +121,7 @@ impl Commands {
             if id >= self.floor + u64::from(self.credits) {
                 return false;
             }
-            let (held, admits) = (self.held, self.window);
+            let held = self.held;
             let Some(command) = self.get(id) else {
                 return false;
             };
@@ -55,14 +130,23 @@ impl Commands {
                 continue;
             }
             let (cost, charge) = (command.cost, command.charge);
-            if !admits.admits(cost) || (held > 0 && held + charge > MAX_HELD_BYTES) {
+            if held > 0 && held + charge > MAX_HELD_BYTES {
                 return false;
             }
+            let Some(path) = self.paths.choose(cost) else {
+                return false;
+            };
+            let Some(command) = self.get(id) else {
+                return false;
+            };
             command.phase = Phase::Flight;
+            command.path = path;
             command.send_whole();
             self.next_send += 1;
             self.held += charge;
-            self.window.sent(cost);
+            let path = &mut self.paths.list[path];
+            path.window.sent(cost);
+            path.commands += 1;
             self.queue_sending(id);
             return true;
         }
@@ -75,19 +159,19 @@ impl Commands {
         base: &Header,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> bool {
+    ) -> Option<usize> {
         let floor = self.floor;
-        let max = u32::from(self.mtu) - HEADER_LEN as u32;
-        let Some(command) = self.get(id) else {
-            return false;
-        };
+        let index = usize::try_from(id.checked_sub(floor)?).ok()?;
+        let command = self.list.get_mut(index)?;
+        let path = command.path;
+        let max = u32::from(self.paths.list[path].mtu) - HEADER_LEN as u32;
         let (start, end) = if std::mem::take(&mut command.unsent_empty) {
             (0, 0)
         } else if let Some(segment) = command.unsent.take_front(max) {
             segment
         } else {
             command.sending = false;
-            return false;
+            return None;
         };
         let header = Header {
             kind: command.kind,
@@ -112,17 +196,22 @@ impl Commands {
             self.sending.pop_front();
             self.arm(id);
         }
-        true
+        Some(path)
     }
 
-    fn transmit_probe(&mut self, now: Time, id: u64, base: &Header, out: &mut Vec<u8>) -> bool {
+    fn transmit_probe(
+        &mut self,
+        now: Time,
+        id: u64,
+        base: &Header,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
         let floor = self.floor;
-        let max = ranges_per_frame(self.mtu);
-        let Some(command) = self.flying(id) else {
-            return false;
-        };
+        let path = self.flying(id)?.path;
+        let max = ranges_per_frame(self.paths.list[path].mtu);
+        let command = self.flying(id)?;
         let ranges = match (&command.reply, command.probe) {
-            (_, Probe::None) => return false,
+            (_, Probe::None) => return None,
             (None, _) => Vec::new(),
             (Some(reply), Probe::Gaps) => reply.assembly.gaps(max),
             (Some(reply), Probe::All) => reply.assembly.missing(max),
@@ -140,7 +229,7 @@ impl Commands {
             header.emit_whole(&Missing { ranges }.to_body(), out);
         }
         self.arm(id);
-        !gone
+        (!gone).then_some(path)
     }
 }
 

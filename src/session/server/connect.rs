@@ -6,7 +6,7 @@ use crate::session::limits::{KEEPALIVE_QUIET, LOST_AFTER, RELIEF_INTERVAL, STALL
 use crate::session::server::session::Session;
 use crate::wire::message::{ConnectReply, ConnectRequest};
 use crate::wire::{
-    CommandId, ConnectionId, DropReason, Flags, Guid, Header, IocNumber, Kind, Mac, Status, Time,
+    CommandId, ConnectionId, DropReason, Flags, Guid, Header, Hop, IocNumber, Kind, Status, Time,
     Wire,
 };
 
@@ -14,7 +14,7 @@ impl Server {
     pub(super) fn on_connect(
         &mut self,
         now: Time,
-        src: Mac,
+        src: Hop,
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
@@ -38,11 +38,11 @@ impl Server {
             role: request.role,
             incarnation: request.incarnation,
             cluster: header.cluster,
-            mac: src,
+            mac: src.mac,
         };
         match self.place_of(now, key, &peer, &request, header.command.0) {
-            Place::Resume(slot) => self.open(now, slot, peer, &request, header),
-            Place::Repeat(slot) => self.send_connect_reply(slot),
+            Place::Resume(slot) => self.open(now, slot, (peer, src), &request, header),
+            Place::Repeat(slot) => self.send_connect_reply(slot, src),
             Place::Refuse(status) => self.refuse(src, header, status),
             Place::New => {
                 let credits = request.credits.min(self.config.credits);
@@ -55,7 +55,7 @@ impl Server {
                 }
                 self.sessions[slot] = Some(Box::new(session));
                 self.by_key.insert(key, slot);
-                self.open(now, slot, peer, &request, header);
+                self.open(now, slot, (peer, src), &request, header);
             }
         }
         Ok(())
@@ -120,7 +120,7 @@ impl Server {
         &mut self,
         now: Time,
         slot: usize,
-        peer: Peer,
+        (peer, src): (Peer, Hop),
         request: &ConnectRequest,
         header: &Header,
     ) {
@@ -146,16 +146,17 @@ impl Server {
         session.resumed = session.known;
         session.confirmed = false;
         session.mtu = mtu;
+        session.begin_paths(src, &self.nics);
         session.dormant = false;
         session.opened_at = now;
         session.heard_at = now;
         self.by_connection.remove(&old);
         self.by_connection.insert(id, slot);
-        self.send_connect_reply(slot);
+        self.send_connect_reply(slot, src);
         self.look_after(now, slot);
     }
 
-    fn send_connect_reply(&mut self, slot: usize) {
+    fn send_connect_reply(&mut self, slot: usize, hop: Hop) {
         let cluster = self.cluster_word(slot);
         let Some(session) = &self.sessions[slot] else {
             return;
@@ -173,8 +174,7 @@ impl Server {
             command: CommandId(session.nonce),
             ..session.header(Kind::Connect, cluster)
         };
-        let mac = session.peer.mac;
-        self.push_control(mac, header, reply.to_body());
+        self.push_control(hop, header, reply.to_body());
     }
 
     /// Forgets a session. What of it is being executed is waited for before its initiator gets

@@ -2,19 +2,20 @@
 
 mod answer;
 mod connect;
+mod paths;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::limits::{
     CONNECTION_TTL, HALF_OPEN_TTL, MAX_CONTROL_FRAMES, MAX_CREDITS, MAX_EXECUTING,
-    MAX_SERVER_BYTES, MAX_SESSION_BYTES, SESSION_TTL,
+    MAX_SERVER_BYTES, MAX_SESSION_BYTES, PATH_MTU_START, SESSION_TTL,
 };
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
-use crate::wire::message::{Missing, Notification};
+use crate::wire::message::{Missing, Notification, PathProbe};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Incarnation,
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
     IocNumber, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Tail, Time,
     Wire,
 };
@@ -128,7 +129,9 @@ pub struct Server {
     wakes: BTreeSet<(Time, usize)>,
     /// Sessions with something to send, in turn.
     ready: VecDeque<usize>,
-    control: VecDeque<(Mac, Header, Vec<u8>)>,
+    control: VecDeque<(Hop, Header, Vec<u8>)>,
+    /// What the own NICs take, by number.
+    nics: Vec<u16>,
     events: VecDeque<ServerEvent>,
     relieved_at: Time,
     spares: Spares,
@@ -141,6 +144,12 @@ impl Server {
         let mut mix = config.local.0.to_be_bytes().to_vec();
         mix.extend_from_slice(&config.incarnation.0.to_be_bytes());
         mix.extend_from_slice(&seed.to_be_bytes());
+        let most = if config.service {
+            u16::MAX
+        } else {
+            PATH_MTU_START
+        };
+        let mtu = config.mtu.clamp(MIN_MTU, most);
         Self {
             guests: BTreeSet::new(),
             rng: fastrand::Rng::with_seed(xxhash_rust::xxh3::xxh3_64(&mix)),
@@ -155,11 +164,12 @@ impl Server {
             wakes: BTreeSet::new(),
             ready: VecDeque::new(),
             control: VecDeque::new(),
+            nics: vec![mtu],
             events: VecDeque::new(),
             relieved_at: Time::ZERO,
             spares: Spares::default(),
             config: ServerConfig {
-                mtu: config.mtu.max(MIN_MTU),
+                mtu,
                 credits: config.credits.clamp(1, MAX_CREDITS),
                 ..config
             },
@@ -169,6 +179,14 @@ impl Server {
     /// What it was made from.
     pub const fn config(&self) -> &ServerConfig {
         &self.config
+    }
+
+    /// The most bytes of a frame that the own NICs take, by number. At first there is one NIC.
+    pub fn set_nics(&mut self, mtus: &[u16]) {
+        self.nics = mtus.iter().map(|mtu| (*mtu).max(MIN_MTU)).collect();
+        for session in self.sessions.iter_mut().flatten() {
+            session.limit_paths(&self.nics);
+        }
     }
 
     /// Serves another cluster from now on; sessions of others are closed.
@@ -207,15 +225,15 @@ impl Server {
     pub fn handle(
         &mut self,
         now: Time,
-        src: Mac,
+        src: impl Into<Hop>,
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let kind = header.kind;
+        let (src, kind) = (src.into(), header.kind);
         let ours = kind.is_request()
             || matches!(
                 kind,
-                Kind::Connect | Kind::Disconnect | Kind::Probe | Kind::NotifyAck
+                Kind::Connect | Kind::Disconnect | Kind::Probe | Kind::NotifyAck | Kind::Path
             );
         if header.is_reply() || !ours {
             return Err(DropReason::Unexpected);
@@ -243,10 +261,7 @@ impl Server {
             return Ok(());
         }
         session.heard_at = session.heard_at.max(now);
-        // The initiator sends by another of its NICs: it is answered there.
-        if !src.is_multicast() {
-            session.peer.mac = src;
-        }
+        session.came_by(src, &self.nics);
         if !session.confirmed {
             session.confirmed = true;
             session.dormant = false;
@@ -291,12 +306,19 @@ impl Server {
             max: MAX_SERVER_BYTES,
             session_max: MAX_SESSION_BYTES,
         };
-        let (mac, mut answer) = (session.peer.mac, session.header(header.kind, cluster));
+        let (hop, mut answer) = (session.hop(), session.header(header.kind, cluster));
         answer.command = header.command;
         let taken = match header.kind {
             Kind::KeepAlive => {
                 answer.flags = Flags::REPLY;
-                self.push_control(mac, answer, Vec::new());
+                self.push_control(hop, answer, Vec::new());
+                return Ok(());
+            }
+            Kind::Path => {
+                let mut probe = PathProbe::from_body(payload).map_err(|_| DropReason::Body)?;
+                probe.mtu = session.take_path_mtu(probe.mtu, &self.nics);
+                answer.flags = Flags::REPLY;
+                self.push_control(hop, answer, probe.to_body());
                 return Ok(());
             }
             Kind::Probe => {
@@ -310,7 +332,7 @@ impl Server {
             Taken::Nothing => {}
             Taken::Tell(report) => {
                 answer.kind = Kind::Progress;
-                self.push_control(mac, answer, report.to_body());
+                self.push_control(hop, answer, report.to_body());
             }
             Taken::Complete(body) => {
                 let (connection, command) = (session.connection, header.command);
@@ -464,23 +486,24 @@ impl Server {
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
         let mut tail = None;
-        let mac = self.poll_transmit_parts(now, out, &mut tail);
+        let hop = self.poll_transmit_parts(now, out, &mut tail);
         if let Some(tail) = tail {
             out.extend_from_slice(tail.bytes());
         }
-        mac
+        hop.map(|hop| hop.mac)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it.
+    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Mac> {
-        if let Some((mac, header, body)) = self.control.pop_front() {
+    ) -> Option<Hop> {
+        if let Some((hop, header, body)) = self.control.pop_front() {
             header.emit_whole(&body, out);
-            return Some(mac);
+            return Some(hop);
         }
         while let Some(slot) = self.ready.pop_front() {
             let cluster = self.cluster_word(slot);
@@ -488,10 +511,10 @@ impl Server {
                 continue;
             };
             session.ready = false;
-            if session.transmit(now, cluster, out, tail) {
-                let mac = session.peer.mac;
+            let hop = session.transmit(now, cluster, out, tail);
+            if hop.is_some() {
                 self.look_after(now, slot);
-                return Some(mac);
+                return hop;
             }
         }
         None
@@ -512,14 +535,14 @@ impl Server {
         }
     }
 
-    fn push_control(&mut self, mac: Mac, header: Header, body: Vec<u8>) {
+    fn push_control(&mut self, hop: Hop, header: Header, body: Vec<u8>) {
         if self.control.len() < MAX_CONTROL_FRAMES {
-            self.control.push_back((mac, header, body));
+            self.control.push_back((hop, header, body));
         }
     }
 
     /// Tells the sender of a frame that it cannot be taken, and why.
-    fn refuse(&mut self, mac: Mac, header: &Header, status: Status) {
+    fn refuse(&mut self, hop: Hop, header: &Header, status: Status) {
         let answer = Header {
             status,
             ioc: header.ioc,
@@ -528,7 +551,7 @@ impl Server {
             cluster: self.config.cluster.unwrap_or(ClusterName::NONE),
             ..Header::new(Kind::Refused)
         };
-        self.push_control(mac, answer, Vec::new());
+        self.push_control(hop, answer, Vec::new());
     }
 
     /// Takes over what a session's memory has become, from `before`.

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use smallvec::SmallVec;
+
 use super::Peer;
 use super::answer::Answer;
+use super::paths::Path;
 use crate::session::client::ranges_per_frame;
 use crate::session::flow::reply_charge;
 use crate::session::limits::{MAX_COMMANDS, MAX_NOTIFICATIONS, NOTIFY_INTERVAL, NOTIFY_TRIES};
@@ -12,7 +15,7 @@ use crate::session::spares::Spares;
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header, Hop,
     IocNumber, IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time, Wire,
 };
 
@@ -42,6 +45,8 @@ impl Fixed {
 #[derive(Debug)]
 struct Entry {
     fixed: Fixed,
+    /// The path by which a frame about it came last: it is answered there.
+    path: u8,
     /// Bytes charged for it.
     held: usize,
     state: State,
@@ -104,6 +109,9 @@ pub(super) struct Session {
     /// Whether its connection was given up for silence; the session can still be resumed.
     pub(super) dormant: bool,
     pub(super) mtu: u16,
+    /// By which it was heard, and the one of the last frame.
+    pub(super) paths: SmallVec<[Path; 2]>,
+    pub(super) last: usize,
     pub(super) credits: u16,
     pub(super) opened_at: Time,
     pub(super) heard_at: Time,
@@ -145,6 +153,8 @@ impl Session {
             counted: false,
             dormant: false,
             mtu: 0,
+            paths: SmallVec::new(),
+            last: 0,
             credits,
             opened_at: now,
             heard_at: now,
@@ -157,6 +167,13 @@ impl Session {
             sending: VecDeque::new(),
             notes: BTreeMap::new(),
             next_note: 1,
+        }
+    }
+
+    /// What is to be answered is answered by the first path.
+    pub(super) fn answer_by_first_path(&mut self) {
+        for entry in self.window.iter_mut().flatten() {
+            entry.path = 0;
         }
     }
 
@@ -225,7 +242,8 @@ impl Session {
         let retry = header.flags.contains(Flags::RETRY);
         let credits = usize::from(self.credits);
         let executing = self.executing;
-        let segment = usize::from(self.mtu) - HEADER_LEN;
+        let segment = usize::from(self.path_mtu()) - HEADER_LEN;
+        let path = self.last as u8;
         let Some(entry) = self.entry(id) else {
             let charge = header.message_len as usize + reply_charge(header.kind, payload);
             // One command of each session always has room, so that everyone gets on.
@@ -257,6 +275,7 @@ impl Session {
         if entry.fixed != fixed {
             return Err(DropReason::Inconsistent);
         }
+        entry.path = path;
         match &mut entry.state {
             State::Incomplete { assembly, touched } => {
                 if executing >= credits {
@@ -293,7 +312,13 @@ impl Session {
             self.window.resize_with(index + 1, || None);
         }
         self.held += held;
-        self.window[index] = Some(Entry { fixed, held, state });
+        let path = self.last as u8;
+        self.window[index] = Some(Entry {
+            fixed,
+            path,
+            held,
+            state,
+        });
     }
 
     /// Takes a probe: queues what is missing of the reply, or tells how far the command has come.
@@ -303,8 +328,9 @@ impl Session {
         header: &Header,
         missing: &Missing,
     ) -> Result<Taken, DropReason> {
-        let (id, max) = (header.command.0, ranges_per_frame(self.mtu));
-        let segment = usize::from(self.mtu) - HEADER_LEN;
+        let (id, max) = (header.command.0, ranges_per_frame(self.path_mtu()));
+        let segment = usize::from(self.path_mtu()) - HEADER_LEN;
+        let path = self.last as u8;
         let Some(index) = id.checked_sub(self.floor) else {
             return Ok(Taken::Tell(report(Progress::Forgotten, Vec::new())));
         };
@@ -314,6 +340,7 @@ impl Session {
         let Some(entry) = self.entry(id) else {
             return Ok(Taken::Tell(report(Progress::Unknown, Vec::new())));
         };
+        entry.path = path;
         match &mut entry.state {
             State::Incomplete { assembly, .. } => Ok(Taken::Tell(report(
                 Progress::Incomplete,
@@ -446,15 +473,18 @@ impl Session {
         !self.sending.is_empty() || (self.confirmed && self.notes.values().any(|n| n.due))
     }
 
-    /// Appends one frame to `out`, all but its `tail`, where there is one to send.
+    /// Appends one frame to `out`, all but its `tail`, where there is one to send, and says where to.
     pub(super) fn transmit(
         &mut self,
         now: Time,
         cluster: ClusterName,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> bool {
-        self.transmit_note(now, cluster, out) || self.transmit_reply(now, cluster, out, tail)
+    ) -> Option<Hop> {
+        if self.transmit_note(now, cluster, out) {
+            return Some(self.hop());
+        }
+        self.transmit_reply(now, cluster, out, tail)
     }
 
     /// A header of this connection.
@@ -494,17 +524,20 @@ impl Session {
         cluster: ClusterName,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> bool {
+    ) -> Option<Hop> {
         let base = self.header(Kind::KeepAlive, cluster);
-        let max = u32::from(self.mtu) - HEADER_LEN as u32;
         while let Some(&id) = self.sending.front() {
-            let Some((fixed, answer)) = self.entry(id).and_then(|e| match &mut e.state {
-                State::Answered(answer) => Some((e.fixed, answer)),
+            let index = id.checked_sub(self.floor).map(|index| index as usize);
+            let entry = index.and_then(|index| self.window.get_mut(index)?.as_mut());
+            let Some((fixed, path, answer)) = entry.and_then(|e| match &mut e.state {
+                State::Answered(answer) => Some((e.fixed, e.path, answer)),
                 _ => None,
             }) else {
                 self.sending.pop_front();
                 continue;
             };
+            let path = self.paths.get(usize::from(path))?;
+            let max = u32::from(path.mtu) - HEADER_LEN as u32;
             let (start, end) = if std::mem::take(&mut answer.unsent_empty) {
                 (0, 0)
             } else if let Some(segment) = answer.unsent.take_front(max) {
@@ -535,9 +568,9 @@ impl Session {
                 answer.queued = false;
                 self.sending.pop_front();
             }
-            return true;
+            return Some(path.hop);
         }
-        false
+        None
     }
 
     pub(super) const fn key(&self) -> (Guid, IocNumber) {

@@ -29,6 +29,7 @@
 //! | write | [`IoRange`], then the data | empty |
 //! | flush, discard, write-zeroes | [`IoRange`] | empty |
 //! | keep-alive | empty | empty |
+//! | path | [`PathProbe`] | [`PathProbe`] |
 //!
 //! A reply whose status is not ok has an empty body, except the [`Conflict`] of compare-and-set and
 //! move.
@@ -50,7 +51,9 @@ pub use fabric::{
 pub use lease::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 pub(crate) use lease::{get_holder, put_holder};
 pub use moving::{FindHost, FoundHost, MAX_GUESTS, Move, Placement};
-pub use session::{ByteRange, ConnectReply, ConnectRequest, Missing, Notification, ProgressReport};
+pub use session::{
+    ByteRange, ConnectReply, ConnectRequest, Missing, Notification, PathProbe, ProgressReport,
+};
 pub use table::{
     Deposit, Offer, Parts, TableDigestsReply, TableDigestsRequest, TableRowsReply,
     TableRowsRequest, TableSummary,

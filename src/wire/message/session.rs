@@ -1,7 +1,7 @@
 //! Bodies of the session's own kinds: connect, probe, progress, notify.
 
 use super::super::codec::{DecodeError, Reader, Wire, Writer};
-use super::super::header::{MAX_MESSAGE_BYTES, MIN_MTU};
+use super::super::header::{HEADER_LEN, MAX_MESSAGE_BYTES, MIN_MTU};
 use super::super::id::{Guid, Incarnation, IocNumber};
 use super::super::kind::{Event, Progress, Role};
 use super::super::row::{ObservationStamp, wire_struct};
@@ -147,6 +147,57 @@ pub struct ProgressReport {
     pub missing: Missing,
 }
 wire_struct!(ProgressReport { progress, missing });
+
+/// Tries a path of a connection: a pair of NICs that reach each other. The reply repeats the number and
+/// is as long, so that one that arrives shows that the path carries such frames both ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathProbe {
+    /// Counts the connection's probes.
+    pub number: u32,
+    /// From the initiator: the most bytes of a frame behind its Ethernet header that the responder may send
+    /// by this path from now on. From the responder: the most that it can receive there. At least
+    /// [`MIN_MTU`].
+    pub mtu: u16,
+    /// Zeroes that make the frame as long as what is tried.
+    pub padding: u16,
+}
+
+/// Bytes of a path probe in front of its padding.
+const PATH_PROBE_BYTES: u16 = 6;
+
+impl PathProbe {
+    /// A probe whose frame is `frame_bytes` long, or as long as one without padding.
+    pub const fn of_frame(number: u32, mtu: u16, frame_bytes: u16) -> Self {
+        Self {
+            number,
+            mtu,
+            padding: frame_bytes.saturating_sub(HEADER_LEN as u16 + PATH_PROBE_BYTES),
+        }
+    }
+}
+
+impl Wire for PathProbe {
+    fn put(&self, w: &mut Writer) {
+        w.put(&self.number);
+        w.put(&self.mtu);
+        w.raw(&vec![0; usize::from(self.padding)]);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (number, mtu) = (r.get()?, r.get()?);
+        let padding = r.take(r.rest().len())?;
+        if mtu < MIN_MTU {
+            return Err(DecodeError::BadValue("MTU"));
+        }
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(DecodeError::BadValue("padding"));
+        }
+        Ok(Self {
+            number,
+            mtu,
+            padding: u16::try_from(padding.len()).map_err(|_| DecodeError::TooLarge("padding"))?,
+        })
+    }
+}
 
 /// Something changed at the responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -51,7 +51,7 @@ pub use namespace::Namespace;
 pub use process::{Output, Process};
 pub use rig::{Node, NodeOptions, Rig, station};
 pub use switch::{Capture, Faults, PortCounters, Switch};
-pub use wait::wait_until;
+pub use wait::{pause, wait_until};
 pub use watch::{Said, Watchers};
 
 use std::io;

@@ -78,7 +78,7 @@ impl Namespace {
     }
 
     /// Lets `ip` carry out a batch of commands, one a line, inside the namespace.
-    pub(crate) fn ip(&self, batch: &str) -> Result<(), RigError> {
+    pub fn ip(&self, batch: &str) -> Result<(), RigError> {
         self.run_ip(&["-batch", "-"], batch).map(|_| ())
     }
 

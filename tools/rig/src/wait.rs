@@ -35,3 +35,8 @@ pub fn wait_until(
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
+
+/// Lets time pass, for programs in which things happen at random moments. Tests wait for a condition.
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}

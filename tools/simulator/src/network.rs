@@ -47,6 +47,13 @@ pub(crate) struct Arrival {
     pub(crate) damaged: Option<Vec<u8>>,
 }
 
+/// The address of a machine's first NIC.
+const fn station(nic: Mac) -> Mac {
+    let mut first = nic;
+    first.0[2] = 0;
+    first
+}
+
 /// The wire.
 #[derive(Debug)]
 pub struct Network {
@@ -56,6 +63,8 @@ pub struct Network {
     cut: BTreeSet<(Mac, Mac)>,
     /// Stations with a bad cable: the chance that a frame from or to them is lost.
     bad: BTreeMap<Mac, f64>,
+    /// Longer frames of the service EtherType, in bytes without Ethernet headers, are lost without a word.
+    pub carries: usize,
     /// Until then the switch restarts and passes nothing on.
     down_until: Time,
     rng: fastrand::Rng,
@@ -73,6 +82,7 @@ impl Network {
             faults: Faults::NONE,
             cut: BTreeSet::new(),
             bad: BTreeMap::new(),
+            carries: usize::MAX,
             down_until: Time::ZERO,
             rng: fastrand::Rng::with_seed(seed),
             sent: 0,
@@ -105,6 +115,7 @@ impl Network {
     pub fn mend(&mut self) {
         self.cut.clear();
         self.bad.clear();
+        self.carries = usize::MAX;
         self.down_until = Time::ZERO;
     }
 
@@ -116,6 +127,8 @@ impl Network {
         to: Mac,
         frame: &[u8],
     ) -> impl Iterator<Item = Arrival> + use<> {
+        // Machines are cut off with all of their NICs.
+        let (from, to) = (station(from), station(to));
         let worn = [from, to]
             .iter()
             .filter_map(|station| self.bad.get(station))

@@ -20,6 +20,8 @@ use crate::stored::{RegistersDisk, StoredTable, TableChange, TableDisk, VoteDisk
 
 /// Bytes behind the Ethernet header that every simulated NIC takes.
 pub const MTU: u16 = 1500;
+/// The same on the service EtherType, where every length is found out.
+pub const SERVICE_MTU: u16 = 9000;
 
 /// How long a stalled commit takes.
 pub const STALL: Duration = Duration::from_secs(4);
@@ -65,7 +67,7 @@ pub struct Host {
     pub(crate) guid: Guid,
     pub(crate) name: String,
     pub(crate) cluster: ClusterName,
-    pub(crate) mac: Mac,
+    pub(crate) macs: Vec<Mac>,
     pub(crate) incarnation: u64,
     /// How often its agent polls and waits.
     pub intervals: Intervals,
@@ -115,7 +117,7 @@ impl Host {
             guid: self.guid,
             incarnation: Incarnation(self.incarnation),
             name: self.name.clone(),
-            macs: vec![self.mac],
+            macs: self.macs.clone(),
             cluster: self.cluster,
             known_cluster: self.stored.cluster(),
             fabric_mac: None,
@@ -130,8 +132,8 @@ impl Host {
             self.guid,
             config.incarnation,
             cluster,
-            self.mac,
-            MTU,
+            self.macs.clone(),
+            SERVICE_MTU,
             seed ^ 2,
         ));
         self.agent = Some(Agent::new(config, self.stored.table(), seed));
@@ -167,8 +169,8 @@ impl Host {
                 AgentAction::PersistVote { token, vote } => {
                     pending.push(Pending::Vote(token, vote));
                 }
-                AgentAction::AddController { unit, ioc, mac } => {
-                    service.add_controller(now, unit, ioc, mac);
+                AgentAction::AddController { unit, ioc, macs } => {
+                    service.add_controller(now, unit, ioc, &macs);
                 }
                 AgentAction::RemoveController { unit, ioc } => {
                     service.remove_controller(now, unit, ioc);
@@ -264,7 +266,7 @@ impl Storage {
             cluster: self.cluster,
             assignment: self.assignment,
             fabric_mac: None,
-            mtu: MTU,
+            mtu: SERVICE_MTU,
             credits: 32,
             max_connections: 4096,
             vote: self.vote.clone(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rma::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, Target};
 use rma::rma::OwnedDevice;
 use rma::wire::message::{DevicesReply, Notification};
-use rma::wire::{ClusterName, DropReason, Guid, Incarnation, IocNumber, Mac, Status, Time};
+use rma::wire::{ClusterName, DropReason, Guid, Hop, Incarnation, IocNumber, Mac, Status, Time};
 
 use crate::data::{Ask, BLOCK_BYTES};
 
@@ -44,7 +44,7 @@ impl Service {
         local: Guid,
         incarnation: Incarnation,
         cluster: ClusterName,
-        mac: Mac,
+        macs: Vec<Mac>,
         mtu: u16,
         seed: u64,
     ) -> Self {
@@ -53,7 +53,7 @@ impl Service {
             local,
             incarnation,
             cluster,
-            local_macs: vec![mac],
+            local_macs: macs,
             mtu,
             credits: 32,
         };
@@ -72,8 +72,8 @@ impl Service {
         self.open.clear();
     }
 
-    pub(crate) fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, mac: Mac) {
-        self.initiator.add_controller(now, unit, ioc, mac);
+    pub(crate) fn add_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber, macs: &[Mac]) {
+        self.initiator.reach_controller(now, unit, ioc, macs);
     }
 
     pub(crate) fn remove_controller(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
@@ -155,7 +155,7 @@ impl Service {
         true
     }
 
-    pub(crate) fn handle(&mut self, now: Time, src: Mac, frame: &[u8]) -> Result<(), DropReason> {
+    pub(crate) fn handle(&mut self, now: Time, src: Hop, frame: &[u8]) -> Result<(), DropReason> {
         self.initiator.handle(now, src, frame)
     }
 
@@ -167,8 +167,13 @@ impl Service {
         self.initiator.deadline()
     }
 
-    pub(crate) fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        self.initiator.poll_transmit(now, out)
+    pub(crate) fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Hop> {
+        let mut tail = None;
+        let hop = self.initiator.poll_transmit_parts(now, out, &mut tail)?;
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        Some(hop)
     }
 
     pub(crate) fn poll(&mut self) -> Option<Heard> {

@@ -16,7 +16,7 @@ use rma::lease::StoredVote;
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
 use rma::unit::{ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitFacts};
-use rma::wire::{ClusterName, Epoch, Guid, Header, IocNumber, IodNumber, Mac, Row, Time};
+use rma::wire::{ClusterName, Epoch, Guid, Header, Hop, IocNumber, IodNumber, Mac, Row, Time};
 
 use crate::check::Model;
 use crate::clock::Clock;
@@ -67,8 +67,8 @@ struct Node {
     /// Counts crashes: what was meant for an earlier life does not arrive. (A start begins the life
     /// that the crash before has counted.)
     life: u64,
-    /// Whether its cable is plugged in.
-    linked: bool,
+    /// Of each of its NICs, whether its cable is plugged in.
+    linked: Vec<bool>,
     wake: Option<Time>,
     /// What its clock says then.
     wake_local: Time,
@@ -80,6 +80,8 @@ struct Node {
 enum Event {
     Frame {
         to: usize,
+        /// By which of its NICs.
+        nic: u8,
         service: bool,
         src: Mac,
         bytes: Rc<[u8]>,
@@ -195,12 +197,20 @@ fn mac(n: usize) -> Mac {
     Mac([2, 0, 0, a, b, c])
 }
 
-/// Whose MAC address it is, if anyone's.
-fn place_of(mac: Mac) -> Option<usize> {
-    let [2, 0, 0, a, b, c] = mac.0 else {
+/// The address of a machine's NIC.
+fn nic_of(first: Mac, nic: u8) -> Mac {
+    let mut mac = first;
+    mac.0[2] = nic;
+    mac
+}
+
+/// Whose MAC address it is, and of which NIC, if anyone's.
+fn place_of(mac: Mac) -> Option<(usize, u8)> {
+    let [2, 0, nic, a, b, c] = mac.0 else {
         return None;
     };
-    (u32::from_be_bytes([0, a, b, c]) as usize).checked_sub(1)
+    let place = (u32::from_be_bytes([0, a, b, c]) as usize).checked_sub(1)?;
+    Some((place, nic))
 }
 
 fn devices_of(unit: &Storage) -> Vec<Guid> {
@@ -253,7 +263,7 @@ impl World {
             clock: Clock::WORLD,
             rebooted: true,
             life: 0,
-            linked: true,
+            linked: vec![true],
             wake: None,
             wake_local: Time::ZERO,
             disk_until: Time::ZERO,
@@ -289,7 +299,7 @@ impl World {
             guid,
             name: name.to_owned(),
             cluster: cluster.parse().expect("a cluster name"),
-            mac: mac(id),
+            macs: vec![mac(id)],
             incarnation: 0,
             intervals: Intervals::default(),
             crt_source: rma::rma::CrtSource::Peers,
@@ -367,6 +377,18 @@ impl World {
             disk,
             date_s: 0,
         })))
+    }
+
+    /// Gives a machine that was not started yet a second NIC.
+    pub fn add_nic(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id.0];
+        let mac = nic_of(node.mac, node.linked.len() as u8);
+        node.linked.push(true);
+        match &mut node.machine {
+            Machine::Host(host) => host.macs.push(mac),
+            Machine::Unit(unit) => unit.facts.macs.push(mac),
+            Machine::Fabric(_) => panic!("fabric services have one NIC"),
+        }
     }
 
     /// Where a machine is.
@@ -490,6 +512,7 @@ impl World {
     pub fn inject(&mut self, to: NodeId, service: bool, src: Mac, frame: Vec<u8>) {
         let event = Event::Frame {
             to: to.0,
+            nic: 0,
             service,
             src,
             bytes: Rc::from(frame),

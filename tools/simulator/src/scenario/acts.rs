@@ -24,6 +24,7 @@ impl Story {
             Act::Kill => self.stop(false),
             Act::Start => self.start(),
             Act::Cable => self.cable(),
+            Act::Narrow => self.narrow(),
             Act::Wear => self.wear(),
             Act::Part => self.part(),
             Act::Mend => {
@@ -104,8 +105,10 @@ impl Story {
         if let Some(node) = self.any(&everyone) {
             let linked = self.rng.bool();
             let what = if linked { "plugged in" } else { "pulled" };
-            self.note(format!("the cable of {} is {what}", self.name(node)));
-            self.world.link(node, linked);
+            let nic = self.rng.usize(0..self.world.nics(node));
+            let name = self.name(node);
+            self.note(format!("the cable of {name}, NIC {nic}, is {what}"));
+            self.world.link_nic(node, nic, linked);
         }
     }
 
@@ -121,6 +124,13 @@ impl Story {
             ));
             self.world.link(host, false);
         }
+    }
+
+    /// Somebody has put a switch in between that knows no long frames, or has taken it out again.
+    fn narrow(&mut self) {
+        let carries = [usize::MAX, 1500, 700][self.rng.usize(0..3)];
+        self.note(format!("service frames of up to {carries} bytes pass"));
+        self.world.network.carries = carries;
     }
 
     fn wear(&mut self) {

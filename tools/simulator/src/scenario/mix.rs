@@ -17,6 +17,7 @@ pub(super) enum Act {
     Kill,
     Start,
     Cable,
+    Narrow,
     Wear,
     Part,
     Mend,
@@ -46,6 +47,8 @@ pub(super) struct Mix {
     pub(super) disks: DiskFaults,
     /// Longest pause between two things that happen.
     pub(super) pause_ms: u64,
+    /// Hosts and units have two NICs.
+    pub(super) two_nics: bool,
     /// Some hosts are away all the time.
     pub(super) away: bool,
     /// At so many hosts there are administrators.
@@ -105,6 +108,7 @@ impl Mix {
             (Act::Kill, some(8)),
             (Act::Start, 20),
             (Act::Cable, some(6)),
+            (Act::Narrow, some(3)),
             (Act::Wear, some(3)),
             (Act::Part, some(10)),
             (Act::Mend, 6),
@@ -133,6 +137,7 @@ impl Mix {
             network,
             disks,
             pause_ms: [30, 100, 300][rng.usize(0..3)],
+            two_nics: rng.bool(),
             away: rng.u8(0..3) == 0,
             administrators: [1, 2, 2, 3, 3, 5, 8, usize::MAX][rng.usize(0..8)],
             extents: rng.bool(),

@@ -130,13 +130,18 @@ impl Story {
         let hosts: Vec<NodeId> = (0..shape.hosts)
             .map(|n| world.add_host(&format!("h{n}"), "A"))
             .collect();
-        let units = (0..shape.units)
+        let units: Vec<NodeId> = (0..shape.units)
             .map(|n| {
                 let more = usize::from(n < shape.devices % shape.units);
                 add_unit(&mut world, n, shape.devices / shape.units + more)
             })
             .collect();
         let mix = Mix::draw(&mut rng);
+        if mix.two_nics {
+            for id in hosts.iter().chain(&units) {
+                world.add_nic(*id);
+            }
+        }
         let mut central = Use::draw(seed);
         world.fabric_mut(fabric).fate = central.fate;
         for host in &hosts {

@@ -8,9 +8,19 @@ use super::{
 };
 
 impl World {
-    /// Plugs a machine's cable in or out.
+    /// How many NICs a machine has.
+    pub fn nics(&self, id: NodeId) -> usize {
+        self.nodes[id.0].linked.len()
+    }
+
+    /// Plugs all cables of a machine in or out.
     pub fn link(&mut self, id: NodeId, linked: bool) {
-        self.nodes[id.0].linked = linked;
+        self.nodes[id.0].linked.fill(linked);
+    }
+
+    /// Plugs the cable of one of its NICs in or out. Nobody is told.
+    pub fn link_nic(&mut self, id: NodeId, nic: usize, linked: bool) {
+        self.nodes[id.0].linked[nic] = linked;
     }
 
     /// Cuts two machines off from each other.

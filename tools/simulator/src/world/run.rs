@@ -1,9 +1,9 @@
 //! How the world goes on: what happens next, and what comes of it.
 
 use super::{
-    AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, MAX_BURST,
+    AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, Hop, MAX_BURST,
     MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit,
-    World, place_of,
+    World, nic_of, place_of,
 };
 
 use crate::sessions::Beginning;
@@ -30,10 +30,11 @@ impl World {
         match event {
             Event::Frame {
                 to,
+                nic,
                 service,
                 src,
                 bytes,
-            } => self.deliver(to, service, src, &bytes),
+            } => self.deliver((to, nic), service, src, &bytes),
             Event::Wake { node } => {
                 if self.nodes[node].wake == Some(at) {
                     self.nodes[node].wake = None;
@@ -56,11 +57,17 @@ impl World {
         self.events.push(Due { at, number, event });
     }
 
-    pub(super) fn deliver(&mut self, to: usize, service: bool, src: Mac, bytes: &[u8]) {
+    pub(super) fn deliver(
+        &mut self,
+        (to, nic): (usize, u8),
+        service: bool,
+        src: Mac,
+        bytes: &[u8],
+    ) {
         let now = self.local(to);
         let is_up = self.network.is_up(self.now);
         let node = &mut self.nodes[to];
-        if !node.linked || !is_up {
+        if !node.linked[usize::from(nic)] || !is_up {
             self.network.lost += 1;
             return;
         }
@@ -72,11 +79,13 @@ impl World {
         let _dropped = match &mut node.machine {
             Machine::Host(host) => match (&mut host.agent, &mut host.service) {
                 (Some(agent), _) if !service => agent.handle(now, src, bytes),
-                (_, Some(connections)) if service => connections.handle(now, src, bytes),
+                (_, Some(connections)) if service => {
+                    connections.handle(now, Hop { mac: src, nic }, bytes)
+                }
                 _ => Ok(()),
             },
             Machine::Unit(storage) => match &mut storage.unit {
-                Some(unit) => unit.handle(now, service, src, bytes),
+                Some(unit) => unit.handle(now, service, Hop { mac: src, nic }, bytes),
                 None => Ok(()),
             },
             Machine::Fabric(services) => match &mut services.fabric {
@@ -277,18 +286,25 @@ impl World {
                 Machine::Host(host) => match (&mut host.agent, &mut host.service) {
                     (Some(agent), Some(service)) => agent
                         .poll_transmit(now, bytes)
-                        .map(|mac| (false, mac))
+                        .map(|mac| (false, Hop::any(mac)))
                         .or_else(|| Some((true, service.poll_transmit(now, bytes)?))),
                     _ => None,
                 },
-                Machine::Unit(storage) => storage
-                    .unit
-                    .as_mut()
-                    .and_then(|unit| unit.poll_transmit(now, bytes)),
+                Machine::Unit(storage) => storage.unit.as_mut().and_then(|unit| {
+                    let sent = unit.poll_transmit_on(false, now, bytes);
+                    sent.map(|mac| (false, Hop::any(mac))).or_else(|| {
+                        let mut tail = None;
+                        let hop = unit.poll_service_parts(now, bytes, &mut tail)?;
+                        if let Some(tail) = tail {
+                            bytes.extend_from_slice(tail.bytes());
+                        }
+                        Some((true, hop))
+                    })
+                }),
                 Machine::Fabric(services) => services
                     .fabric
                     .as_mut()
-                    .and_then(|f| Some((false, f.poll_transmit(now, bytes)?))),
+                    .and_then(|f| Some((false, Hop::any(f.poll_transmit(now, bytes)?)))),
             };
             let Some((service, dst)) = sent else { return };
             let bytes = Rc::from(&self.scratch[..]);
@@ -297,8 +313,14 @@ impl World {
         panic!("machine {id} sends for ever at {now:?}");
     }
 
-    pub(super) fn send(&mut self, from: usize, service: bool, dst: Mac, bytes: Rc<[u8]>) {
-        let src = self.nodes[from].mac;
+    pub(super) fn send(&mut self, from: usize, service: bool, hop: Hop, bytes: Rc<[u8]>) {
+        let (dst, node) = (hop.mac, &self.nodes[from]);
+        // What may leave by any NIC leaves by one that has a cable.
+        let nic = match hop.nic {
+            Hop::ANY => node.linked.iter().position(|linked| *linked).unwrap_or(0),
+            nic => usize::from(nic),
+        };
+        let src = nic_of(node.mac, nic as u8);
         self.network.sent += 1;
         self.network.bytes += bytes.len() as u64;
         if self.counts_kinds
@@ -315,25 +337,34 @@ impl World {
                 bytes: Rc::clone(&bytes),
             });
         }
-        if !self.nodes[from].linked {
+        if !self.nodes[from].linked[nic] {
             self.network.lost += 1;
             return;
         }
         if dst.is_multicast() {
             for to in (0..self.nodes.len()).filter(|to| *to != from) {
-                self.carry(src, to, service, &bytes);
+                let linked = self.nodes[to].linked.iter().position(|linked| *linked);
+                self.carry(src, (to, linked.unwrap_or(0) as u8), service, &bytes);
             }
-        } else if let Some(to) = place_of(dst).filter(|to| *to < self.nodes.len()) {
+        } else if let Some(to) = place_of(dst)
+            && let Some(node) = self.nodes.get(to.0)
+            && usize::from(to.1) < node.linked.len()
+        {
             self.carry(src, to, service, &bytes);
         }
     }
 
-    fn carry(&mut self, src: Mac, to: usize, service: bool, bytes: &Rc<[u8]>) {
+    fn carry(&mut self, src: Mac, (to, nic): (usize, u8), service: bool, bytes: &Rc<[u8]>) {
         let receiver = self.nodes[to].mac;
+        if service && bytes.len() > self.network.carries {
+            self.network.lost += 1;
+            return;
+        }
         for arrival in self.network.carry(self.now, src, receiver, bytes) {
             let bytes = arrival.damaged.map_or_else(|| Rc::clone(bytes), Rc::from);
             let event = Event::Frame {
                 to,
+                nic,
                 service,
                 src,
                 bytes,
