@@ -239,6 +239,9 @@ fn a_unit_is_moved_or_assigned_with_all_it_has() -> TestResult {
     })?;
     succeeds(&two.fabric, &["fabric", "assign", "u1", "--cluster", "A"])?;
     for host in [&two.a1, &two.a2] {
+        host.wait_for(PATIENCE, &["units"], "the unit to be there", |v| {
+            v["units"][0]["state"] == "valid" && v["units"][0]["liveness"] == "reachable"
+        })?;
         host.wait_for(PATIENCE, &["devices"], "the devices to be nobody's", |v| {
             let all = v["devices"].as_array();
             all.is_some_and(|all| {

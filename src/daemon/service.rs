@@ -18,7 +18,6 @@ use super::service_shown::Shown;
 pub use super::service_words::{ServiceCommand, ServiceEvent, ServiceSender};
 use super::service_words::{info, target};
 use super::spin::Spin;
-use crate::admin::protocol::{DeviceStatistics, FrameStatistics};
 use crate::export::block::{BlockError, BlockRequest};
 use crate::export::kernel::flusher;
 use crate::export::socket::NbdSockets;
@@ -566,26 +565,6 @@ impl Service {
                 export.owned.row.name.escape_default()
             );
         }
-    }
-
-    fn statistics(&mut self) -> (Vec<DeviceStatistics>, FrameStatistics) {
-        let devices = self.exports.iter().filter_map(|(guid, export)| {
-            Some(DeviceStatistics {
-                guid: guid.to_string(),
-                name: export.owned.row.name.clone(),
-                done: self.initiator.stats(export.device)?,
-            })
-        });
-        let devices = devices.collect();
-        let counters = self.socket.counters();
-        let frames = FrameStatistics {
-            received: counters.received_frames,
-            receive_drops: counters.receive_drops,
-            malformed: counters.received_malformed,
-            sent: counters.sent_frames,
-            send_drops: counters.send_drops + counters.send_oversized,
-        };
-        (devices, frames)
     }
 
     fn stop(&mut self) {

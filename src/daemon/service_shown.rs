@@ -7,7 +7,9 @@ use super::event_loop::now;
 use super::rmad_policies::seconds;
 use super::service::Service;
 use super::service_words::{Exposure, How, info};
-use crate::admin::protocol::{ExportInfo as ExportStatus, PathStatistics};
+use crate::admin::protocol::{
+    DeviceStatistics, ExportInfo as ExportStatus, FrameStatistics, PathStatistics,
+};
 use crate::initiator::Policy;
 use crate::wire::Guid;
 
@@ -69,6 +71,27 @@ impl Service {
             path,
             problem,
         });
+    }
+
+    /// What the devices and the sockets have counted.
+    pub(super) fn statistics(&mut self) -> (Vec<DeviceStatistics>, FrameStatistics) {
+        let devices = self.exports.iter().filter_map(|(guid, export)| {
+            Some(DeviceStatistics {
+                guid: guid.to_string(),
+                name: export.owned.row.name.clone(),
+                done: self.initiator.stats(export.device)?,
+            })
+        });
+        let devices = devices.collect();
+        let counters = self.socket.counters();
+        let frames = FrameStatistics {
+            received: counters.received_frames,
+            receive_drops: counters.receive_drops,
+            malformed: counters.received_malformed,
+            sent: counters.sent_frames,
+            send_drops: counters.send_drops + counters.send_oversized,
+        };
+        (devices, frames)
     }
 
     pub(super) fn report(&self) -> Vec<ExportStatus> {

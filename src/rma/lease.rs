@@ -10,11 +10,10 @@ use std::time::Duration;
 use super::agent::Agent;
 use super::lock::{self, Acquire};
 use super::request::{AdminError, Caller, WatchEvent};
-use super::round::{Refusal, Round};
+use super::round::{HeldSession, Refusal, Round, Session};
 use super::timers::Timer;
 use super::voters::{Asked, VoteTag};
 use crate::lease::{GIVE_UP, RENEW, is_far_term, majority};
-use crate::planted::{self, Bug};
 use crate::wire::message::{Holder, LeaseReply, LeaseRequest, LeaseVerb, Purpose};
 use crate::wire::{CommandId, Guid, Kind, Status, Time, Wire};
 
@@ -30,39 +29,6 @@ const REST: Duration = Duration::from_millis(20);
 const MIN_TRIES: u32 = 2;
 /// How often the rest doubles.
 const REST_DOUBLINGS: u32 = 4;
-
-/// A session that this host holds.
-#[derive(Debug)]
-struct Session {
-    holder: Holder,
-    since: Time,
-    /// When it is given up unless a majority renews it.
-    until: Time,
-    renewal: Option<Round>,
-    /// Another host has asked for the lease.
-    is_wanted: bool,
-    /// How many voters there were, of which more than half have granted it.
-    voters: usize,
-    /// Whether it was taken by force.
-    forced: bool,
-}
-
-impl Session {
-    fn is_over(&self, now: Time) -> bool {
-        now >= self.until && !planted::is(Bug::HolderGoesOn)
-    }
-}
-
-/// A session that a host holds, as it believes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldSession {
-    /// Its term.
-    pub term: u64,
-    /// How many voters there were, of which more than half have granted it.
-    pub voters: usize,
-    /// Whether it was taken by force.
-    pub forced: bool,
-}
 
 #[derive(Debug, Default)]
 enum Phase {

@@ -51,5 +51,5 @@ pub use config::{
     AgentConfig, CrtSource, Intervals, MAX_EVENTS, MAX_OFFER_ROWS, MAX_PAGE_BYTES,
     MAX_PENDING_REQUESTS, MAX_PULL_RESTARTS,
 };
-pub use lease::HeldSession;
 pub use members::MAX_STATIONS;
+pub use round::HeldSession;

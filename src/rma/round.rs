@@ -1,9 +1,10 @@
-//! One question to all voters about this host's session, and what came back. Pure data.
+//! This host's session, and one question to all voters about it with what came back. Pure data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::lease::majority;
+use crate::planted::{self, Bug};
 use crate::wire::message::{Holder, LeaseRequest};
 use crate::wire::{Guid, Status, Time};
 
@@ -61,4 +62,38 @@ impl Round {
             })
             .max_by_key(|(holder, held, _)| (holder.term, *held))
     }
+}
+
+/// A session that this host holds.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) holder: Holder,
+    pub(super) since: Time,
+    /// When it is given up unless a majority renews it.
+    pub(super) until: Time,
+    pub(super) renewal: Option<Round>,
+    /// Another host has asked for the lease.
+    pub(super) is_wanted: bool,
+    /// How many voters there were, of which more than half have granted it.
+    pub(super) voters: usize,
+    /// Whether it was taken by force.
+    pub(super) forced: bool,
+}
+
+impl Session {
+    /// Whether it is to be given up.
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        now >= self.until && !planted::is(Bug::HolderGoesOn)
+    }
+}
+
+/// A session that a host holds, as it believes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldSession {
+    /// Its term.
+    pub term: u64,
+    /// How many voters there were, of which more than half have granted it.
+    pub voters: usize,
+    /// Whether it was taken by force.
+    pub forced: bool,
 }
