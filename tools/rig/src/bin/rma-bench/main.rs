@@ -167,6 +167,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    // What would be in vain is found out before, not after all measurements.
+    for path in args.json.iter().chain(&args.page) {
+        let place = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        if let Some(dir) = place.filter(|dir| !dir.is_dir()) {
+            return Err(format!("{}: there is no such directory", dir.display()).into());
+        }
+    }
     let mut rows = Vec::new();
     println!("{}", Row::HEADING);
     for mtu in &args.mtu {
