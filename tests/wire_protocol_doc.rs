@@ -228,6 +228,9 @@ fn heading(tables: &BTreeMap<String, Vec<Vec<String>>>, sample: &Sample) -> Opti
     if matches!(sample.body, Body::Conflict(_)) {
         text = text.split_once("or ").expect("an alternative").1;
     }
+    if matches!(sample.body, Body::Empty) && text.trim_start().starts_with("empty") {
+        return None;
+    }
     let (title, _) = text.split_once('[')?.1.split_once(']')?;
     Some(title.to_owned())
 }
