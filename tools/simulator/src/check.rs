@@ -113,7 +113,8 @@ impl Model {
         let mut known = Granularity::ALL.iter().copied();
         let named = known.find(|g| g.name() == info.granularity);
         if let Some(granularity) = named {
-            self.sessions.settled(Settings { granularity, stamp });
+            let settings = Settings { granularity, stamp };
+            self.sessions.settled(settings, voters);
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Sessions {
     forgotten: u64,
     /// The newest settings that were acknowledged.
     pub(crate) settings: Settings,
+    /// Of how many voters more than half had them then.
+    settings_voters: usize,
     /// How many sessions there were.
     pub begun_count: u64,
     /// How many settings were acknowledged as changes.
@@ -163,10 +165,12 @@ impl Sessions {
                 ));
             }
         }
-        if term > self.forgotten && both(it.session.voters) && it.settings < self.settings.stamp {
+        if term > self.forgotten && both(self.settings_voters) && it.settings < self.settings.stamp
+        {
             broken.push(format!(
-                "I1: host {name} begins the session of term {term} with older settings than were \
-                 acknowledged"
+                "I1: host {name} begins the session of term {term}, of {} voters, with older settings \
+                 than were acknowledged with {}",
+                it.session.voters, self.settings_voters
             ));
         }
         let voters = it.session.voters;
@@ -182,11 +186,12 @@ impl Sessions {
             .count()
     }
 
-    /// Settings were acknowledged.
-    pub(crate) fn settled(&mut self, settings: Settings) {
+    /// Settings were acknowledged by a host that knew of so many voters.
+    pub(crate) fn settled(&mut self, settings: Settings, voters: usize) {
         self.settled_count += 1;
         if settings.stamp > self.settings.stamp {
             self.settings = settings;
+            self.settings_voters = voters;
         }
     }
 }
