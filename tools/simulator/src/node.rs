@@ -311,14 +311,20 @@ impl Storage {
 
     /// Writes registers to the disk; whether that went well.
     pub(crate) fn write(&mut self, change: &RegistersChange) -> bool {
+        let was_lost = self.stored.is_none();
         let stored = self.stored.get_or_insert_default();
-        match &mut self.disk {
+        let done = match &mut self.disk {
             Some(disk) => disk.store(stored, change, self.date_s),
             None => {
                 stored.apply(change);
                 true
             }
+        };
+        // What is lost stays so where it could not be restored.
+        if was_lost && !done {
+            self.stored = None;
         }
+        done
     }
 }
 
