@@ -10,7 +10,8 @@ use rma::rma::request::{
 };
 use rma::wire::message::OwnershipRegister;
 use rma::wire::{
-    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, Row, Settings, TableStamp,
+    EntityType, Epoch, Granularity, Guid, ObservationStamp, Ownership, OwnershipStamp, Row,
+    Settings, TableStamp,
 };
 
 use crate::central::tables_in_use;
@@ -142,7 +143,9 @@ impl Model {
         }
         // It is on the disk of the host that acknowledged it.
         let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-        let is_known = stored.is_some() || !self.forgotten.contains(&guid);
+        // What an administrator has forgotten meanwhile is gone, or begins anew until its unit is heard.
+        let is_told = stored.is_some_and(|owned| *owned != OwnershipStamp::default());
+        let is_known = is_told || !self.forgotten.contains(&guid);
         if is_known && stored.is_none_or(|owned| owned.epoch < epoch) {
             self.lost(format!(
                 "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
