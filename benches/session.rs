@@ -39,7 +39,7 @@ impl Pair {
             mtu,
             credits: 256,
         };
-        let mut client = Hub::new(true, vec![CLIENT], 1);
+        let mut client = Hub::new(true, vec![CLIENT]);
         client.insert(1, Client::new(config, 1));
         let config = ServerConfig {
             local: Guid(2),
@@ -50,7 +50,7 @@ impl Pair {
             credits: 256,
             max_connections: 8,
         };
-        let mut server = Hub::new(true, vec![SERVER], 1);
+        let mut server = Hub::new(true, vec![SERVER]);
         server.set_server(Server::new(config, 1));
         let mut pair = Self {
             now: 1 << 40,

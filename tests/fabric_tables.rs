@@ -122,6 +122,12 @@ fn no_cluster_sees_another_ones_table() {
     assert_eq!(rows(&mut world, a), [1, 2, 3]);
     let stamp = summary(ask(&mut world, a, Kind::TableStamp, Vec::new())).stamp;
     assert_eq!(stamp.counter, 5);
+    // What is told with the question is not taken in.
+    let told = theirs.summary().to_body();
+    let answer = summary(ask(&mut world, a, Kind::TableStamp, told));
+    assert_eq!(answer, ours.summary());
+    let (status, _) = ask(&mut world, a, Kind::TableStamp, vec![1]);
+    assert_eq!(status, Status::BadRequest);
     // Moved to the other cluster, it is told the other's, once it knows.
     let now = world.now;
     world

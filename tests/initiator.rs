@@ -35,7 +35,7 @@ impl UnitModel {
             mac: Mac([2, 0, 0, 0, 1, number]),
             guid: Guid(0x50 + u128::from(number)),
             incarnation: 0,
-            hub: Hub::new(true, Vec::new(), 0),
+            hub: Hub::new(true, Vec::new()),
             disk: Disk::new(SIZE),
             up: true,
         };
@@ -47,7 +47,7 @@ impl UnitModel {
         self.incarnation += 1;
         self.up = true;
         self.disk.forget();
-        self.hub = Hub::new(true, vec![self.mac], 0);
+        self.hub = Hub::new(true, vec![self.mac]);
         let config = ServerConfig {
             local: self.guid,
             incarnation: Incarnation(self.incarnation),

@@ -670,7 +670,7 @@ fn the_latest_notification_counts_and_nobody_is_told_for_ever() {
 
 #[test]
 fn a_hub_of_many_clients_gives_each_its_own() {
-    let mut hub: Hub<u32> = Hub::new(true, vec![CLIENT_MAC], 1);
+    let mut hub: Hub<u32> = Hub::new(true, vec![CLIENT_MAC]);
     let now = Time::from_nanos(5);
     let mut servers: Vec<Server> = (0..100)
         .map(|n| {
@@ -758,7 +758,7 @@ fn a_hub_of_many_clients_gives_each_its_own() {
 
 #[test]
 fn bad_sources_and_strange_frames_are_counted() {
-    let mut hub: Hub<u32> = Hub::new(false, vec![SERVER_MAC], 1);
+    let mut hub: Hub<u32> = Hub::new(false, vec![SERVER_MAC]);
     let now = Time::ZERO;
     let mut frame = Vec::new();
     Header::new(Kind::Discover).emit_whole(b"who", &mut frame);

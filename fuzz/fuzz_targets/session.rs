@@ -53,7 +53,7 @@ fn server(cluster: ClusterName, incarnation: u64) -> Server {
 fuzz_target!(|steps: Vec<Step>| {
     let cluster: ClusterName = "A".parse().expect("a name");
     let mut now = Time::from_nanos(1);
-    let mut hub: Hub<u8> = Hub::new(true, vec![OURS], 1);
+    let mut hub: Hub<u8> = Hub::new(true, vec![OURS]);
     hub.set_server(server(cluster, 1));
     let mut client = Client::new(
         ClientConfig {

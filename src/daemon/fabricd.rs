@@ -8,6 +8,7 @@ use super::config::ConfigError;
 use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::fabricd_admin::{DaemonFacts, answer, chain};
 use super::fabricd_config::FabricdConfig;
+use super::start::{MtuError, random_seed, settle_mtu};
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
 use crate::admin::fabric_protocol::{Counter, FabricReply, FabricRequest};
 use crate::fabric::report::FabricEvent;
@@ -38,17 +39,8 @@ pub enum FabricdError {
     #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
     Down(String),
     /// The MTU asked for is over the interface's.
-    #[error(
-        "mtu {asked} is over the {has} of interface {interface}; lower it or raise the interface's"
-    )]
-    Mtu {
-        /// Asked for.
-        asked: u16,
-        /// The interface.
-        interface: String,
-        /// What it has.
-        has: u16,
-    },
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
     /// A directory cannot be made.
     #[error("{path}: cannot make the directory: {source}")]
     Directory {
@@ -94,7 +86,7 @@ pub fn run(
     if !interface.up {
         return Err(FabricdError::Down(interface.name));
     }
-    let mtu = mtu(config, &interface)?;
+    let mtu = settle_mtu(config.mtu, std::slice::from_ref(&interface))?;
     let mut socket = PacketSocket::open(&interface, config.ethertype)?;
     socket.join(FABRIC_MULTICAST)?;
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
@@ -118,7 +110,7 @@ pub fn run(
             mtu,
         },
         catalog,
-        seed(&identity),
+        random_seed().map_err(system("read /dev/urandom"))?,
     )?;
     log::info!(
         "fabric services {} start {} on {} {} mtu {mtu}, newcomers: {}, {} hosts and units in {}",
@@ -154,26 +146,6 @@ pub fn run(
     let result = daemon.run(&mut event_loop, reload);
     notify(&[sd_notify::NotifyState::Stopping]);
     result
-}
-
-/// A seed that no other machine and no other start has.
-fn seed(identity: &Identity) -> u64 {
-    let guid = identity.guid().0;
-    let mut rng = fastrand::Rng::with_seed((guid ^ (guid >> 64)) as u64);
-    let mixed = rng.u64(..) ^ now().as_nanos();
-    fastrand::Rng::with_seed(mixed.wrapping_add(identity.incarnation().0)).u64(..)
-}
-
-fn mtu(config: &FabricdConfig, interface: &Interface) -> Result<u16, FabricdError> {
-    match config.mtu {
-        Some(asked) if asked > interface.mtu => Err(FabricdError::Mtu {
-            asked,
-            interface: interface.name.clone(),
-            has: interface.mtu,
-        }),
-        Some(asked) => Ok(asked),
-        None => Ok(interface.mtu.min(9000)),
-    }
 }
 
 /// The date and time that people read beside a version of the database.

@@ -22,6 +22,7 @@ pub mod service;
 mod service_shown;
 mod service_words;
 mod spin;
+pub mod start;
 pub mod unitd;
 pub mod unitd_config;
 pub mod unitd_keys;

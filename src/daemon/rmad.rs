@@ -11,9 +11,10 @@ use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
 use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::rmad_config::RmadConfig;
 pub use super::rmad_error::RmadError;
-use super::rmad_error::{MAX_DEFAULT_MTU, chain, settle_mtu, system};
+use super::rmad_error::{chain, system};
 use super::rmad_policies::Policies;
 use super::service::{ServiceCommand, ServiceConfig, ServiceEvent, ServiceHandle};
+use super::start::{MAX_DEFAULT_MTU, random_seed, settle_mtu};
 use crate::admin::control::{ControlEvent, ControlId, ControlServer};
 use crate::admin::protocol::{Answer, Question};
 use crate::crt::TableChange;
@@ -24,7 +25,7 @@ use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
-use crate::wire::{ClusterName, EntityType, Hop};
+use crate::wire::{ClusterName, Hop};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_LINKS: u64 = 1;
@@ -91,7 +92,7 @@ fn run_once(
     if !interfaces.iter().any(|interface| interface.up) {
         return Err(RmadError::Down(config.interface.join(", ")));
     }
-    let mtu = settle_mtu(config, &interfaces)?;
+    let mtu = settle_mtu(config.mtu, &interfaces)?;
     let management = Nics::open(&interfaces, config.ethertype_management)?;
     let mut service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
     service_socket.limit_mtu(config.mtu.unwrap_or(MAX_DEFAULT_MTU));
@@ -123,7 +124,7 @@ fn run_once(
             .join(", "),
         table.len(),
     );
-    let seed = seed(&identity);
+    let seed = random_seed().map_err(system("read /dev/urandom"))?;
     let (device_commands, device_queue) = channel();
     let service = ServiceHandle::start(
         ServiceConfig {
@@ -217,14 +218,6 @@ fn intervals(config: &RmadConfig) -> Intervals {
         purge_after: config.keep_removed,
         ..Intervals::default()
     }
-}
-
-/// A seed that no other host and no other start of this one has.
-fn seed(identity: &Identity) -> u64 {
-    let guid = identity.guid().0;
-    let mut rng = fastrand::Rng::with_seed((guid ^ (guid >> 64)) as u64);
-    let mixed = rng.u64(..) ^ now().as_nanos();
-    fastrand::Rng::with_seed(mixed.wrapping_add(identity.incarnation().0)).u64(..)
 }
 
 pub(super) struct Rmad {
@@ -424,13 +417,10 @@ impl Rmad {
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
             Question::Statistics => service.send(ServiceCommand::Statistics(id.as_u64())),
-            Question::Load { device, spec } => {
-                let among = [EntityType::Device, EntityType::Extent];
-                match self.agent.table().resolve_among(&device, &among) {
-                    Ok(guid) => service.send(ServiceCommand::Load(id.as_u64(), guid, spec)),
-                    Err(e) => self.finish(id, &Answer::Error(e.into())),
-                }
-            }
+            Question::Load { device, spec } => match self.named(&device) {
+                Ok(guid) => service.send(ServiceCommand::Load(id.as_u64(), guid, spec)),
+                Err(e) => self.finish(id, &Answer::Error(e)),
+            },
             Question::Policy { device, change } => self.policy(id, &device, change, service),
             Question::UdevRules => self.device(DeviceCommand::Rules(id.as_u64())),
             Question::UdevTest { device } => self.about(id, &device, DeviceCommand::Explain),

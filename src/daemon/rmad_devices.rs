@@ -36,10 +36,8 @@ impl Rmad {
         change: Option<PolicyChange>,
         service: &ServiceHandle,
     ) {
-        let among = [EntityType::Device, EntityType::Extent];
-        let found = self.agent.table().resolve_among(device, &among);
-        let answer = match found {
-            Err(e) => Answer::Error(e.into()),
+        let answer = match self.named(device) {
+            Err(e) => Answer::Error(e),
             Ok(guid) => {
                 let name = self.agent.table().get(guid).map(|row| row.name.clone());
                 let name = name.unwrap_or_default();
@@ -58,6 +56,13 @@ impl Rmad {
         self.finish(id, &answer);
     }
 
+    /// The device or extent that somebody names.
+    pub(super) fn named(&self, device: &str) -> Result<Guid, AdminError> {
+        let among = [EntityType::Device, EntityType::Extent];
+        let found = self.agent.table().resolve_among(device, &among);
+        found.map_err(AdminError::from)
+    }
+
     pub(super) fn device(&self, command: DeviceCommand) {
         if let Some(devices) = &self.devices {
             devices.send(command);
@@ -71,10 +76,9 @@ impl Rmad {
         device: &str,
         command: fn(u64, Guid) -> DeviceCommand,
     ) {
-        let among = [EntityType::Device, EntityType::Extent];
-        match self.agent.table().resolve_among(device, &among) {
+        match self.named(device) {
             Ok(guid) => self.device(command(id.as_u64(), guid)),
-            Err(e) => self.finish(id, &Answer::Error(e.into())),
+            Err(e) => self.finish(id, &Answer::Error(e)),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::rmad_config::RmadConfig;
+use super::start::MtuError;
 use crate::admin::control::ControlError;
-use crate::net::{Interface, NetError};
+use crate::net::NetError;
 use crate::store::crt_file::StoreError;
 use crate::store::identity::IdentityError;
 
@@ -17,18 +17,9 @@ pub enum RmadError {
     /// The interface is down.
     #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
     Down(String),
-    /// The MTU asked for is over the interface's.
-    #[error(
-        "mtu {asked} is over the {has} of interface {interface}; lower it or raise the interface's"
-    )]
-    Mtu {
-        /// Asked for.
-        asked: u16,
-        /// The interface.
-        interface: String,
-        /// What it has.
-        has: u16,
-    },
+    /// The MTU asked for is over an interface's.
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
     /// A directory cannot be made.
     #[error("{path}: cannot make the directory: {source}")]
     Directory {
@@ -70,22 +61,4 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 /// Makes an error of the system from what was tried.
 pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> RmadError {
     move |source| RmadError::System { action, source }
-}
-
-/// The largest MTU that is taken from an interface by itself.
-pub(super) const MAX_DEFAULT_MTU: u16 = 9000;
-
-/// The most bytes of a frame that all interfaces take, or what the configuration says.
-pub(super) fn settle_mtu(config: &RmadConfig, interfaces: &[Interface]) -> Result<u16, RmadError> {
-    let smallest = interfaces.iter().min_by_key(|interface| interface.mtu);
-    let interface = smallest.ok_or_else(|| RmadError::Down(String::new()))?;
-    match config.mtu {
-        Some(asked) if asked > interface.mtu => Err(RmadError::Mtu {
-            asked,
-            interface: interface.name.clone(),
-            has: interface.mtu,
-        }),
-        Some(asked) => Ok(asked),
-        None => Ok(interface.mtu.min(MAX_DEFAULT_MTU)),
-    }
 }

@@ -12,10 +12,11 @@ use super::args::UnitdArgs;
 use super::config::ConfigError;
 use super::event_loop::{self, Event, Interest, Loop, notify, notify_reloading};
 use super::spin::Spin;
+use super::start::{MAX_DEFAULT_MTU, MtuError, random_seed, settle_mtu};
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
 use super::unitd_port::{DropLog, Port, PortError};
-use super::unitd_start::{MAX_DEFAULT_MTU, log_start, make_dir, random_seed, settle_mtu};
+use super::unitd_start::{log_start, make_dir};
 use super::unitd_state::{StateError, UnitState};
 use super::unitd_status;
 use crate::admin::control::{ControlError, ControlEvent, ControlServer};
@@ -70,12 +71,8 @@ pub(super) enum UnitdError {
     Port(#[from] PortError),
     #[error("interface {0} is down; bring it up first (ip link set {0} up)")]
     Down(String),
-    #[error("mtu {wanted} is over the MTU {actual} of {interface}; enlarge that, or lower the key")]
-    Mtu {
-        wanted: u16,
-        actual: u16,
-        interface: String,
-    },
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
     #[error("{path}: cannot make the directory: {source}")]
     Directory {
         path: PathBuf,
@@ -157,7 +154,7 @@ impl Daemon {
         if !interfaces.iter().any(|interface| interface.up) {
             return Err(UnitdError::Down(config.interface.join(", ")));
         }
-        let mtu = settle_mtu(&config, &interfaces)?;
+        let mtu = settle_mtu(config.mtu, &interfaces)?;
         // Before any thread: they inherit the blocked signals.
         let event_loop = Loop::new().map_err(system("set up the event loop"))?;
         let port = |ethertype, is_service, token| {

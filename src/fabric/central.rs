@@ -15,6 +15,7 @@ use super::service::Fabric;
 use crate::crt::{MAX_ROWS, Table, TableChange};
 use crate::wire::message::{
     Deposit, Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    TableSummary,
 };
 use crate::wire::{ClusterName, CommandId, ConnectionId, EntityType, Kind, Status, Time, Wire};
 
@@ -214,7 +215,11 @@ impl<C: Catalog> Fabric<C> {
         let table = self.central.tables.get(&cluster).unwrap_or(&empty);
         let (summary, settings) = (table.summary(), *table.settings());
         let body = match asked.kind {
-            Kind::TableStamp if !asked.body.is_empty() => return Err(Status::BadRequest),
+            Kind::TableStamp if !asked.body.is_empty() => {
+                // A peer would compare; here an offer says what is to be kept.
+                TableSummary::from_body(&asked.body).map_err(|_| Status::BadRequest)?;
+                summary.to_body()
+            }
             Kind::TableDigests => {
                 let request =
                     TableDigestsRequest::from_body(&asked.body).map_err(|_| Status::BadRequest)?;

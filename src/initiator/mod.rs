@@ -255,7 +255,7 @@ impl Initiator {
     pub fn new(config: InitiatorConfig, seed: u64) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(seed),
-            hub: Hub::new(true, config.local_macs.clone(), seed),
+            hub: Hub::new(true, config.local_macs.clone()),
             nics: vec![
                 NicState {
                     up: true,
@@ -355,12 +355,7 @@ impl Initiator {
         if let Some(controller) = self.controllers.get_mut(&key) {
             controller.ready.retain(|d| *d != device);
         }
-        for id in self.ios.keys_of(|io| io.device == device) {
-            self.retries.retain(|(_, io, _)| *io != id);
-            let Some(io) = self.ios.remove(id) else {
-                continue;
-            };
-            self.held -= io.held();
+        for io in self.take_ios(device) {
             self.done(io.token, Err(IoError::Closed));
         }
         self.count_ghosts();

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::controller::Place;
+use super::io::Running;
 use super::{ControllerKey, DeviceId, Initiator, IoError, Sent, key_of};
 use crate::wire::Time;
 
@@ -113,18 +114,25 @@ impl Initiator {
         if let Some(controller) = self.controllers.get_mut(&key_of(&open.target)) {
             controller.ready.retain(|d| *d != device);
         }
-        for id in self.ios.keys_of(|io| io.device == device) {
-            self.retries.retain(|(_, io, _)| *io != id);
-            let Some(io) = self.ios.remove(id) else {
-                continue;
-            };
-            self.held -= io.held();
+        for io in self.take_ios(device) {
             if let Some(open) = self.devices.get_mut(&device) {
                 io.count_failed(&mut open.stats, now);
             }
             self.done(io.token, Err(IoError::Unreachable));
         }
         self.count_ghosts();
+    }
+
+    /// Takes all I/O of a device out, wherever it waits.
+    pub(super) fn take_ios(&mut self, device: DeviceId) -> Vec<Running> {
+        let ids = self.ios.keys_of(|io| io.device == device);
+        let taken: Vec<Running> = ids
+            .into_iter()
+            .filter_map(|id| self.ios.remove(id))
+            .collect();
+        self.retries.retain(|(_, io, _)| self.ios.contains(*io));
+        self.held -= taken.iter().map(Running::held).sum::<u64>();
+        taken
     }
 
     /// What was sent may still be executed; only its end makes the place free again.

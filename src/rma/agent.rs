@@ -136,7 +136,7 @@ impl Agent {
             rng.u64(..),
         );
         Self {
-            hub: Hub::new(false, config.macs.clone(), rng.u64(..)),
+            hub: Hub::new(false, config.macs.clone()),
             link,
             cluster: config.known_cluster,
             fabric: (FabricState::Down, Time::ZERO),

@@ -68,8 +68,7 @@ struct Slot<K> {
 impl<K: Ord + Clone> Hub<K> {
     /// An empty hub of the service or management EtherType. Frames from one of `local_macs` are
     /// dropped.
-    pub fn new(service: bool, local_macs: Vec<Mac>, seed: u64) -> Self {
-        let _ = seed;
+    pub fn new(service: bool, local_macs: Vec<Mac>) -> Self {
         Self {
             service,
             local_macs,
@@ -317,11 +316,7 @@ impl<K: Ord + Clone> Hub<K> {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let mut tail = None;
-        let hop = self.poll_transmit_parts(now, out, &mut tail);
-        if let Some(tail) = tail {
-            out.extend_from_slice(tail.bytes());
-        }
+        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
         hop.map(|hop| hop.mac)
     }
 

@@ -29,6 +29,19 @@ impl Tail {
         &self.message[self.start..self.end]
     }
 
+    /// Appends a whole frame to `out`: what `emit` appends, and the tail that it leaves. Gives what it gives.
+    pub fn join<T>(
+        out: &mut Vec<u8>,
+        emit: impl FnOnce(&mut Vec<u8>, &mut Option<Self>) -> T,
+    ) -> T {
+        let mut tail = None;
+        let given = emit(out, &mut tail);
+        if let Some(tail) = tail {
+            out.extend_from_slice(tail.bytes());
+        }
+        given
+    }
+
     /// The octets of these from `start` to `end`.
     fn part(&self, start: usize, end: usize) -> Self {
         Self::new(&self.message, self.start + start, self.start + end)

@@ -399,9 +399,9 @@ impl World {
     ) -> Self {
         let client_macs: Vec<Mac> = (0..clients).map(|n| nic(CLIENT_MAC, n)).collect();
         let server_macs: Vec<Mac> = (0..servers).map(|n| nic(SERVER_MAC, n)).collect();
-        let mut client = Hub::new(true, client_macs.clone(), seed);
+        let mut client = Hub::new(true, client_macs.clone());
         client.insert(1, Client::new(client_config(1, mtu, credits), seed));
-        let mut server = Hub::new(true, server_macs.clone(), seed);
+        let mut server = Hub::new(true, server_macs.clone());
         server.set_server(Server::new(server_config(1, mtu, credits), seed));
         let mut world = Self {
             now: Time::from_nanos(1_000_000_000),
@@ -442,7 +442,7 @@ impl World {
     pub fn restart_server(&mut self) {
         self.incarnation += 1;
         self.disk.forget();
-        self.server = Hub::new(true, self.server_macs.clone(), self.seed);
+        self.server = Hub::new(true, self.server_macs.clone());
         let config = server_config(self.incarnation, self.mtu, self.credits);
         self.server.set_server(Server::new(config, self.seed));
         self.tell_nics();

@@ -16,11 +16,7 @@ impl Client {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let mut tail = None;
-        let hop = self.poll_transmit_parts(now, out, &mut tail);
-        if let Some(tail) = tail {
-            out.extend_from_slice(tail.bytes());
-        }
+        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
         hop.map(|hop| hop.mac)
     }
 

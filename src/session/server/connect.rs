@@ -153,7 +153,7 @@ impl Server {
         self.by_connection.remove(&old);
         self.by_connection.insert(id, slot);
         self.send_connect_reply(slot, src);
-        self.look_after(now, slot);
+        self.look_after(slot);
     }
 
     fn send_connect_reply(&mut self, slot: usize, hop: Hop) {

@@ -281,7 +281,7 @@ impl Server {
             self.on_command(now, slot, header, payload)
         };
         self.charge(slot, before);
-        self.look_after(now, slot);
+        self.look_after(slot);
         if result == Err(DropReason::Full) {
             self.relieve(now);
         }
@@ -371,6 +371,7 @@ impl Server {
         status: Status,
         body: impl Into<Kept>,
     ) {
+        let _ = now;
         let body: Kept = body.into();
         let Some(executing) = self.executing.remove(&(connection, command)) else {
             return;
@@ -386,7 +387,7 @@ impl Server {
                 let before = session.held;
                 session.on_answer(command.0, status, body);
                 self.charge(slot, before);
-                self.look_after(now, slot);
+                self.look_after(slot);
             }
             _ => {
                 if let Some(count) = self.draining.get_mut(&executing.key) {
@@ -424,7 +425,7 @@ impl Server {
         };
         if let Some(session) = self.sessions[slot].as_mut() {
             session.notify(now, event, ioc, stamp);
-            self.look_after(now, slot);
+            self.look_after(slot);
         }
     }
 
@@ -473,7 +474,7 @@ impl Server {
                 }
             }
             session.tick_notes(now);
-            self.look_after(now, slot);
+            self.look_after(slot);
         }
     }
 
@@ -485,11 +486,7 @@ impl Server {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let mut tail = None;
-        let hop = self.poll_transmit_parts(now, out, &mut tail);
-        if let Some(tail) = tail {
-            out.extend_from_slice(tail.bytes());
-        }
+        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
         hop.map(|hop| hop.mac)
     }
 
@@ -513,7 +510,7 @@ impl Server {
             session.ready = false;
             let hop = session.transmit(now, cluster, out, tail);
             if hop.is_some() {
-                self.look_after(now, slot);
+                self.look_after(slot);
                 return hop;
             }
         }
@@ -561,7 +558,7 @@ impl Server {
     }
 
     /// Notes what a session has to send and when it has to be looked at.
-    fn look_after(&mut self, now: Time, slot: usize) {
+    fn look_after(&mut self, slot: usize) {
         let Some(session) = self.sessions[slot].as_mut() else {
             return;
         };
@@ -571,7 +568,6 @@ impl Server {
         }
         let expires = expires_at(session);
         let due = session.next_note_at().map_or(expires, |t| t.min(expires));
-        let _ = now;
         // A wake-up that is early does no harm: it looks again.
         if session.wake.is_none_or(|at| due < at) {
             if let Some(at) = session.wake.replace(due) {
