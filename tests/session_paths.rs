@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rma::session::{ClientEvent, PathReport};
-use rma::wire::{Status, Time};
+use rma::wire::{Mac, Status, Time};
 use session_pair::{Faults, Workload, World};
 
 const fn ms(n: u64) -> Duration {
@@ -218,50 +218,49 @@ fn the_mtu_of_a_nic_changes_while_io_runs() {
     assert_eq!(paths(&world)[0].mtu, 1500);
 }
 
+/// Has a workload come to its end while `fail` does something every so many milliseconds: it is given the
+/// NICs of both ends, all of which live again.
+fn endure(
+    seed: u64,
+    pause_ms: std::ops::Range<u64>,
+    fail: impl Fn(&mut World, &mut fastrand::Rng, &[Mac]),
+) {
+    let mut world = World::with_nics(Faults::ALL, seed, 9000, 32, (2, 2));
+    let macs = [&world.client_macs[..], &world.server_macs].concat();
+    let mut workload = Workload::new(800, 16, 20_000, seed);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut next = world.now;
+    world.until(Duration::from_secs(600), |w| {
+        if w.now >= next {
+            next = w.now + ms(rng.u64(pause_ms.clone()));
+            w.segment.dead.clear();
+            fail(w, &mut rng, &macs);
+        }
+        workload.drive(w)
+    });
+    workload.check(&world);
+}
+
 #[test]
 fn nics_that_come_and_go_change_no_byte_and_repeat_no_command() {
     for seed in 1..=6 {
-        let mut world = World::with_nics(Faults::ALL, seed, 9000, 32, (2, 2));
-        let macs = [&world.client_macs[..], &world.server_macs].concat();
-        let mut workload = Workload::new(800, 16, 20_000, seed);
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut next = world.now;
-        world.until(Duration::from_secs(600), |w| {
-            if w.now >= next {
-                next = w.now + ms(rng.u64(10..300));
-                w.segment.dead.clear();
-                if rng.bool() {
-                    w.segment.dead.insert(macs[rng.usize(0..4)]);
-                }
-                w.segment.carries = if rng.u8(0..4) == 0 { 2000 } else { usize::MAX };
+        endure(seed, 10..300, |w, rng, macs| {
+            if rng.bool() {
+                w.segment.dead.insert(macs[rng.usize(0..4)]);
             }
-            workload.drive(w)
+            w.segment.carries = if rng.u8(0..4) == 0 { 2000 } else { usize::MAX };
         });
-        workload.check(&world);
     }
 }
 
 #[test]
 fn units_restart_while_nics_come_and_go() {
     for seed in 1..=4 {
-        let mut world = World::with_nics(Faults::ALL, seed, 9000, 32, (2, 2));
-        let macs = [&world.client_macs[..], &world.server_macs].concat();
-        let mut workload = Workload::new(800, 16, 20_000, seed);
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut next = world.now;
-        world.until(Duration::from_secs(600), |w| {
-            if w.now >= next {
-                next = w.now + ms(rng.u64(50..500));
-                w.segment.dead.clear();
-                match rng.u8(0..3) {
-                    0 => drop(w.segment.dead.insert(macs[rng.usize(0..4)])),
-                    1 => w.restart_server(),
-                    _ => {}
-                }
-            }
-            workload.drive(w)
+        endure(seed, 50..500, |w, rng, macs| match rng.u8(0..3) {
+            0 => drop(w.segment.dead.insert(macs[rng.usize(0..4)])),
+            1 => w.restart_server(),
+            _ => {}
         });
-        workload.check(&world);
     }
 }
 
