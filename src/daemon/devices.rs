@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::devices_kernel::{Kernel, Unclaimed};
+use super::devices_links::LinkChecks;
 use super::devices_rules::{explain, rules_text, section};
 pub use super::devices_words::{DeviceCommand, DeviceEvent, DevicesConfig, DevicesHandle};
 use super::devices_words::{KernelNames, Said, lock};
@@ -81,7 +82,8 @@ pub(super) struct Devices {
     pub(super) service: ServiceSender,
     said: Said,
     pub(super) names: KernelNames,
-    rules: Option<RulesFile>,
+    pub(super) rules: Option<RulesFile>,
+    pub(super) links: LinkChecks,
     pub(super) held: BTreeMap<Guid, Held>,
     /// Devices whose controllers have answered.
     reachable: BTreeSet<Guid>,
@@ -96,7 +98,7 @@ pub(super) struct Devices {
     usable: BTreeMap<Way, Result<(), String>>,
     next_index: u32,
     next_id: u32,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Devices {
@@ -113,6 +115,7 @@ impl Devices {
             service,
             said,
             names,
+            links: LinkChecks::default(),
             held: BTreeMap::new(),
             reachable: BTreeSet::new(),
             leaving: Vec::new(),
@@ -134,8 +137,10 @@ impl Devices {
         loop {
             let due = self.held.values().filter_map(|held| held.missing);
             let wait = due
-                .map(|(_, since)| (since + REPLACE_AFTER).saturating_duration_since(Instant::now()))
-                .min();
+                .map(|(_, since)| since + REPLACE_AFTER)
+                .chain(self.links.deadline())
+                .min()
+                .map(|at| at.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
             match queue.recv_timeout(wait.unwrap_or(LOOK_EVERY)) {
                 Ok(command) => {
                     // All that has come meanwhile first: udev reads its rules once for all of it.
@@ -153,6 +158,7 @@ impl Devices {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.replace();
+            self.look_at_links();
             if self.claimed_by.is_some_and(|at| Instant::now() >= at) {
                 self.claimed_by = None;
                 self.remove_unclaimed();
@@ -406,10 +412,12 @@ impl Devices {
                 Err(e) => {
                     log::warn!("/dev/{} is late: {e}", name.as_str());
                     lock(&self.names).insert(guid, name);
+                    self.links.expect(guid, Instant::now());
                     return;
                 }
                 Ok(()) => {
                     lock(&self.names).insert(guid, name);
+                    self.links.expect(guid, Instant::now());
                     return;
                 }
             }
@@ -499,10 +507,10 @@ impl Devices {
             .filter_map(|held| Some((&held.owned, held.node(dir)?)))
             .collect();
         let text = rules_text(&named, &self.config.access);
-        let kernel: Vec<KernelName> = self
+        let kernel: Vec<(Guid, KernelName)> = self
             .held
-            .values()
-            .filter_map(|held| Some(held.kernel()?.name()))
+            .iter()
+            .filter_map(|(guid, held)| Some((*guid, held.kernel()?.name())))
             .collect();
         let had_kernel = self.text.contains("LABEL=");
         let old = std::mem::replace(&mut self.text, text);
@@ -520,10 +528,11 @@ impl Devices {
             Ok(false) => return,
             Err(e) => log::warn!("{e}"),
         }
-        for name in kernel {
+        for (guid, name) in kernel {
             let before = section(&old, &name);
             if before.is_some() && before != section(&self.text, &name) {
                 udevd::look_again(name.as_str());
+                self.links.expect(guid, Instant::now());
             }
         }
     }

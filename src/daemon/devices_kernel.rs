@@ -139,7 +139,10 @@ impl Devices {
             lock(&self.names).insert(guid, kernel.name());
             let name = kernel.name();
             match self.reconnect(guid, count, kernel, reason, &facts) {
-                Ok(()) if count > 0 => log::info!("/dev/{} is served again", name.as_str()),
+                Ok(()) if count > 0 => {
+                    log::info!("/dev/{} is served again", name.as_str());
+                    self.links.expect(guid, now);
+                }
                 Ok(()) => log::info!(
                     "/dev/{} has {} bytes now",
                     name.as_str(),

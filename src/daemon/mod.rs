@@ -5,6 +5,7 @@ mod committer;
 pub mod config;
 pub mod devices;
 mod devices_kernel;
+mod devices_links;
 pub mod devices_once;
 mod devices_rules;
 pub mod devices_words;

@@ -6,10 +6,20 @@ use std::process::{Command, Stdio};
 
 use super::bounded;
 
+/// The socket on which udev is told what to do; it is there while udev runs.
+pub const CONTROL: &str = "/run/udev/control";
+/// It is there while udev has events to work on.
+const QUEUE: &str = "/run/udev/queue";
+
+/// Whether udev has devices to look at.
+pub fn is_busy() -> bool {
+    Path::new(QUEUE).exists()
+}
+
 /// Has udev read its rules again, and waits until it has. Says whether there is one to tell; the error
 /// is one line.
 pub fn reload() -> Result<bool, String> {
-    if !Path::new("/run/udev/control").exists() {
+    if !Path::new(CONTROL).exists() {
         return Ok(false);
     }
     let output = bounded("udevadm", || {
