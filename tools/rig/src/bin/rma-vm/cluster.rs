@@ -90,7 +90,8 @@ impl Lab {
     pub(crate) fn finish(self, fetch: bool) {
         if fetch {
             for guest in [&self.unit, &self.a, &self.b] {
-                let command = "tail -n 2000 /tmp/*.log; dmesg | tail -n 200; ls -lR /dev/rma /dev/disk; cat /run/udev/rules.d/*";
+                let command = "tail -n 2000 /tmp/*.log; dmesg | tail -n 200; ls -lR /dev/rma /dev/disk; cat /run/udev/rules.d/*; \
+                               systemctl --failed; systemctl list-jobs; cat /etc/fstab; journalctl -b -n 3000 -o short-monotonic --no-pager";
                 let text = match guest.try_sh(10, command) {
                     Ok(output) => output.stdout,
                     Err(e) => e.to_string(),

@@ -80,7 +80,7 @@ fn prepare(lab: &Lab) -> Result<PathBuf> {
     let a = &lab.a;
     install(a, &["tools", "host", "boot"])?;
     // The channel's end has to be on the disk: nobody brings it.
-    a.sh("cp /run/rma-vm/rma-vm /usr/local/bin/ && cd /run/systemd/system && sed 's|/run/rma-vm|/usr/local/bin|' rma-vm.service \
+    a.sh("mkdir -p /usr/local/bin && cp /run/rma-vm/rma-vm /usr/local/bin/ && cd /run/systemd/system && sed 's|/run/rma-vm|/usr/local/bin|' rma-vm.service \
           >/etc/systemd/system/rma-vm.service && mkdir -p /etc/systemd/system/sysinit.target.wants && \
           ln -s ../rma-vm.service /etc/systemd/system/sysinit.target.wants/")?;
     let said = a.sh_within(
@@ -103,7 +103,12 @@ fn prepare(lab: &Lab) -> Result<PathBuf> {
 
 /// The host's root is a block device of ours, and its agent came with the initramfs.
 fn lives_on_the_segment(d: &Machine) -> Result<()> {
-    d.sh("findmnt -n -o SOURCE / | grep -q ublkb && [ $(readlink -f /dev/rma/by-name/root) = $(findmnt -n -o SOURCE /) ]")?;
+    let said = d.sh("node=$(readlink -f /dev/rma/by-name/root); echo $node; mountpoint -d /; cat /sys/class/block/${node##*/}/dev; \
+                     findmnt -n /; dmesg | grep -i rma")?;
+    let lines: Vec<&str> = said.lines().collect();
+    if !lines[0].starts_with("/dev/ublkb") || lines.get(1) != lines.get(2) {
+        return Err(format!("its root is something else: {said}").into());
+    }
     d.sh("rma status && [ -e /run/rma/boot ] && ! systemctl is-active -q rmad && pgrep -f @rmad")?;
     Ok(())
 }

@@ -83,7 +83,7 @@ pub(super) fn packages(lab: &Lab) -> Result<()> {
     }
     a.wait_sh(30, "the agent", "systemctl is-active -q rmad && rma status")?;
     a.sh("[ ! -e /run/failed ]")?;
-    a.sh("pkill -f srv/d1/log; sleep 1; umount /srv/d1 && sed -i /srv/d /etc/fstab && systemctl daemon-reload")?;
+    a.sh("pkill -f srv/d1/[l]og; until umount /srv/d1; do pkill -f srv/d1/[l]og; sleep 0.2; done; sed -i /srv/d /etc/fstab && systemctl daemon-reload")?;
     dpkg(a, "--remove rma-host")?;
     a.sh("! ls /sys/block | grep -q ublkb && [ ! -e /usr/sbin/rmad ] && ! systemctl is-active -q rmad")?;
     a.sh("[ -e /var/lib/rma/crt ] && ! ls /dev/rma/by-name/* 2>/dev/null")?;
