@@ -26,6 +26,8 @@ pub(super) struct Unit {
     pub(super) station: Station,
     /// It has lost its registers and serves no I/O.
     pub(super) registers_lost: bool,
+    /// Since when it has said so on this connection.
+    pub(super) lost_since: Time,
     /// The command that asks for its controllers.
     controllers_ask: Option<CommandId>,
     controllers_again: bool,
@@ -52,6 +54,7 @@ impl Unit {
         Self {
             station,
             registers_lost: false,
+            lost_since: Time::ZERO,
             controllers_ask: None,
             controllers_again: false,
             controllers_known: false,
@@ -117,6 +120,7 @@ pub(super) fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, Observatio
 impl Agent {
     /// A unit answers (again): block 520 for it alone.
     pub(super) fn unit_up(&mut self, now: Time, guid: Guid) {
+        self.unit_is_back(now, guid);
         self.poll_unit(now, guid);
         if !self.is_guest(guid) {
             self.exchange_settings(now, guid);

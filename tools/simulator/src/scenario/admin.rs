@@ -1,5 +1,7 @@
 //! What administrators do.
 
+use std::time::Duration;
+
 use rma::rma::desired::{Desired, DesiredDevice, DesiredRow, Word};
 use rma::rma::request::AdminRequest;
 use rma::wire::Guid;
@@ -197,6 +199,49 @@ impl Story {
         let force = self.rng.u8(0..8) == 0;
         if let (Some(host), Some(unit)) = (self.administrator(), self.any(&lost)) {
             self.ask_restore(host, unit, force);
+        }
+    }
+
+    /// A host is away while others change what a unit has. The unit loses its registers, and that host is
+    /// the first, and for a while the only one, that it meets again.
+    pub(super) fn restore_old(&mut self) {
+        let running = self.running(&self.hosts);
+        let units = self.running(&self.units);
+        let (Some(host), Some(unit)) = (self.any(&running), self.any(&units)) else {
+            return;
+        };
+        self.note(format!("{} misses what others do", self.name(host)));
+        let everyone = self.everyone();
+        for other in everyone.iter().filter(|other| **other != self.fabric) {
+            self.world.part(host, *other);
+        }
+        for _ in 0..self.rng.usize(1..6) {
+            self.allocate();
+            let time = self.rng.u64(1..200);
+            self.world.run_for(Duration::from_millis(time));
+        }
+        self.note(format!(
+            "{} loses its registers and meets {} alone",
+            self.name(unit),
+            self.name(host)
+        ));
+        self.world.crash(unit);
+        self.world.forget_registers(unit);
+        self.world.start(unit);
+        self.world.network.mend();
+        for other in everyone.iter().filter(|other| **other != self.fabric) {
+            if ![host, unit].contains(other) {
+                self.world.part(host, *other);
+                self.world.part(unit, *other);
+            }
+        }
+        for _ in 0..self.rng.usize(1..8) {
+            let time = self.rng.u64(1..400);
+            self.world.run_for(Duration::from_millis(time));
+            if !self.world.is_running(host) || !self.lost_units().contains(&unit) {
+                break;
+            }
+            self.ask_restore(host, unit, false);
         }
     }
 
