@@ -62,6 +62,27 @@ impl Story {
         );
     }
 
+    /// Something of `unit` is allocated from one of `hosts`.
+    fn allocate_at(&mut self, unit: NodeId, among: &[NodeId]) {
+        let contents = &self.world.unit(unit).contents;
+        let names: Vec<String> = contents.devices.values().map(|d| d.name.clone()).collect();
+        let (Some(host), Some(target)) = (self.any(among), self.rng.choice(names)) else {
+            return;
+        };
+        let hosts: Vec<String> = self.some_hosts().into_iter().take(1).collect();
+        let name = self.name(host);
+        self.note(format!("{name} allocates {target} to {hosts:?}"));
+        self.world.ask(
+            host,
+            AdminRequest::Allocate {
+                target,
+                hosts,
+                shared: false,
+                recursive: false,
+            },
+        );
+    }
+
     /// Several administrators want the same at the same time.
     pub(super) fn contend(&mut self) {
         let Some(target) = self.target() else { return };
@@ -215,9 +236,10 @@ impl Story {
         for other in everyone.iter().filter(|other| **other != self.fabric) {
             self.world.part(host, *other);
         }
+        let others: Vec<NodeId> = running.into_iter().filter(|id| *id != host).collect();
         for _ in 0..self.rng.usize(1..6) {
-            self.allocate();
-            let time = self.rng.u64(1..200);
+            self.allocate_at(unit, &others);
+            let time = self.rng.u64(1..300);
             self.world.run_for(Duration::from_millis(time));
         }
         self.note(format!(
@@ -254,6 +276,10 @@ impl Story {
     }
 
     pub(super) fn ask_restore(&mut self, host: NodeId, unit: NodeId, force: bool) {
+        if force {
+            let guid = self.world.unit(unit).facts.guid;
+            self.world.model.insisted.insert(guid);
+        }
         let unit = self.name(unit);
         let name = self.name(host);
         self.note(format!("{name} restores {unit}, force: {force}"));

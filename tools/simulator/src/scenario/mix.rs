@@ -133,7 +133,7 @@ impl Mix {
                 if loses_registers { some(4) } else { 0 },
             ),
             (Act::Restore, if loses_registers { 6 } else { 0 }),
-            (Act::RestoreOld, if loses_registers { 2 } else { 0 }),
+            (Act::RestoreOld, if loses_registers { 4 } else { 0 }),
             (Act::Retire, if retires { some(5) } else { 0 }),
         ];
         Self {
