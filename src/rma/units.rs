@@ -244,11 +244,12 @@ impl Agent {
                         .map(|c| (c.guid, c.ioc.0, c.observed)),
                 ),
         );
+        let outdated = self.has_others(guid, |c| reply.controllers.iter().any(|l| l.guid == c));
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
         let first = !std::mem::replace(&mut unit.controllers_known, true);
-        if unit.seen.replace(print) != Some(print) {
+        if unit.seen.replace(print) != Some(print) || outdated {
             let candidates: Vec<Guid> = std::iter::once(guid)
                 .chain(self.table.children(guid).map(|row| row.guid))
                 .chain(reply.controllers.iter().map(|c| c.guid))
@@ -269,6 +270,14 @@ impl Agent {
         if !returned.is_empty() {
             self.ask_again_soon(now, guid);
         }
+    }
+
+    /// Whether the table has a child of `parent` as present that is not `listed`. A peer may have told of it
+    /// again, after a floor had taken it, since the same list was read last.
+    pub(super) fn has_others(&self, parent: Guid, listed: impl Fn(Guid) -> bool) -> bool {
+        self.table
+            .children(parent)
+            .any(|row| row.extent.is_none() && row.is_valid() && !listed(row.guid))
     }
 
     /// Leaves out controllers that are something else, or another present unit's.
