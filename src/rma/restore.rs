@@ -33,6 +33,8 @@ const EPOCH_LEAP: u64 = 1 << 32;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How soon a host is asked again whose table was another one.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long hosts that answer are asked for tables like ours.
+const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// How soon a unit is looked at again that could not be restored without an administrator.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -139,7 +141,7 @@ impl Agent {
     fn ask_all_hosts(&mut self, now: Time, unit: Guid, token: Option<u64>, force: bool) {
         let restoration = Restoration {
             token,
-            asking: Some(now + self.config.intervals.peer_patience),
+            asking: Some(now + ASK_PATIENCE),
             force,
             registers: Vec::new(),
             sent: 0,
