@@ -7,6 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::mtu::{LEAST, MtuSearch};
+use super::nics::{NicState, PathReport};
 use crate::session::flow::{RoundTrip, Window};
 use crate::session::limits::{
     MAX_PATHS, PATH_AGAIN, PATH_INTERVAL, PATH_MTU_START, PATH_STRIKES, RTO_INITIAL, RTO_MAX,
@@ -20,30 +21,6 @@ const MAX_ASKED: usize = 16;
 const MAX_PUT_OFF: u32 = 6;
 /// Answers in a row after which a path that had been silent for longer is used again.
 const RETURN_ANSWERS: u8 = 3;
-
-/// One of the own NICs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NicState {
-    /// Whether frames can leave by it.
-    pub up: bool,
-    /// The most bytes of a frame behind its Ethernet header.
-    pub mtu: u16,
-}
-
-/// How a path is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathReport {
-    /// The responder's NIC, and the own one's number.
-    pub hop: Hop,
-    /// Whether commands take it.
-    pub is_used: bool,
-    /// The most bytes of a frame behind its Ethernet header that it is known to carry.
-    pub mtu: u16,
-    /// How long an answer takes, where one was measured.
-    pub round_trip: Option<Duration>,
-    /// Commands that have taken it.
-    pub commands: u64,
-}
 
 /// Whether a path is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
