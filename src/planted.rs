@@ -61,6 +61,8 @@ pub enum Bug {
     SettingsNotKept,
     /// A unit's lost registers are restored from any table.
     RestoredFromAnyTable,
+    /// What hosts told of their tables before a unit lost its registers counts when they are restored.
+    OldStampsTrusted,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -105,6 +107,7 @@ mod armed {
             (Self::PurgedTooEarly, "purged-too-early"),
             (Self::SettingsNotKept, "settings-not-kept"),
             (Self::RestoredFromAnyTable, "restored-from-any-table"),
+            (Self::OldStampsTrusted, "old-stamps-trusted"),
         ];
 
         /// The bug of a name.

@@ -62,10 +62,10 @@ pub struct Keys {
     /// Interval at which fabric services are asked for members, milliseconds [default: 5000]
     #[arg(long, value_name = "MS")]
     pub poll_fabric_ms: Option<u64>,
-    /// Interval at which I/O units are asked for controllers, milliseconds [default: 10000]
+    /// Interval at which I/O units are asked for controllers, milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
     pub poll_units_ms: Option<u64>,
-    /// Interval at which controllers are asked for devices, milliseconds [default: 10000]
+    /// Interval at which controllers are asked for devices, milliseconds [default: 30000]
     #[arg(long, value_name = "MS")]
     pub poll_controllers_ms: Option<u64>,
     /// Interval at which peers are asked for their table's stamp, milliseconds [default: 5000]
@@ -331,8 +331,8 @@ impl RmadConfig {
             ethertype_service,
             mtu,
             poll_fabric: interval("poll_fabric_ms", keys.poll_fabric_ms, 5_000)?,
-            poll_units: interval("poll_units_ms", keys.poll_units_ms, 10_000)?,
-            poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 10_000)?,
+            poll_units: interval("poll_units_ms", keys.poll_units_ms, 30_000)?,
+            poll_controllers: interval("poll_controllers_ms", keys.poll_controllers_ms, 30_000)?,
             poll_peers: interval("poll_peers_ms", keys.poll_peers_ms, 5_000)?,
             auto_restore: keys.auto_restore.unwrap_or(false),
             policy: keys.fail_after_s.map_or(Policy::Queue, |seconds| {

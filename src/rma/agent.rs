@@ -373,7 +373,7 @@ impl Agent {
             Timer::Controller(guid, ioc) => self.poll_controller(now, guid, ioc),
             Timer::Allocation(id) => self.allocation_late(now, id),
             Timer::Resend(id) => self.resend_allocation(now, id),
-            Timer::Restore(unit) => self.restore_late(unit),
+            Timer::Restore(unit) => self.restore_due(now, unit),
             Timer::Purge => self.purge_due(now),
             Timer::LeaseQuery(id) => self.query_over(now, id),
             Timer::Settle => self.settle_late(now),

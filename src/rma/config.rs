@@ -99,8 +99,8 @@ impl Default for Intervals {
     fn default() -> Self {
         Self {
             fabric_poll: Duration::from_secs(5),
-            unit_poll: Duration::from_secs(10),
-            controller_poll: Duration::from_secs(10),
+            unit_poll: Duration::from_secs(30),
+            controller_poll: Duration::from_secs(30),
             peer_poll: Duration::from_secs(5),
             fabric_patience: Duration::from_secs(3),
             peer_patience: Duration::from_secs(2),

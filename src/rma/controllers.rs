@@ -187,12 +187,15 @@ impl Agent {
             std::iter::once((controller, 0, reply.listed))
                 .chain(reply.devices.iter().map(|d| (d.guid, d.iod.0, d.observed))),
         );
+        let outdated = self.has_others(controller, |guid| {
+            reply.devices.iter().any(|d| d.guid == guid)
+        });
         let known = self
             .units
             .get_mut(&unit)
             .and_then(|u| u.controllers.get_mut(&ioc));
         let Some(known) = known else { return };
-        if known.seen.replace(print) != Some(print) {
+        if known.seen.replace(print) != Some(print) || outdated {
             let candidates: Vec<Guid> = self
                 .table
                 .children(controller)

@@ -72,6 +72,10 @@ pub(super) struct Peer {
     /// What it is known to have.
     pub(super) known: Option<Known>,
     pub(super) ask: Option<(CommandId, Ask)>,
+    /// When it was asked last.
+    pub(super) asked_at: Time,
+    /// What it has told of its table when asked, and when it had been asked so.
+    pub(super) confirmed: Option<(Time, TableSummary)>,
     /// It is to be offered what we have.
     pub(super) offer: bool,
     /// Since when its table has been known to differ.
@@ -92,6 +96,8 @@ impl Peer {
             fresh: false,
             known: None,
             ask: None,
+            asked_at: Time::ZERO,
+            confirmed: None,
             offer: false,
             differs_since: None,
             looks: 0,
@@ -187,6 +193,7 @@ impl Agent {
             client.and_then(|client| client.submit(now, request).ok())
         };
         peer.ask = command.map(|command| (command, ask));
+        peer.asked_at = now;
         command.is_some()
     }
 
@@ -302,12 +309,14 @@ impl Agent {
         match ask {
             Ask::Stamp => {
                 if let Ok(theirs) = TableSummary::from_body(body) {
+                    self.confirm(guid, theirs);
                     self.on_summary(now, guid, theirs);
                 }
             }
             Ask::Deposit { .. } if self.deposit_goes_on(now, guid) => {}
             Ask::Offer { position, digest } | Ask::Deposit { position, digest } => {
                 if let Ok(theirs) = TableSummary::from_body(body) {
+                    self.confirm(guid, theirs);
                     if let Some(peer) = self.peers.get_mut(&guid) {
                         let before = peer.summary.map(|summary| summary.digest);
                         if theirs.digest == digest {
@@ -329,6 +338,13 @@ impl Agent {
                 Ok(page) => self.on_page(now, guid, page),
                 Err(_) => self.abandon_pull(guid),
             },
+        }
+    }
+
+    /// A peer has answered what its table is.
+    fn confirm(&mut self, guid: Guid, theirs: TableSummary) {
+        if let Some(peer) = self.peers.get_mut(&guid) {
+            peer.confirmed = Some((peer.asked_at, theirs));
         }
     }
 

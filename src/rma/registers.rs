@@ -43,7 +43,11 @@ impl Agent {
         if std::mem::take(&mut unit.registers_doubted) {
             return self.ask_registers(now, guid);
         }
-        unit.registers_lost = status == Status::NoRegisters;
+        let lost = status == Status::NoRegisters;
+        if lost && !std::mem::replace(&mut unit.registers_lost, lost) {
+            unit.lost_since = now;
+        }
+        unit.registers_lost = lost;
         let page = match status {
             Status::Ok => RegistersReply::from_body(body).ok(),
             _ => None,

@@ -5,29 +5,48 @@
 //! acknowledged it. With the registers gone, only all tables together are certain to have it: so
 //! every member host's table must be equal to ours, unless an administrator insists. Then the
 //! epochs leap, so that what is restored outranks what a host may still have that was left out.
+//!
+//! What a host told earlier does not count: it may have learnt of an allocation since, and we may not have
+//! heard. It is asked once the unit has said that its registers are lost, for from then on there are no
+//! new allocations at that unit.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::agent::Agent;
 use super::members::Station;
+use super::peers::Peer;
 use super::plan::error;
 use super::report::{self, label};
 use super::request::{AdminError, AdminReply, ErrorKind, RestoredInfo};
 use super::timers::Timer;
 use crate::planted::{self, Bug};
 use crate::wire::message::{
-    ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister, Restore, page_len,
+    ExtentFacts, MAX_PAGE_BYTES, MAX_REGISTERS, OwnershipRegister, Restore, TableSummary, page_len,
 };
 use crate::wire::{CommandId, EntityType, Epoch, Guid, Kind, Ownership, Row, Status, Time, Wire};
 
 /// How far epochs leap when registers are restored without every host's table.
 const EPOCH_LEAP: u64 = 1 << 32;
 
+/// How soon answers of the hosts that are asked for their tables are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How soon a host is asked again whose table was another one.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long hosts that answer are asked for tables like ours.
+const ASK_PATIENCE: Duration = Duration::from_secs(2);
+/// How soon a unit is looked at again that could not be restored without an administrator.
+const RETRY: Duration = Duration::from_secs(2);
+
 /// A restoration on its way.
 #[derive(Debug)]
 struct Restoration {
     /// The administrator's request; none where it is automatic.
     token: Option<u64>,
+    /// Until when the hosts are asked for their tables; `None` once they have told.
+    asking: Option<Time>,
+    /// Whether an administrator insists.
+    force: bool,
     /// What is to be sent, by ascending row.
     registers: Vec<OwnershipRegister>,
     /// How many of them are sent.
@@ -90,54 +109,129 @@ impl Agent {
         if self.restorations.0.contains_key(&unit) {
             return refuse(ErrorKind::Busy, format!("{name} is being restored already"));
         }
-        let missing = self.hosts_to_be_asked();
-        if !force && (!missing.is_empty() || self.members.is_none()) {
-            let who = if self.members.is_none() {
-                "fabric services have not said who is in the cluster".to_owned()
-            } else {
-                format!(
-                    "{} cannot be asked, or has another table just now",
-                    self.name_list(&missing)
-                )
-            };
-            return refuse(
-                ErrorKind::Refused,
-                format!(
-                    "{who}: an allocation that only that host knows would be lost; try again when \
-                     `rma hosts` shows all in step, or `--force`"
-                ),
-            );
-        }
-        let leap = !missing.is_empty() || self.members.is_none();
-        self.begin_restore(now, unit, Some(token), leap);
+        self.ask_all_hosts(now, unit, Some(token), force);
         Ok(())
     }
 
     /// A unit has said that its registers are lost.
     pub(super) fn restore_by_itself(&mut self, now: Time, unit: Guid) {
-        let ready = self.config.auto_restore
-            && self.boot.is_steady()
+        if !self.config.auto_restore {
+            return;
+        }
+        self.timers.set_sooner(Timer::Unit(unit), now + RETRY);
+        let ready = self.boot.is_steady()
             && self.members.is_some()
             && self.journal.is_clean()
             && !self.restorations.0.contains_key(&unit);
-        if ready && self.hosts_to_be_asked().is_empty() {
-            self.begin_restore(now, unit, None, false);
+        if ready {
+            self.ask_all_hosts(now, unit, None, false);
         }
     }
 
-    /// The member hosts that may know of an allocation that we do not know of.
-    fn hosts_to_be_asked(&self) -> Vec<Guid> {
+    /// A unit answers again, perhaps after a restart: what it was sent before must not reach it now, and
+    /// what hosts have told before it lost its registers (again) does not count.
+    pub(super) fn unit_is_back(&mut self, now: Time, unit: Guid) {
+        self.restore_failed(unit, "was away; try again".to_owned());
+        if let Some(known) = self.units.get_mut(&unit) {
+            known.lost_since = now;
+        }
+    }
+
+    /// Every host is asked for its table before a unit's registers are restored from ours.
+    fn ask_all_hosts(&mut self, now: Time, unit: Guid, token: Option<u64>, force: bool) {
+        let restoration = Restoration {
+            token,
+            asking: Some(now + ASK_PATIENCE),
+            force,
+            registers: Vec::new(),
+            sent: 0,
+            command: None,
+            leapt: false,
+        };
+        self.restorations.0.insert(unit, restoration);
+        self.restore_due(now, unit);
+    }
+
+    /// Looks what the hosts have told, or gives a unit up that does not answer.
+    pub(super) fn restore_due(&mut self, now: Time, unit: Guid) {
+        let Some(restoration) = self.restorations.0.get(&unit) else {
+            return;
+        };
+        let force = restoration.force;
+        let Some(until) = restoration.asking else {
+            return self.restore_failed(
+                unit,
+                "does not answer any more; look with `rma units` whether its registers are back"
+                    .to_owned(),
+            );
+        };
+        let missing = self.hosts_to_be_asked(unit);
+        let is_up = |guid: &&Guid| self.peers.get(*guid).is_some_and(|p| p.station.is_up());
+        let may_tell = missing.iter().filter(is_up).count();
+        let in_vain = may_tell < missing.len() && !force;
+        if missing.is_empty() || may_tell == 0 || in_vain || now >= until {
+            return self.hosts_have_told(now, unit, &missing);
+        }
+        for guid in missing {
+            let peer = self.peers.get(&guid);
+            if peer.is_some_and(|p| p.asked_at + ASK_AGAIN <= now) {
+                self.ask_stamp(now, guid);
+            }
+        }
+        self.timers.set(Timer::Restore(unit), now + LOOK_AGAIN);
+    }
+
+    /// All hosts have told of their tables, or the `missing` ones will not.
+    fn hosts_have_told(&mut self, now: Time, unit: Guid, missing: &[Guid]) {
+        let force = self.restorations.0.get(&unit).is_some_and(|r| r.force);
+        let unknown = self.members.is_none();
+        if force || (missing.is_empty() && !unknown) {
+            return self.begin_restore(now, unit, unknown || !missing.is_empty());
+        }
+        let who = if unknown {
+            "fabric services have not said who is in the cluster".to_owned()
+        } else {
+            format!(
+                "{} cannot be asked, or has another table just now",
+                self.name_list(missing)
+            )
+        };
+        self.timers.cancel(Timer::Restore(unit));
+        if let Some(token) = self.restorations.0.remove(&unit).and_then(|r| r.token) {
+            let message = format!(
+                "{who}: an allocation that only that host knows would be lost; try again when \
+                 `rma hosts` shows all in step, or `--force`"
+            );
+            self.reply(token, AdminReply::Error(error(ErrorKind::Refused, message)));
+        }
+    }
+
+    /// The member hosts that may know of an allocation at a unit that we do not know of: those that have
+    /// not told since it lost its registers that they have just what we have.
+    fn hosts_to_be_asked(&self, unit: Guid) -> Vec<Guid> {
         if planted::is(Bug::RestoredFromAnyTable) {
             return Vec::new();
         }
-        self.hosts_not_in_step()
+        if planted::is(Bug::OldStampsTrusted) {
+            return self.hosts_not_in_step();
+        }
+        let since = self.units.get(&unit).map(|u| u.lost_since);
+        self.hosts_without(|peer| {
+            let (asked, summary) = peer.confirmed?;
+            since.is_some_and(|since| asked >= since).then_some(summary)
+        })
     }
 
     /// The member hosts that are not known to have stored just what we have stored.
     pub(super) fn hosts_not_in_step(&self) -> Vec<Guid> {
+        self.hosts_without(|peer| peer.summary)
+    }
+
+    /// The member hosts that have not told just what we have stored.
+    fn hosts_without(&self, told: impl Fn(&Peer) -> Option<TableSummary>) -> Vec<Guid> {
         let durable = &self.journal.durable;
         let in_step = |guid: &Guid| {
-            let told = self.peers.get(guid).and_then(|peer| peer.summary);
+            let told = self.peers.get(guid).and_then(&told);
             told.is_some_and(|theirs| {
                 (theirs.digest, theirs.row_count, theirs.floor)
                     == (durable.digest, durable.row_count, durable.floor)
@@ -152,7 +246,7 @@ impl Agent {
             .collect()
     }
 
-    fn begin_restore(&mut self, now: Time, unit: Guid, token: Option<u64>, leapt: bool) {
+    fn begin_restore(&mut self, now: Time, unit: Guid, leapt: bool) {
         let mut registers: Vec<OwnershipRegister> = self
             .table
             .below(unit)
@@ -169,14 +263,11 @@ impl Agent {
                 register.owned.writer = self.config.guid;
             }
         }
-        let restoration = Restoration {
-            token,
-            registers,
-            sent: 0,
-            command: None,
-            leapt,
-        };
-        self.restorations.0.insert(unit, restoration);
+        if let Some(restoration) = self.restorations.0.get_mut(&unit) {
+            restoration.asking = None;
+            restoration.registers = registers;
+            restoration.leapt = leapt;
+        }
         let patience = self.config.intervals.allocation_patience;
         self.timers.set(Timer::Restore(unit), now + patience);
         self.restore_next(now, unit);
@@ -263,14 +354,6 @@ impl Agent {
         for ioc in self.controller_numbers(unit) {
             self.list_devices(now, unit, ioc);
         }
-    }
-
-    pub(super) fn restore_late(&mut self, unit: Guid) {
-        self.restore_failed(
-            unit,
-            "does not answer any more; look with `rma units` whether its registers are back"
-                .to_owned(),
-        );
     }
 
     fn restore_failed(&mut self, unit: Guid, why: String) {

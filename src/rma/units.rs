@@ -26,6 +26,8 @@ pub(super) struct Unit {
     pub(super) station: Station,
     /// It has lost its registers and serves no I/O.
     pub(super) registers_lost: bool,
+    /// Since when it has said so on this connection.
+    pub(super) lost_since: Time,
     /// The command that asks for its controllers.
     controllers_ask: Option<CommandId>,
     controllers_again: bool,
@@ -52,6 +54,7 @@ impl Unit {
         Self {
             station,
             registers_lost: false,
+            lost_since: Time::ZERO,
             controllers_ask: None,
             controllers_again: false,
             controllers_known: false,
@@ -117,6 +120,7 @@ pub(super) fn fingerprint(parts: impl IntoIterator<Item = (Guid, u16, Observatio
 impl Agent {
     /// A unit answers (again): block 520 for it alone.
     pub(super) fn unit_up(&mut self, now: Time, guid: Guid) {
+        self.unit_is_back(now, guid);
         self.poll_unit(now, guid);
         if !self.is_guest(guid) {
             self.exchange_settings(now, guid);
@@ -240,11 +244,12 @@ impl Agent {
                         .map(|c| (c.guid, c.ioc.0, c.observed)),
                 ),
         );
+        let outdated = self.has_others(guid, |c| reply.controllers.iter().any(|l| l.guid == c));
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
         let first = !std::mem::replace(&mut unit.controllers_known, true);
-        if unit.seen.replace(print) != Some(print) {
+        if unit.seen.replace(print) != Some(print) || outdated {
             let candidates: Vec<Guid> = std::iter::once(guid)
                 .chain(self.table.children(guid).map(|row| row.guid))
                 .chain(reply.controllers.iter().map(|c| c.guid))
@@ -265,6 +270,14 @@ impl Agent {
         if !returned.is_empty() {
             self.ask_again_soon(now, guid);
         }
+    }
+
+    /// Whether the table has a child of `parent` as present that is not `listed`. A peer may have told of it
+    /// again, after a floor had taken it, since the same list was read last.
+    pub(super) fn has_others(&self, parent: Guid, listed: impl Fn(Guid) -> bool) -> bool {
+        self.table
+            .children(parent)
+            .any(|row| row.extent.is_none() && row.is_valid() && !listed(row.guid))
     }
 
     /// Leaves out controllers that are something else, or another present unit's.

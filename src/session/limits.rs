@@ -43,7 +43,7 @@ pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence after which a connection's liveness is asked for.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// The same of a connection that nothing depends on: to a controller of which the host owns nothing.
-pub const KEEPALIVE_QUIET: Duration = Duration::from_secs(5);
+pub const KEEPALIVE_QUIET: Duration = Duration::from_secs(10);
 /// Keep-alives are sent at multiples of this on the initiator's clock, shifted by its identity: those
 /// of its many connections together. An unanswered one is repeated at the next.
 pub const KEEPALIVE_STEP: Duration = Duration::from_millis(250);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::paths::{NicState, Path, PathReport};
+use super::nics::{NicState, PathReport};
+use super::paths::Path;
 use super::{Client, ClientEvent, Connecting, Connection, State};
 use crate::session::limits::{CONNECT_INTERVAL, RECONNECT_INTERVAL, RTO_INITIAL, RTO_MAX};
 use crate::wire::message::{ConnectReply, ConnectRequest};

@@ -4,6 +4,7 @@ mod command;
 mod commands;
 mod connect;
 mod mtu;
+mod nics;
 mod paths;
 mod recovery;
 mod transmit;
@@ -24,7 +25,7 @@ use crate::wire::{
     IocNumber, IodNumber, Kind, Mac, Status, Tail, Time, Wire,
 };
 use commands::Commands;
-pub use paths::{NicState, PathReport};
+pub use nics::{NicState, PathReport};
 pub(super) use transmit::ranges_per_frame;
 
 /// What a client is and whom it connects to.

@@ -62,7 +62,21 @@ impl MtuSearch {
         self.high > 0 && self.high <= size
     }
 
-    /// The sizes to be sent now, each in a probe; they are awaited for `patience`.
+    /// Whether what was sent is due to be sent again, or given up.
+    pub(super) fn is_overdue(&self, now: Time) -> bool {
+        self.tries > 0 && self.at.is_some_and(|at| at <= now)
+    }
+
+    /// Nothing shows yet that the link itself works: what was sent is awaited longer.
+    pub(super) fn put_off(&mut self, until: Time) {
+        if self.is_going() {
+            self.at = Some(until);
+        }
+    }
+
+    /// The sizes to be sent now, each in a probe; they are awaited for `patience`. Call it again only
+    /// when something shorter that was sent later has passed, or a long frame that is late will be
+    /// taken for one that is too long.
     pub(super) fn send(&mut self, now: Time, patience: Duration) -> SmallVec<[u16; 8]> {
         if self.at.is_none_or(|at| at > now) {
             return SmallVec::new();

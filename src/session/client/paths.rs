@@ -7,6 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::mtu::{LEAST, MtuSearch};
+use super::nics::{NicState, PathReport};
 use crate::session::flow::{RoundTrip, Window};
 use crate::session::limits::{
     MAX_PATHS, PATH_AGAIN, PATH_INTERVAL, PATH_MTU_START, PATH_STRIKES, RTO_INITIAL, RTO_MAX,
@@ -16,32 +17,10 @@ use crate::wire::{Hop, Mac, Time};
 
 /// Probes of a path that may be unanswered; older ones are forgotten.
 const MAX_ASKED: usize = 16;
+/// How often what was sent of a length is awaited twice as long.
+const MAX_PUT_OFF: u32 = 6;
 /// Answers in a row after which a path that had been silent for longer is used again.
 const RETURN_ANSWERS: u8 = 3;
-
-/// One of the own NICs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NicState {
-    /// Whether frames can leave by it.
-    pub up: bool,
-    /// The most bytes of a frame behind its Ethernet header.
-    pub mtu: u16,
-}
-
-/// How a path is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathReport {
-    /// The responder's NIC, and the own one's number.
-    pub hop: Hop,
-    /// Whether commands take it.
-    pub is_used: bool,
-    /// The most bytes of a frame behind its Ethernet header that it is known to carry.
-    pub mtu: u16,
-    /// How long an answer takes, where one was measured.
-    pub round_trip: Option<Duration>,
-    /// Commands that have taken it.
-    pub commands: u64,
-}
 
 /// Whether a path is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,9 +67,14 @@ pub(super) struct Path {
     /// What the responder knows it may send.
     told: u16,
     search: MtuSearch,
-    /// When the search began, and whether it is for the length in use.
-    searched_at: Time,
+    /// Whether the search is for the length in use, and when there may be another such.
     is_checking: bool,
+    check_again_at: Time,
+    /// How often in a row the search was put off, because nothing that was sent later had passed.
+    put_off: u32,
+    /// The last probe of a length that was sent, and the last of the least that was answered.
+    long_sent: u32,
+    least_passed: u32,
     /// When what lies above its result is tried again.
     again_at: Option<Time>,
     asked: SmallVec<[Asked; 4]>,
@@ -118,8 +102,11 @@ impl Path {
             limits,
             told: mtu,
             search: MtuSearch::default(),
-            searched_at: Time::ZERO,
             is_checking: false,
+            check_again_at: Time::ZERO,
+            put_off: 0,
+            long_sent: 0,
+            least_passed: 0,
             again_at: None,
             asked: SmallVec::new(),
             ask_at: None,
@@ -148,22 +135,51 @@ impl Path {
     /// Looks for the longest frames from what is used on.
     fn search(&mut self, now: Time) {
         self.search.begin(now, self.mtu, self.limit());
-        self.searched_at = now;
         self.is_checking = false;
+        self.put_off = 0;
         self.again_at = None;
+    }
+
+    /// Looks whether what is used passes at all. Not again and again: what is late rather than too long
+    /// would be made later still.
+    fn check(&mut self, now: Time) {
+        if now < self.check_again_at {
+            return;
+        }
+        self.search.begin(now, LEAST, self.mtu);
+        self.is_checking = true;
+        self.put_off = 0;
+        self.check_again_at = now + PATH_INTERVAL;
+        self.ask_soon(now);
+    }
+
+    /// The sizes to try now. A length counts as not passing only where something short that was sent
+    /// later has passed: that nothing comes back, or late, is no question of length.
+    fn next_sizes(&mut self, now: Time) -> SmallVec<[u16; 8]> {
+        let patience = self.rtt.timeout(1, RTO_MAX).max(RTO_INITIAL);
+        let is_shown = self.least_passed.wrapping_sub(self.long_sent).cast_signed() > 0;
+        if !self.search.is_overdue(now) || is_shown {
+            self.put_off = 0;
+            return self.search.send(now, patience);
+        }
+        if self.put_off < MAX_PUT_OFF {
+            self.put_off += 1;
+            let until = now + (patience * (1 << self.put_off)).min(RTO_MAX);
+            self.search.put_off(until);
+            self.ask_at.get_or_insert(now);
+        } else {
+            self.search = MtuSearch::default();
+            self.is_checking = false;
+            self.strikes = 0;
+            self.again_at = (self.mtu < self.limits.0).then(|| now + PATH_INTERVAL);
+        }
+        SmallVec::new()
     }
 
     /// Takes over what the search has found; whether the path carries less than was thought.
     fn follow_search(&mut self, now: Time) -> bool {
         let before = self.mtu;
         if self.search.refutes(self.mtu) {
-            // That nothing comes back at all is no question of length.
-            if self.heard_at < self.searched_at {
-                self.search = MtuSearch::default();
-                self.is_checking = false;
-                self.strikes = 0;
-                return false;
-            }
             self.mtu = self.search.low().max(LEAST);
         } else if self.search.low() > self.mtu {
             self.mtu = self.search.low().min(self.limit());
@@ -197,10 +213,7 @@ impl Path {
             self.strikes += 1;
         }
         if self.strikes >= PATH_STRIKES && !self.is_checking {
-            self.search.begin(now, LEAST, self.mtu);
-            self.searched_at = now;
-            self.is_checking = true;
-            self.ask_soon(now);
+            self.check(now);
         }
         if !alone && self.is_good() && self.heard_at <= sent_at {
             self.standing = Standing::Silent { answers: 0 };
@@ -215,6 +228,10 @@ impl Path {
         self.told = asked.told;
         let mut less = false;
         if asked.size == 0 {
+            self.least_passed = asked.number;
+            if self.put_off > 0 {
+                self.search.put_off(now);
+            }
             self.rtt.sample(now.since(asked.at));
         } else if self.search.is_going() {
             self.search.passed(now, asked.size);
@@ -525,8 +542,7 @@ impl Paths {
                 path.ask_soon(now);
             }
             if path.search.due().is_some_and(|due| due <= now) {
-                let patience = path.rtt.timeout(1, RTO_MAX).max(RTO_INITIAL);
-                let sizes = path.search.send(now, patience);
+                let sizes = path.next_sizes(now);
                 self.queue.extend(sizes.into_iter().map(|size| (at, size)));
                 if path.follow_search(now) {
                     lost.push(at);
@@ -565,6 +581,8 @@ impl Paths {
             }
             if size == 0 {
                 path.asked.retain(|asked| asked.size != 0);
+            } else {
+                path.long_sent = number;
             }
             path.asked.push(Asked {
                 number,

@@ -37,6 +37,8 @@ pub struct Model {
     pub(crate) retired: usize,
     /// Rows that administrators have said are not coming back.
     pub(crate) forgotten: BTreeSet<Guid>,
+    /// Units whose registers an administrator wanted back whatever other hosts may know.
+    pub(crate) insisted: BTreeSet<Guid>,
     /// Rows that were purged somewhere as tombstones: no table tells any more who owned them.
     purged_ever: BTreeSet<Guid>,
     /// How new what a host knew of a row was when it purged the row as a tombstone.
@@ -361,7 +363,9 @@ impl Model {
     /// only those hosts knew was given up.
     pub(crate) fn restored(&mut self, storage: &Storage, registers: &[OwnershipRegister]) {
         let leapt = |r: &OwnershipRegister| r.owned.epoch.0 >= EPOCH_LEAP;
-        if registers.iter().any(leapt) {
+        // Where nothing is restored there is nothing to tell by whether it was insisted on.
+        let insisted = registers.is_empty() && self.insisted.contains(&storage.facts.guid);
+        if insisted || registers.iter().any(leapt) {
             for row in rows_of(storage) {
                 self.promised.remove(&row);
             }

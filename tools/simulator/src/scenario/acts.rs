@@ -47,6 +47,7 @@ impl Story {
             Act::LoseVote => self.lose_vote(),
             Act::LoseRegisters => self.lose_registers(),
             Act::Restore => self.restore(),
+            Act::RestoreOld => self.restore_old(),
             Act::Retire => self.retire(),
         }
     }

@@ -1,5 +1,7 @@
 //! What administrators do.
 
+use std::time::Duration;
+
 use rma::rma::desired::{Desired, DesiredDevice, DesiredRow, Word};
 use rma::rma::request::AdminRequest;
 use rma::wire::Guid;
@@ -56,6 +58,27 @@ impl Story {
                 hosts,
                 shared,
                 recursive,
+            },
+        );
+    }
+
+    /// Something of `unit` is allocated from one of `hosts`.
+    fn allocate_at(&mut self, unit: NodeId, among: &[NodeId]) {
+        let contents = &self.world.unit(unit).contents;
+        let names: Vec<String> = contents.devices.values().map(|d| d.name.clone()).collect();
+        let (Some(host), Some(target)) = (self.any(among), self.rng.choice(names)) else {
+            return;
+        };
+        let hosts: Vec<String> = self.some_hosts().into_iter().take(1).collect();
+        let name = self.name(host);
+        self.note(format!("{name} allocates {target} to {hosts:?}"));
+        self.world.ask(
+            host,
+            AdminRequest::Allocate {
+                target,
+                hosts,
+                shared: false,
+                recursive: false,
             },
         );
     }
@@ -200,6 +223,50 @@ impl Story {
         }
     }
 
+    /// A host is away while others change what a unit has. The unit loses its registers, and that host is
+    /// the first, and for a while the only one, that it meets again.
+    pub(super) fn restore_old(&mut self) {
+        let running = self.running(&self.hosts);
+        let units = self.running(&self.units);
+        let (Some(host), Some(unit)) = (self.any(&running), self.any(&units)) else {
+            return;
+        };
+        self.note(format!("{} misses what others do", self.name(host)));
+        let everyone = self.everyone();
+        for other in everyone.iter().filter(|other| **other != self.fabric) {
+            self.world.part(host, *other);
+        }
+        let others: Vec<NodeId> = running.into_iter().filter(|id| *id != host).collect();
+        for _ in 0..self.rng.usize(1..6) {
+            self.allocate_at(unit, &others);
+            let time = self.rng.u64(1..300);
+            self.world.run_for(Duration::from_millis(time));
+        }
+        self.note(format!(
+            "{} loses its registers and meets {} alone",
+            self.name(unit),
+            self.name(host)
+        ));
+        self.world.crash(unit);
+        self.world.forget_registers(unit);
+        self.world.start(unit);
+        self.world.network.mend();
+        for other in everyone.iter().filter(|other| **other != self.fabric) {
+            if ![host, unit].contains(other) {
+                self.world.part(host, *other);
+                self.world.part(unit, *other);
+            }
+        }
+        for _ in 0..self.rng.usize(1..8) {
+            let time = self.rng.u64(1..400);
+            self.world.run_for(Duration::from_millis(time));
+            if !self.world.is_running(host) || !self.lost_units().contains(&unit) {
+                break;
+            }
+            self.ask_restore(host, unit, false);
+        }
+    }
+
     /// The running units that have lost their registers.
     pub(super) fn lost_units(&self) -> Vec<NodeId> {
         let units = self.units.iter().copied();
@@ -209,6 +276,10 @@ impl Story {
     }
 
     pub(super) fn ask_restore(&mut self, host: NodeId, unit: NodeId, force: bool) {
+        if force {
+            let guid = self.world.unit(unit).facts.guid;
+            self.world.model.insisted.insert(guid);
+        }
         let unit = self.name(unit);
         let name = self.name(host);
         self.note(format!("{name} restores {unit}, force: {force}"));

@@ -37,6 +37,8 @@ pub(super) enum Act {
     LoseVote,
     LoseRegisters,
     Restore,
+    /// A host that has missed a change meets its unit alone, after that has lost its registers.
+    RestoreOld,
     Retire,
 }
 
@@ -131,6 +133,7 @@ impl Mix {
                 if loses_registers { some(4) } else { 0 },
             ),
             (Act::Restore, if loses_registers { 6 } else { 0 }),
+            (Act::RestoreOld, if loses_registers { 4 } else { 0 }),
             (Act::Retire, if retires { some(5) } else { 0 }),
         ];
         Self {

@@ -22,6 +22,10 @@ use mix::Mix;
 /// How long everything may take to be well after the faults have stopped.
 pub const HEALING: Duration = Duration::from_secs(60);
 
+/// How long an administrator waits for all tables to be in step before lost registers are restored from
+/// the next best one.
+const INSIST_AFTER: Duration = Duration::from_secs(20);
+
 /// For how long everything must stay as it is when it is well.
 const QUIET: Duration = Duration::from_secs(6);
 
@@ -64,6 +68,8 @@ pub struct Outcome {
     pub other_io: u64,
     /// Frames sent.
     pub frames: u64,
+    /// How often lost registers had to be restored by force before everything was well.
+    pub insisted: usize,
     /// How long the healing took.
     pub healing: Duration,
     /// Virtual time in all.
@@ -96,6 +102,8 @@ struct Story {
     /// Names of extents that somebody may have made.
     extents: Vec<String>,
     log: Vec<String>,
+    /// How often lost registers had to be restored by force, in the end.
+    insisted: usize,
     mix: Mix,
 }
 
@@ -167,6 +175,7 @@ impl Story {
             away: Vec::new(),
             extents: Vec::new(),
             log: Vec::new(),
+            insisted: 0,
             mix,
         }
     }
@@ -329,6 +338,7 @@ impl Story {
             writes: self.world.data.acknowledged_count,
             other_io: self.world.data.other_count,
             frames: self.world.network.sent,
+            insisted: self.insisted,
             healing,
             lasted: self.world.now().since(Time::ZERO),
             log: self.log,
@@ -366,9 +376,14 @@ impl Story {
             if left <= second || unwell(&self.world).is_none() {
                 return;
             }
+            // Where rows of two tables do not fit together and the unit cannot tell which are right, somebody
+            // has to decide.
+            let insists = self.world.now().since(begin) >= INSIST_AFTER;
             for unit in self.lost_units() {
-                if let Some(host) = self.administrator().filter(|_| !self.mix.auto_restore) {
-                    self.ask_restore(host, unit, false);
+                let asks = insists || !self.mix.auto_restore;
+                if let Some(host) = self.administrator().filter(|_| asks) {
+                    self.insisted += usize::from(insists);
+                    self.ask_restore(host, unit, insists);
                 }
             }
         }

@@ -44,6 +44,8 @@ pub(crate) struct Figures {
     writes: u64,
     other_io: u64,
     frames: u64,
+    /// Stories that ended well only because registers were restored by force.
+    insisted_seeds: u64,
     healing_max_ms: u64,
     virtual_s: u64,
     sessions: u64,
@@ -90,6 +92,7 @@ pub(crate) struct Played {
     writes: u64,
     other_io: u64,
     frames: u64,
+    insisted: usize,
     healing: Duration,
     lasted: Duration,
     log: Vec<String>,
@@ -109,6 +112,7 @@ impl Played {
             writes: o.writes,
             other_io: o.other_io,
             frames: o.frames,
+            insisted: o.insisted,
             healing: o.healing,
             lasted: o.lasted,
             log: o.log,
@@ -128,6 +132,7 @@ impl Played {
             writes: 0,
             other_io: 0,
             frames: 0,
+            insisted: 0,
             healing: Duration::ZERO,
             lasted: Duration::ZERO,
             log: Vec::new(),
@@ -281,7 +286,8 @@ fn say_figures(out: &mut impl io::Write, figures: &Figures) -> io::Result<()> {
         out,
         "{} seeds of {} hosts, {} units, {} devices in {:.1} s: {} allocations, {} settings, {} \
          writes and {} other I/O acknowledged in {} sessions, {} frames; {} allocations lost, {} \
-         violations, {} unconverged; healing took at most {:.1} s",
+         violations, {} unconverged; registers were restored by force in {} to end well; healing \
+         took at most {:.1} s",
         figures.seeds,
         figures.hosts,
         figures.units,
@@ -296,6 +302,7 @@ fn say_figures(out: &mut impl io::Write, figures: &Figures) -> io::Result<()> {
         figures.lost_acknowledged,
         figures.violations,
         figures.unconverged,
+        figures.insisted_seeds,
         figures.healing_max_ms as f64 / 1000.0,
     )
 }
@@ -316,6 +323,7 @@ fn report(
     figures.writes += played.writes;
     figures.other_io += played.other_io;
     figures.frames += played.frames;
+    figures.insisted_seeds += u64::from(played.insisted > 0);
     figures.virtual_s += played.lasted.as_secs();
     let healing = played.healing.as_millis() as u64;
     figures.healing_max_ms = figures.healing_max_ms.max(healing);
