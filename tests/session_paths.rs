@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rma::session::{ClientEvent, PathReport};
-use rma::wire::{Mac, Status, Time};
-use session_pair::{Faults, Workload, World};
+use rma::wire::{Header, Kind, Mac, Status, Time};
+use session_pair::{Faults, InFlight, Workload, World};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -193,6 +193,27 @@ fn a_black_hole_shortens_frames_and_keeps_the_connection() {
         world.until(Duration::from_secs(70), |w| paths(w)[0].mtu == 9000);
         load(&mut world, 4, 16_384, ms(100));
     }
+}
+
+#[test]
+fn frames_that_are_late_are_not_taken_for_frames_that_are_too_long() {
+    let mut world = world(12, 1500, (1, 1));
+    load(&mut world, 4, 16_384, ms(100));
+    // Everything else is as late: that says nothing about length, and trying would make it later still.
+    world.segment.faults.delay = ms(150);
+    world.segment.record = Some(Vec::new());
+    for _ in 0..20 {
+        let id = world.read(1, 0, 65_536);
+        assert_eq!(world.reply(id).0, Status::Ok);
+        assert_eq!(paths(&world)[0].mtu, 1500);
+    }
+    let frames = world.segment.record.take().unwrap();
+    let is_probe = |frame: &&InFlight| {
+        Header::parse(&frame.bytes, true).is_ok_and(|(header, _)| header.kind == Kind::Path)
+    };
+    let probes = frames.iter().filter(is_probe).count();
+    // Two checks in six seconds, of a handful of probes each, and their answers.
+    assert!(probes <= 24, "{probes} probes and answers");
 }
 
 #[test]

@@ -77,6 +77,8 @@ fn stories_of_old_end_well_now() {
         (20514, 15, 7, 13),
         (2705, 3, 2, 8),
         (6343, 3, 2, 8),
+        (4504, 5, 3, 7),
+        (4084, 3, 2, 8),
     ] {
         end_well(seed..seed + 1, hosts, units, devices, 15);
     }

@@ -187,9 +187,7 @@ impl Agent {
             std::iter::once((controller, 0, reply.listed))
                 .chain(reply.devices.iter().map(|d| (d.guid, d.iod.0, d.observed))),
         );
-        let outdated = self.has_others(controller, |guid| {
-            reply.devices.iter().any(|d| d.guid == guid)
-        });
+        let outdated = self.has_others(controller, reply.devices.iter().map(|d| d.guid));
         let known = self
             .units
             .get_mut(&unit)

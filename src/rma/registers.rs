@@ -44,7 +44,7 @@ impl Agent {
             return self.ask_registers(now, guid);
         }
         let lost = status == Status::NoRegisters;
-        if lost && !std::mem::replace(&mut unit.registers_lost, lost) {
+        if lost && !unit.registers_lost {
             unit.lost_since = now;
         }
         unit.registers_lost = lost;

@@ -244,7 +244,7 @@ impl Agent {
                         .map(|c| (c.guid, c.ioc.0, c.observed)),
                 ),
         );
-        let outdated = self.has_others(guid, |c| reply.controllers.iter().any(|l| l.guid == c));
+        let outdated = self.has_others(guid, reply.controllers.iter().map(|c| c.guid));
         let Some(unit) = self.units.get_mut(&guid) else {
             return;
         };
@@ -274,10 +274,11 @@ impl Agent {
 
     /// Whether the table has a child of `parent` as present that is not `listed`. A peer may have told of it
     /// again, after a floor had taken it, since the same list was read last.
-    pub(super) fn has_others(&self, parent: Guid, listed: impl Fn(Guid) -> bool) -> bool {
+    pub(super) fn has_others(&self, parent: Guid, listed: impl Iterator<Item = Guid>) -> bool {
+        let listed: BTreeSet<Guid> = listed.collect();
         self.table
             .children(parent)
-            .any(|row| row.extent.is_none() && row.is_valid() && !listed(row.guid))
+            .any(|row| row.extent.is_none() && row.is_valid() && !listed.contains(&row.guid))
     }
 
     /// Leaves out controllers that are something else, or another present unit's.
