@@ -6,7 +6,7 @@ use std::time::Duration;
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind, TableInfo};
 use rma::wire::{IocNumber, IodNumber};
-use rma_simulator::check::unconverged;
+use rma_simulator::converged::unconverged;
 use rma_simulator::{NodeId, World};
 
 const fn ms(n: u64) -> Duration {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rma::fabric::Policy;
 use rma::rma::desired::Desired;
 use rma::rma::request::{AdminReply, AdminRequest, ApplyInfo, ApplyState, ErrorKind, TableInfo};
-use rma_simulator::check::unconverged;
+use rma_simulator::converged::unconverged;
 use rma_simulator::{NodeId, World};
 
 const fn s(n: u64) -> Duration {

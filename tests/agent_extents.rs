@@ -6,7 +6,7 @@ use std::time::Duration;
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, CarveInfo, ErrorKind, RowInfo};
 use rma::wire::{EntityType, Guid};
-use rma_simulator::check::unconverged;
+use rma_simulator::converged::unconverged;
 use rma_simulator::{NodeId, World};
 
 const MIB: u64 = 1 << 20;

@@ -9,7 +9,7 @@ use rma::rma::request::{AdminReply, AdminRequest, StatusInfo};
 use rma::rma::{Agent, CrtSource};
 use rma::wire::row::MAX_STAMP;
 use rma::wire::{ClusterName, EntityType, Guid, Ownership, Row, Settings, TableStamp};
-use rma_simulator::check::{unconverged, uneven_stamps};
+use rma_simulator::converged::{unconverged, uneven_stamps};
 use rma_simulator::{NodeId, World};
 
 const fn s(n: u64) -> Duration {

@@ -8,7 +8,7 @@ use rma::crt::Table;
 use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind};
 use rma::wire::{EntityType, Guid, Incarnation, IocNumber, IodNumber, Mac, ObservationStamp, Row};
-use rma_simulator::check::unconverged;
+use rma_simulator::converged::unconverged;
 use rma_simulator::{NodeId, StoredTable, World};
 
 const fn s(n: u64) -> Duration {

@@ -8,7 +8,7 @@ use rma::fabric::Policy;
 use rma::rma::request::{AdminReply, AdminRequest, ErrorKind, LockInfo};
 use rma::wire::message::{Holder, LeaseRequest, LeaseVerb, Purpose};
 use rma::wire::{CommandId, Flags, Guid, Header, Kind, Mac, Wire};
-use rma_simulator::check::unconverged;
+use rma_simulator::converged::unconverged;
 use rma_simulator::{NodeId, World};
 
 const fn ms(n: u64) -> Duration {

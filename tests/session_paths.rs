@@ -212,8 +212,36 @@ fn frames_that_are_late_are_not_taken_for_frames_that_are_too_long() {
         Header::parse(&frame.bytes, true).is_ok_and(|(header, _)| header.kind == Kind::Path)
     };
     let probes = frames.iter().filter(is_probe).count();
-    // Two checks in six seconds, of a handful of probes each, and their answers.
-    assert!(probes <= 24, "{probes} probes and answers");
+    // Four checks in six seconds, of a handful of probes each, and their answers.
+    assert!(probes <= 40, "{probes} probes and answers");
+}
+
+#[test]
+fn a_unit_that_was_slow_before_a_black_hole_does_not_hide_it() {
+    for reads in [false, true] {
+        let mut world = world(13, 9000, (1, 1));
+        load(&mut world, 8, 16_384, ms(100));
+        assert_eq!(paths(&world)[0].mtu, 9000);
+        // For a while nothing comes in time: frames of the length in use are looked at, and pass.
+        let usual = std::mem::replace(&mut world.segment.faults.delay, ms(60));
+        load(&mut world, 8, 16_384, ms(300));
+        assert_eq!(paths(&world)[0].mtu, 9000);
+        world.segment.faults.delay = usual;
+        load(&mut world, 8, 16_384, ms(50));
+        world.segment.carries = 1500;
+        let at = world.now;
+        if reads {
+            let id = world.read(1, 0, 65_536);
+            assert_eq!(world.reply(id).0, Status::Ok);
+        } else {
+            load(&mut world, 8, 16_384, ms(100));
+        }
+        let took = world.now.since(at);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        world.pass(Duration::from_secs(2));
+        assert_eq!(paths(&world)[0].mtu, 1500);
+        assert!(world.connected());
+    }
 }
 
 #[test]

@@ -85,6 +85,13 @@ pub(super) fn newer_facts(
     }
 }
 
+/// Both rows of one entity in one: the newer facts of each.
+pub(crate) fn joined(ours: &Row, theirs: &Row) -> Row {
+    let observed = observation_order(ours, theirs);
+    let owned = ownership_order(ours, theirs);
+    newer_facts(ours, theirs.clone(), observed, owned).unwrap_or_else(|| ours.clone())
+}
+
 /// Whether a fact of `ours` would be taken by a table that has `theirs`.
 pub fn has_newer(ours: &Row, theirs: &Row) -> bool {
     observation_order(ours, theirs).is_gt() || ownership_order(ours, theirs).is_gt()

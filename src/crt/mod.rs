@@ -31,6 +31,7 @@ mod tests;
 
 pub use digests::part_level;
 pub use image::{Image, ImageError, ImageInfo, ImageKind, Storage};
+pub(crate) use join::joined;
 pub use join::{JoinOutcome, has_newer};
 pub use registers::{RegistersChange, StoredRegisters};
 pub use resolve::{Candidate, ResolveError};

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Table;
+use super::join::joined;
 use super::rules::permits;
 use super::table::MAX_DEPTH;
 use crate::wire::{Guid, Ownership, Row};
@@ -93,12 +94,15 @@ pub fn joined_outlook<'a>(
     outlook
 }
 
+/// Rows of units that were left out of a join, by unit.
+pub type LeftOut = BTreeMap<Guid, Vec<Row>>;
+
 /// Leaves out the rows of units whose rows, as they come, would break the hierarchy when joined:
-/// such a mixture is never stored. Gives the units.
-pub fn leave_out_offenders(table: &Table, rows: &mut Vec<Row>) -> BTreeSet<Guid> {
+/// such a mixture is never stored. Gives what was left out.
+pub fn leave_out_offenders(table: &Table, rows: &mut Vec<Row>) -> LeftOut {
     let offenders = offenders(table, &joined_outlook(table, rows.iter()));
     if offenders.is_empty() {
-        return BTreeSet::new();
+        return LeftOut::new();
     }
     let parents: BTreeMap<Guid, Guid> = rows.iter().map(|row| (row.guid, row.parent)).collect();
     let unit_of = |guid: Guid| {
@@ -112,7 +116,44 @@ pub fn leave_out_offenders(table: &Table, rows: &mut Vec<Row>) -> BTreeSet<Guid>
         }
         at
     };
-    let units: BTreeSet<Guid> = offenders.into_iter().map(unit_of).collect();
-    rows.retain(|row| !units.contains(&unit_of(row.guid)));
-    units
+    let mut left_out: LeftOut = offenders
+        .into_iter()
+        .map(|guid| (unit_of(guid), Vec::new()))
+        .collect();
+    for row in std::mem::take(rows) {
+        match left_out.get_mut(&unit_of(row.guid)) {
+            Some(list) => list.push(row),
+            None => rows.push(row),
+        }
+    }
+    left_out
+}
+
+/// What is to be joined with `table` so that it has the newer facts of `rows` and obeys the hierarchy: rows that
+/// what is above them does not permit are nobody's, and named.
+pub fn release_offenders(table: &Table, rows: Vec<Row>) -> (Vec<Row>, BTreeSet<Guid>) {
+    let mut rows: BTreeMap<Guid, Row> = rows.into_iter().map(|row| (row.guid, row)).collect();
+    let mut released = BTreeSet::new();
+    // Each level may take its owners from the one below.
+    for _ in 0..MAX_DEPTH {
+        let offenders = offenders(table, &joined_outlook(table, rows.values()));
+        if offenders.is_empty() {
+            break;
+        }
+        for guid in offenders {
+            let joined = match (table.get(guid), rows.get(&guid)) {
+                (Some(ours), Some(theirs)) => joined(ours, theirs),
+                (Some(row), None) | (None, Some(row)) => row.clone(),
+                (None, None) => continue,
+            };
+            let row = Row {
+                ownership: Ownership::Unallocated,
+                owned: joined.owned.not_permitted(),
+                ..joined
+            };
+            rows.insert(guid, row);
+            released.insert(guid);
+        }
+    }
+    (rows.into_values().collect(), released)
 }

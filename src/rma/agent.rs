@@ -13,6 +13,7 @@ use super::config::{AgentConfig, CrtSource, Intervals, MAX_EVENTS};
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
+use super::misfits::Misfits;
 use super::moving::Moves;
 use super::news::News;
 use super::peers::Peer;
@@ -89,6 +90,7 @@ pub struct Agent {
     pub(super) moves: Moves,
     pub(super) purges: Purges,
     pub(super) restorations: Restorations,
+    pub(super) misfits: Misfits,
     pub(super) lease: Lease,
     pub(super) voter: Voter<VoteTag>,
     pub(super) settling: VecDeque<Settling>,
@@ -154,6 +156,7 @@ impl Agent {
             moves: Moves::default(),
             purges: Purges::default(),
             restorations: Restorations::default(),
+            misfits: Misfits::default(),
             lease: Lease::default(),
             voter: Voter::new(config.vote.clone()),
             settling: VecDeque::new(),

@@ -7,12 +7,10 @@ use super::config::MAX_OFFER_ROWS;
 use super::peers::Known;
 use super::report;
 use super::request::WatchEvent;
-use super::timers::Timer;
-use crate::crt::outlook::leave_out_offenders;
 use crate::crt::{Settled, has_newer};
 use crate::lease::{is_far_count, is_far_stamp, is_far_term};
 use crate::wire::message::{Parts, TableSummary};
-use crate::wire::{Guid, Row, Settings, TableStamp, Time};
+use crate::wire::{Guid, Row, Settings, TableStamp};
 
 /// How much of another host's table has come.
 #[derive(Debug)]
@@ -69,6 +67,7 @@ impl Agent {
         extent: &Extent,
         position: u64,
     ) {
+        let count = rows.len();
         let settings = &self.leave_out_impossible(from, settings, &mut rows);
         if theirs.floor < self.table.floor() {
             // Theirs adopts ours: what ours lacks may have been purged, and is heard of again from
@@ -81,7 +80,10 @@ impl Agent {
             extent => Some(self.purged_elsewhere(&rows, |guid| extent.holds(guid))),
         };
         let settings = &self.leave_out_far(from, *settings, &mut rows);
-        self.leave_out_offenders(from, &mut rows);
+        let left_out = self.leave_out_offenders(from, &mut rows);
+        let whole = !matches!(extent, Extent::Offered)
+            && count == rows.len() + left_out.values().map(Vec::len).sum::<usize>();
+        self.note_misfits(theirs.digest, whole, left_out);
         let differing: Vec<Guid> = rows
             .iter()
             .filter(|row| self.table.get(row.guid) != Some(*row))
@@ -226,20 +228,6 @@ impl Agent {
                 self.journal.published = true;
             }
             Settled::Kept => self.journal.unpublished = unpublished,
-        }
-    }
-
-    /// Leaves out units whose rows, as they come, would break the hierarchy when joined: such a
-    /// mixture is never stored; the unit itself is asked instead.
-    fn leave_out_offenders(&mut self, from: Guid, rows: &mut Vec<Row>) {
-        let units = leave_out_offenders(&self.table, rows);
-        for unit in units {
-            let name = report::label(&self.table, unit);
-            let from = self.name_list(&[from]);
-            self.warn(format!(
-                "rows of {name} in the table of {from} do not fit ours together; the unit is asked"
-            ));
-            self.timers.set(Timer::Unit(unit), Time::ZERO);
         }
     }
 }

@@ -25,6 +25,7 @@ mod lease;
 mod lock;
 mod lock_info;
 mod members;
+mod misfits;
 mod moving;
 mod news;
 mod peers;

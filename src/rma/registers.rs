@@ -71,6 +71,7 @@ impl Agent {
             return;
         }
         unit.registers = std::mem::take(&mut unit.pages);
+        self.misfits.forget(guid);
         let first = !std::mem::replace(&mut unit.registers_known, true);
         let again = std::mem::take(&mut unit.registers_again);
         if first {

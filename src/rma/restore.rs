@@ -106,7 +106,14 @@ impl Agent {
                 );
             }
         }
-        if self.restorations.0.contains_key(&unit) {
+        // An administrator takes over what this host has only begun to ask by itself.
+        let gives_way = |r: &Restoration| r.token.is_none() && r.asking.is_some();
+        if self
+            .restorations
+            .0
+            .get(&unit)
+            .is_some_and(|r| !gives_way(r))
+        {
             return refuse(ErrorKind::Busy, format!("{name} is being restored already"));
         }
         self.ask_all_hosts(now, unit, Some(token), force);
@@ -169,7 +176,10 @@ impl Agent {
         let is_up = |guid: &&Guid| self.peers.get(*guid).is_some_and(|p| p.station.is_up());
         let may_tell = missing.iter().filter(is_up).count();
         let in_vain = may_tell < missing.len() && !force;
-        if missing.is_empty() || may_tell == 0 || in_vain || now >= until {
+        if missing.is_empty() && self.misfits.has(unit) {
+            // All have told, and now they are told what comes of it.
+            self.settle_misfits(unit);
+        } else if missing.is_empty() || may_tell == 0 || in_vain || now >= until {
             return self.hosts_have_told(now, unit, &missing);
         }
         for guid in missing {
@@ -216,10 +226,17 @@ impl Agent {
             return self.hosts_not_in_step();
         }
         let since = self.units.get(&unit).map(|u| u.lost_since);
-        self.hosts_without(|peer| {
+        let told = |peer: &Peer| {
             let (asked, summary) = peer.confirmed?;
             since.is_some_and(|since| asked >= since).then_some(summary)
-        })
+        };
+        let mut missing = self.hosts_without(told);
+        // What does not fit ours together is known as well.
+        missing.retain(|guid| {
+            let told = self.peers.get(guid).and_then(told);
+            told.is_none_or(|theirs| !self.misfits.has_all_but(theirs.digest, unit))
+        });
+        missing
     }
 
     /// The member hosts that are not known to have stored just what we have stored.
@@ -247,12 +264,14 @@ impl Agent {
     }
 
     fn begin_restore(&mut self, now: Time, unit: Guid, leapt: bool) {
+        self.settle_misfits(unit);
         let mut registers: Vec<OwnershipRegister> = self
             .table
             .below(unit)
             .into_iter()
             .filter_map(|guid| self.table.get(guid))
-            .filter(|row| row.owned.epoch > Epoch(0))
+            // Others may know of changes of what has never been changed as far as we know.
+            .filter(|row| row.owned.epoch > Epoch(0) || leapt)
             .map(register_of)
             .collect();
         registers.sort_by_key(|register| register.row);
@@ -339,6 +358,7 @@ impl Agent {
         if let Some(known) = self.units.get_mut(&unit) {
             known.registers_lost = false;
         }
+        self.misfits.forget(unit);
         let count = restoration.registers.len();
         let name = label(&self.table, unit);
         self.block(520, format!("{name} has {count} ownership registers again"));

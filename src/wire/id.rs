@@ -11,6 +11,8 @@ pub struct Guid(pub u128);
 impl Guid {
     /// No entity.
     pub const NIL: Self = Self(0);
+    /// The largest one, which nobody has.
+    pub const MAX: Self = Self(u128::MAX);
 
     /// Whether this is [`Guid::NIL`].
     pub const fn is_nil(self) -> bool {

@@ -192,6 +192,17 @@ impl OwnershipStamp {
     pub const fn is_possible(&self) -> bool {
         self.epoch.0 < MAX_STAMP && self.term < MAX_STAMP
     }
+
+    /// The stamp of a row that nobody owns because what is above it in the joined tables of all hosts does
+    /// not permit its owners: above this one, below that of any change that was made after it, and the same
+    /// whoever finds out.
+    #[must_use]
+    pub const fn not_permitted(self) -> Self {
+        Self {
+            writer: Guid::MAX,
+            ..self
+        }
+    }
 }
 
 /// How current a table is (Fig. 4 field 420): compared field by field, in this order.

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::session::limits::PATH_TRIES;
+use crate::session::limits::{PATH_INTERVAL, PATH_TRIES};
 use crate::wire::{MIN_MTU, Time};
 
 /// Sizes at which links are usually limited.
 const USUAL: [u16; 6] = [1280, 1400, 1500, 2304, 4352, 8192];
 /// Closer than this it is not worth another probe.
 const CLOSE: u16 = 32;
+/// The least time between two looks at the length in use; each is four times as long as the one before.
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 /// A search for the longest frame that passes.
 #[derive(Debug, Default)]
@@ -129,6 +131,28 @@ impl MtuSearch {
             }
             self.at = Some(now);
         }
+    }
+}
+
+/// When it is looked whether the length in use still passes: soon where that has not been asked lately, and less
+/// and less often where it is asked again and again.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    next: Time,
+    pause: Duration,
+}
+
+impl Checks {
+    /// Whether a look may begin now; then it has begun.
+    pub(super) fn begin(&mut self, now: Time) -> bool {
+        if now < self.next {
+            return false;
+        }
+        let is_first = now >= self.next + PATH_INTERVAL;
+        let longer = (self.pause * 4).clamp(CHECK_PAUSE, PATH_INTERVAL);
+        self.pause = if is_first { CHECK_PAUSE } else { longer };
+        self.next = now + self.pause;
+        true
     }
 }
 

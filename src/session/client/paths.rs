@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::mtu::{LEAST, MtuSearch};
+use super::mtu::{Checks, LEAST, MtuSearch};
 use super::nics::{NicState, PathReport};
 use crate::session::flow::{RoundTrip, Window};
 use crate::session::limits::{
@@ -69,7 +69,7 @@ pub(super) struct Path {
     search: MtuSearch,
     /// Whether the search is for the length in use, and when there may be another such.
     is_checking: bool,
-    check_again_at: Time,
+    checks: Checks,
     /// How often in a row the search was put off, because nothing that was sent later had passed.
     put_off: u32,
     /// The last probe of a length that was sent, and the last of the least that was answered.
@@ -103,7 +103,7 @@ impl Path {
             told: mtu,
             search: MtuSearch::default(),
             is_checking: false,
-            check_again_at: Time::ZERO,
+            checks: Checks::default(),
             put_off: 0,
             long_sent: 0,
             least_passed: 0,
@@ -143,14 +143,12 @@ impl Path {
     /// Looks whether what is used passes at all. Not again and again: what is late rather than too long
     /// would be made later still.
     fn check(&mut self, now: Time) {
-        if now < self.check_again_at {
-            return;
+        if self.checks.begin(now) {
+            self.search.begin(now, LEAST, self.mtu);
+            self.is_checking = true;
+            self.put_off = 0;
+            self.ask_soon(now);
         }
-        self.search.begin(now, LEAST, self.mtu);
-        self.is_checking = true;
-        self.put_off = 0;
-        self.check_again_at = now + PATH_INTERVAL;
-        self.ask_soon(now);
     }
 
     /// The sizes to try now. A length counts as not passing only where something short that was sent

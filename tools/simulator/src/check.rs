@@ -14,11 +14,9 @@ use rma::wire::{
     Settings, TableStamp,
 };
 
-use crate::central::tables_in_use;
 use crate::node::{Host, Machine, Storage};
 use crate::sessions::Sessions;
 use crate::stored::TableChange;
-use crate::world::World;
 
 /// By how much epochs leap at least when registers are restored by force.
 const EPOCH_LEAP: u64 = 1 << 32;
@@ -39,8 +37,9 @@ pub struct Model {
     pub(crate) forgotten: BTreeSet<Guid>,
     /// Units whose registers an administrator wanted back whatever other hosts may know.
     pub(crate) insisted: BTreeSet<Guid>,
-    /// Rows that were purged somewhere as tombstones: no table tells any more who owned them.
-    purged_ever: BTreeSet<Guid>,
+    /// Rows that were forgotten, or purged somewhere with a tombstone, since the last promise of them: it may be
+    /// that no table tells any more who owned them.
+    gone: BTreeSet<Guid>,
     /// How new what a host knew of a row was when it purged the row as a tombstone.
     purged: BTreeMap<(Guid, Guid), ObservationStamp>,
     /// Who has changed registers in which term.
@@ -142,6 +141,7 @@ impl Model {
         let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
         if epoch >= newest {
             self.promised.insert(guid, (epoch, ownership));
+            self.gone.remove(&guid);
         }
         // It is on the disk of the host that acknowledged it.
         let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
@@ -337,9 +337,13 @@ impl Model {
         for (guid, row) in &change.rows {
             let key = (host.guid, *guid);
             match (host.stored.rows.get(guid), row) {
-                (Some(old), None) if !old.is_valid() => {
-                    self.purged.insert(key, old.observed);
-                    self.purged_ever.insert(*guid);
+                (Some(old), None) => {
+                    if !old.is_valid() {
+                        self.purged.insert(key, old.observed);
+                    }
+                    if !host.stored.is_present(*guid) {
+                        self.gone.insert(*guid);
+                    }
                 }
                 (None, Some(new)) => {
                     let Some(seen) = self.purged.remove(&key) else {
@@ -370,13 +374,25 @@ impl Model {
                 self.promised.remove(&row);
             }
         }
-        // What was purged is in no table any more.
-        let gone = self.forgotten.union(&self.purged_ever);
-        for row in gone.filter(|row| registers.iter().all(|r| r.row != **row)) {
-            if storage.owns(*row) {
+        // What was purged may be in no table any more, or only in an old one.
+        let told: BTreeMap<Guid, &OwnershipRegister> =
+            registers.iter().map(|r| (r.row, r)).collect();
+        for row in self.gone.iter().filter(|row| storage.owns(**row)) {
+            let is_kept = |(epoch, ownership): &(Epoch, Ownership)| {
+                told.get(row).is_some_and(|r| {
+                    r.owned.epoch > *epoch || (r.owned.epoch, &r.ownership) == (*epoch, ownership)
+                })
+            };
+            if !self.promised.get(row).is_some_and(is_kept) {
                 self.promised.remove(row);
             }
         }
+    }
+
+    /// An administrator says that these rows are not coming back.
+    pub(crate) fn forgets(&mut self, rows: &[Guid]) {
+        self.forgotten.extend(rows);
+        self.gone.extend(rows);
     }
 
     /// No register takes a change of an older term, and one term is one session's (I7).
@@ -472,120 +488,4 @@ fn rows_of(storage: &Storage) -> Vec<Guid> {
         .chain(storage.contents.devices.values().map(|d| d.guid))
         .chain(storage.extents())
         .collect()
-}
-
-/// Why the running hosts' tables are not what they must become, or `None` where they are: equal
-/// on every host, stored, with every present row valid and every row owned as its register says.
-pub fn unconverged(world: &World) -> Option<String> {
-    let mut first: Option<(&str, u128)> = None;
-    let kept = tables_in_use(world).next();
-    let present = world.present();
-    for (_, host) in world.hosts() {
-        let Some(agent) = &host.agent else { continue };
-        let name = host.name.as_str();
-        if !agent.is_steady() {
-            return Some(format!("host {name} is still in Fig. 5"));
-        }
-        let table = agent.table();
-        if host.stored.stamp != table.stamp() || host.stored.table().digest() != table.digest() {
-            return Some(format!("host {name} has not stored its table"));
-        }
-        if let Some(kept) = kept.filter(|kept| kept.digest() != table.digest()) {
-            return Some(format!(
-                "fabric services keep another table than host {name}: {}",
-                difference(kept, table)
-            ));
-        }
-        let (settings, promised) = (table.settings(), &world.model.sessions.settings);
-        if settings.stamp < promised.stamp
-            || (settings.stamp == promised.stamp && settings != promised)
-        {
-            return Some(format!(
-                "host {name} has {settings:?}, but {promised:?} was acknowledged"
-            ));
-        }
-        match first {
-            None => first = Some((name, table.digest())),
-            Some((other, digest)) if digest != table.digest() => {
-                return Some(format!(
-                    "hosts {other} and {name} differ: {}",
-                    hosts_difference(world, other, name)
-                ));
-            }
-            Some(_) => {}
-        }
-        for guid in &present {
-            if table.get(*guid).is_none_or(|row| !row.is_valid()) {
-                return Some(format!("host {name} lacks {guid}"));
-            }
-        }
-        for row in table.rows() {
-            let below_unit = table.unit_of(row.guid).is_some();
-            if below_unit && table.is_present(row.guid) && !present.contains(&row.guid) {
-                return Some(format!("host {name} still has {} ({})", row.name, row.guid));
-            }
-        }
-        for (_, storage) in world.units() {
-            let Some(stored) = &storage.stored else {
-                return Some(format!("unit {} has no registers", storage.facts.name));
-            };
-            for register in &stored.registers {
-                if !present.contains(&register.row) {
-                    continue;
-                }
-                let row = table.get(register.row);
-                if row
-                    .is_none_or(|r| r.owned != register.owned || r.ownership != register.ownership)
-                {
-                    return Some(format!(
-                        "host {name} says {:?} of {}, its register says {:?} at {:?}",
-                        row.map(|r| (&r.ownership, r.owned)),
-                        register.row,
-                        register.ownership,
-                        register.owned
-                    ));
-                }
-            }
-        }
-    }
-    None
-}
-
-/// Why equal tables do not have one stamp, where they do not: the larger one spreads.
-pub fn uneven_stamps(world: &World) -> Option<String> {
-    let stamps: BTreeSet<_> = world
-        .hosts()
-        .filter_map(|(_, host)| Some(host.agent.as_ref()?.table().stamp()))
-        .chain(tables_in_use(world).map(Table::stamp))
-        .collect();
-    (stamps.len() > 1).then(|| format!("equal tables have the stamps {stamps:?}"))
-}
-
-fn hosts_difference(world: &World, a: &str, b: &str) -> String {
-    let table = |name: &str| {
-        world
-            .hosts()
-            .find(|(_, host)| host.name == name)
-            .and_then(|(_, host)| host.agent.as_ref())
-            .map(rma::rma::Agent::table)
-    };
-    let (Some(a), Some(b)) = (table(a), table(b)) else {
-        return String::new();
-    };
-    difference(a, b)
-}
-
-/// The first thing in which two tables differ.
-fn difference(a: &Table, b: &Table) -> String {
-    for row in a.rows() {
-        if b.get(row.guid) != Some(row) {
-            return format!("{row:?} and {:?}", b.get(row.guid));
-        }
-    }
-    for row in b.rows() {
-        if a.get(row.guid).is_none() {
-            return format!("only the second has {row:?}");
-        }
-    }
-    format!("{:?} and {:?}", a.settings(), b.settings())
 }

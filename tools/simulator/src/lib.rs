@@ -7,6 +7,7 @@
 pub mod central;
 pub mod check;
 mod clock;
+pub mod converged;
 pub mod data;
 mod disk;
 pub mod network;

@@ -64,6 +64,18 @@ impl StoredTable {
         stored
     }
 
+    /// Whether the row and all above it are valid.
+    pub(crate) fn is_present(&self, row: Guid) -> bool {
+        let mut next = Some(row);
+        while let Some(row) = next.filter(|guid| !guid.is_nil()) {
+            match self.rows.get(&row) {
+                Some(row) if row.is_valid() => next = Some(row.parent),
+                _ => return false,
+            }
+        }
+        true
+    }
+
     pub(crate) fn apply(&mut self, change: &TableChange) {
         for (guid, row) in &change.rows {
             match row {

@@ -13,7 +13,7 @@ use rma::unit::{ControllerSpec, DeviceSpec};
 use rma::wire::{TableStamp, Time};
 
 use crate::central::Use;
-use crate::check::{unconverged, uneven_stamps};
+use crate::converged::{unconverged, uneven_stamps};
 use crate::network::Faults;
 use crate::node::DiskFaults;
 use crate::world::{NodeId, Realism, Seen, World};

@@ -170,7 +170,7 @@ impl World {
             if let AdminRequest::Forget { target } = &request
                 && let Ok(row) = target.parse()
             {
-                self.model.forgotten.extend(agent.table().below(row));
+                self.model.forgets(&agent.table().below(row));
             }
             let asked = Asked {
                 life,
