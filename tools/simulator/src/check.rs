@@ -338,7 +338,9 @@ impl Model {
             let key = (host.guid, *guid);
             match (host.stored.rows.get(guid), row) {
                 (Some(old), None) => {
-                    if !old.is_valid() {
+                    // What another one's floor takes may be newer than what that host had purged.
+                    let own = change.floor.writer == host.guid;
+                    if !old.is_valid() && own {
                         self.purged.insert(key, old.observed);
                     }
                     if !host.stored.is_present(*guid) {

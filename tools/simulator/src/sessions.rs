@@ -37,6 +37,8 @@ struct Begun {
 #[derive(Debug, Default)]
 pub struct Sessions {
     kept: BTreeMap<Guid, Kept>,
+    /// The newest settings that each voter has ever made durable, lost since or not.
+    settings_stored: BTreeMap<Guid, TableStamp>,
     /// Which voters have ever made a grant of this term to this host durable.
     grants: BTreeMap<(u64, Guid), BTreeSet<Guid>>,
     begun: BTreeMap<u64, Begun>,
@@ -116,6 +118,8 @@ impl Sessions {
         }
         kept.promised = kept.promised.max(vote.promised);
         kept.settings = kept.settings.max(vote.settings.stamp);
+        let stored = self.settings_stored.entry(voter).or_default();
+        *stored = (*stored).max(vote.settings.stamp);
         broken
     }
 
@@ -178,12 +182,11 @@ impl Sessions {
         broken
     }
 
-    /// How many voters have these settings or newer ones durably.
+    /// How many voters have made these settings or newer ones durable. One that has lost its memory between its
+    /// answer and the acknowledgement did so, too.
     pub(crate) fn settings_kept(&self, stamp: TableStamp) -> usize {
-        self.kept
-            .values()
-            .filter(|kept| kept.settings >= stamp)
-            .count()
+        let stored = self.settings_stored.values();
+        stored.filter(|stored| **stored >= stamp).count()
     }
 
     /// Settings were acknowledged by a host that knew of so many voters.
