@@ -389,6 +389,18 @@ impl Model {
                 self.promised.remove(row);
             }
         }
+        // What has come back under a parent that does not permit its owners is reset, as the unit would do it.
+        for (row, register) in told {
+            let reset = register.owned == register.owned.not_permitted();
+            let removed = self.removed.contains(&row);
+            let promise = self.promised.get_mut(&row);
+            match promise.filter(|(epoch, _)| *epoch == register.owned.epoch) {
+                Some((_, ownership)) if reset && removed => {
+                    *ownership = register.ownership.clone();
+                }
+                _ => {}
+            }
+        }
     }
 
     /// An administrator says that these rows are not coming back.
