@@ -139,15 +139,16 @@ impl Model {
         let ownership = ownership_of(after);
         let epoch = Epoch(epoch);
         let newest = self.promised.get(&guid).map_or(Epoch(0), |(e, _)| *e);
+        let was_gone = self.forgotten.contains(&guid) || self.gone.contains(&guid);
         if epoch >= newest {
             self.promised.insert(guid, (epoch, ownership));
             self.gone.remove(&guid);
         }
         // It is on the disk of the host that acknowledged it.
         let stored = host.stored.rows.get(&guid).map(|r| &r.owned);
-        // What an administrator has forgotten meanwhile is gone, or begins anew until its unit is heard.
+        // What was forgotten or purged meanwhile is gone, or begins anew until its unit is heard.
         let is_told = stored.is_some_and(|owned| *owned != OwnershipStamp::default());
-        let is_known = is_told || !self.forgotten.contains(&guid);
+        let is_known = is_told || !was_gone;
         if is_known && stored.is_none_or(|owned| owned.epoch < epoch) {
             self.lost(format!(
                 "I1: {guid} was acknowledged at epoch {epoch} before host {} had stored it",
