@@ -143,6 +143,11 @@ pub(super) struct Checks {
 }
 
 impl Checks {
+    /// When the next look may begin.
+    pub(super) const fn next(&self) -> Time {
+        self.next
+    }
+
     /// Whether a look may begin now; then it has begun.
     pub(super) fn begin(&mut self, now: Time) -> bool {
         if now < self.next {

@@ -27,3 +27,14 @@ pub struct PathReport {
     /// Commands that have taken it.
     pub commands: u64,
 }
+
+/// Whether a path is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is.
+    Good,
+    /// It has not answered; for its return it has answered so often since.
+    Silent { answers: u8 },
+    /// The own NIC does not work, or the other one is gone.
+    Down,
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::mtu::{Checks, LEAST, MtuSearch};
-use super::nics::{NicState, PathReport};
+use super::nics::{NicState, PathReport, Standing};
 use crate::session::flow::{RoundTrip, Window};
 use crate::session::limits::{
     MAX_PATHS, PATH_AGAIN, PATH_INTERVAL, PATH_MTU_START, PATH_STRIKES, RTO_INITIAL, RTO_MAX,
@@ -21,17 +21,6 @@ const MAX_ASKED: usize = 16;
 const MAX_PUT_OFF: u32 = 6;
 /// Answers in a row after which a path that had been silent for longer is used again.
 const RETURN_ANSWERS: u8 = 3;
-
-/// Whether a path is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It is.
-    Good,
-    /// It has not answered; for its return it has answered so often since.
-    Silent { answers: u8 },
-    /// The own NIC does not work, or the other one is gone.
-    Down,
-}
 
 /// A probe that was sent.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +140,11 @@ impl Path {
         }
     }
 
+    /// Whether frames of the length in use are in doubt, and nobody looks yet.
+    fn is_doubtful(&self) -> bool {
+        self.strikes >= PATH_STRIKES && !self.is_checking
+    }
+
     /// The sizes to try now. A length counts as not passing only where something short that was sent
     /// later has passed: that nothing comes back, or late, is no question of length.
     fn next_sizes(&mut self, now: Time) -> SmallVec<[u16; 8]> {
@@ -210,7 +204,7 @@ impl Path {
         if long && self.mtu > LEAST {
             self.strikes += 1;
         }
-        if self.strikes >= PATH_STRIKES && !self.is_checking {
+        if self.is_doubtful() {
             self.check(now);
         }
         if !alone && self.is_good() && self.heard_at <= sent_at {
@@ -223,8 +217,8 @@ impl Path {
     fn answered(&mut self, now: Time, probe: &PathProbe) -> Option<bool> {
         let at = self.asked.iter().position(|a| a.number == probe.number)?;
         let asked = self.asked.remove(at);
-        self.told = asked.told;
-        let mut less = false;
+        // Until now the responder has sent longer frames: what it sent may not have passed.
+        let mut less = asked.told < std::mem::replace(&mut self.told, asked.told);
         if asked.size == 0 {
             self.least_passed = asked.number;
             if self.put_off > 0 {
@@ -233,7 +227,7 @@ impl Path {
             self.rtt.sample(now.since(asked.at));
         } else if self.search.is_going() {
             self.search.passed(now, asked.size);
-            less = self.follow_search(now);
+            less |= self.follow_search(now);
         }
         if probe.mtu != self.limits.1 {
             self.limits.1 = probe.mtu;
@@ -302,7 +296,8 @@ impl Path {
         if self.standing == Standing::Down {
             return None;
         }
-        let times = [self.ask_at, self.search.due(), self.again_at];
+        let check = self.is_doubtful().then(|| self.checks.next());
+        let times = [self.ask_at, self.search.due(), self.again_at, check];
         times.into_iter().flatten().min()
     }
 }
@@ -538,6 +533,9 @@ impl Paths {
             if path.again_at.is_some_and(|again| again <= now) {
                 path.search(now);
                 path.ask_soon(now);
+            }
+            if path.is_doubtful() {
+                path.check(now);
             }
             if path.search.due().is_some_and(|due| due <= now) {
                 let sizes = path.next_sizes(now);

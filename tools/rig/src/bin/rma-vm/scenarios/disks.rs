@@ -20,6 +20,34 @@ fn timed(guest: &Machine, command: &str, until: &str) -> Result<u64> {
     Ok(last.trim().parse()?)
 }
 
+/// The GUID of a device, whoever owns it.
+fn guid_of(guest: &Machine, name: &str) -> Result<String> {
+    let value: serde_json::Value = serde_json::from_str(&guest.sh("rma -o json devices")?)?;
+    let devices = value["devices"].as_array().cloned().unwrap_or_default();
+    let device = devices.iter().find(|device| device["name"] == name);
+    let guid = device.and_then(|device| device["guid"].as_str());
+    Ok(guid.ok_or_else(|| format!("no device {name}"))?.to_owned())
+}
+
+/// A condition for the shell: each name of a device that has one device node leads to it.
+fn all_names(name: &str, guid: &str) -> String {
+    format!(
+        "node=$(readlink -f /dev/rma/by-name/{name}) && [ -b $node ] && [ \"$(readlink -f /dev/rma/by-guid/{guid})\" = $node ] && \
+         [ \"$(readlink -f /dev/disk/by-id/rma-{guid})\" = $node ] && {BY_PATH} | grep -qx $node"
+    )
+}
+
+/// A condition for the shell: no name of a device or of a partition of it is left.
+fn no_names(name: &str, guid: &str, node: &str) -> String {
+    format!(
+        "! ls -d /dev/rma/by-name/{name} /dev/rma/by-name/{name}-part* /dev/rma/by-guid/{guid}* /dev/disk/by-id/rma-{guid}* \
+         2>/dev/null | grep -q . && ! {BY_PATH} | grep -q '^{node}'"
+    )
+}
+
+/// What the names by path lead to, a line each.
+const BY_PATH: &str = "find /dev/rma/by-path -type l -exec readlink -f {} + 2>/dev/null";
+
 fn in_time(what: &str, ms: u64) -> Result<()> {
     if ms > NAME_MS {
         return Err(format!("{what} took {ms} ms, more than {NAME_MS}").into());
@@ -64,9 +92,7 @@ fn names(guest: &Machine, name: &str, guid: &str, node: &str, part: &str) -> Res
             &format!("[ \"$(readlink -f /dev/{link})\" = {node} ]"),
         )?;
     }
-    let by_path =
-        format!("find /dev/rma/by-path -type l | xargs -n1 readlink -f | grep -qx {node}");
-    guest.wait_sh(5, "a name by path", &by_path)?;
+    guest.wait_sh(5, "a name by path", &format!("{BY_PATH} | grep -qx {node}"))?;
     guest.wait_sh(5, "rma udev test", &format!("rma udev test {name}"))?;
     Ok(())
 }
@@ -83,14 +109,14 @@ pub(super) fn disk(lab: &Lab, backend: &str) -> Result<()> {
     a.sh("rma allocate d2 --to a")?;
     wait_export(a, "d2")?;
     a.sh("udevadm settle --timeout=30")?;
-    let came = timed(a, "rma allocate d1 --to a", "[ -b /dev/rma/by-name/d1 ]")?;
-    println!("    names came after {came} ms");
+    let guid = guid_of(a, "d1")?;
+    let came = timed(a, "rma allocate d1 --to a", &all_names("d1", &guid))?;
+    println!("    all names came after {came} ms");
     let export = wait_export(a, "d1")?;
     if export["backend"] != backend {
         return Err(format!("not by {backend}: {export}").into());
     }
     let node = export["path"].as_str().unwrap_or_default().to_owned();
-    let guid = export["guid"].as_str().unwrap_or_default().to_owned();
     names(a, "d1", &guid, &node, "")?;
     let size = a.sh(&format!(
         "cat /sys/class/block/{}/size",
@@ -106,20 +132,15 @@ pub(super) fn disk(lab: &Lab, backend: &str) -> Result<()> {
     a.sh_within(120, &verified_io("/dev/rma/by-name/d1", 8, 1))?;
     a.sh("blkdiscard /dev/rma/by-name/d1 2>/dev/null || true")?;
     partition(a, &guid, &node)?;
-    let gone = "! ls -d /dev/rma/by-*/d1* /dev/disk/by-id/rma-";
-    let went = timed(
-        a,
-        "rma release d1",
-        &format!("{gone}{guid}* /dev/rma/by-guid/{guid}* 2>/dev/null | grep -q ."),
-    )?;
-    println!("    names went after {went} ms");
+    let went = timed(a, "rma release d1", &no_names("d1", &guid, &node))?;
+    println!("    all names went after {went} ms");
     a.wait_sh(5, "the device to be gone", &format!("! grep -q . /sys/class/block/{}/size 2>/dev/null || grep -qx 0 /sys/class/block/{}/size", node.trim_start_matches("/dev/"), node.trim_start_matches("/dev/")))?;
     if backend == "nbd" {
         resize(lab)?;
     }
-    extent(a, backend)?;
     in_time("the names' coming", came)?;
-    in_time("the names' going", went)
+    in_time("the names' going", went)?;
+    extent(a, backend)
 }
 
 fn partition(a: &Machine, guid: &str, node: &str) -> Result<()> {
@@ -158,7 +179,10 @@ fn resize(lab: &Lab) -> Result<()> {
 fn extent(a: &Machine, backend: &str) -> Result<()> {
     a.sh("rma release d2 && rma granularity set extent")?;
     a.sh("rma carve d2 --offset 0 --size 16M --name left && rma carve d2 --offset 16M --size 32M --name right")?;
-    a.sh("rma allocate d2 --to a,b && rma allocate left --to a && rma allocate right --to a")?;
+    a.sh("rma allocate d2 --to a,b && rma allocate right --to a")?;
+    let guid = guid_of(a, "left")?;
+    let came = timed(a, "rma allocate left --to a", &all_names("left", &guid))?;
+    println!("    all names of an extent came after {came} ms");
     for name in ["left", "right"] {
         let export = wait_export(a, name)?;
         if export["backend"] != backend {
@@ -176,5 +200,10 @@ fn extent(a: &Machine, backend: &str) -> Result<()> {
     a.sh("cmp -n 33554432 /dev/rma/by-name/right /dev/zero")?;
     filesystem(a, "/dev/rma/by-name/right")?;
     a.sh("/sbin/e2fsck -f -n /dev/rma/by-name/left")?;
-    Ok(())
+    let node = a.sh("readlink -f /dev/rma/by-name/left")?;
+    let gone = no_names("left", &guid, node.trim());
+    let went = timed(a, "rma release left", &gone)?;
+    println!("    all names of an extent went after {went} ms");
+    in_time("the names' coming of an extent", came)?;
+    in_time("the names' going of an extent", went)
 }
