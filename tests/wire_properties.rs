@@ -414,6 +414,20 @@ fn message() -> BoxedStrategy<(Header, Body<'static>)> {
             (request(Kind::FindHost), Body::FindHost(body))
         }),
         guid().prop_map(move |host| (reply(Kind::FindHost), Body::FoundHost(FoundHost { host }))),
+        prop::collection::btree_set(guid(), 1..5).prop_map(move |rows| {
+            let rows = rows.into_iter().collect();
+            (
+                request(Kind::InUse),
+                Body::InUseRequest(InUseRequest { rows }),
+            )
+        }),
+        (any_guid(), text()).prop_map(move |(row, users)| {
+            let users = Users(users);
+            (
+                reply(Kind::InUse),
+                Body::InUseReply(InUseReply { row, users }),
+            )
+        }),
         (number(), any_guid()).prop_map(move |(known_version, after)| {
             let body = MembershipRequest {
                 known_version,
@@ -994,6 +1008,14 @@ fn what_no_honest_sender_says_is_refused() {
                 });
             }
             Body::FoundHost(_) => refused(&FoundHost { host: Guid::NIL }),
+            Body::InUseRequest(m) => {
+                refused(&InUseRequest { rows: Vec::new() });
+                refused(&InUseRequest {
+                    rows: vec![Guid::NIL],
+                });
+                let rows = [m.rows.clone(), m.rows.clone()].concat();
+                refused(&InUseRequest { rows });
+            }
             Body::MembershipReply(m) => {
                 let again = [m.members.clone(), m.members.clone()].concat();
                 refused(&MembershipReply {

@@ -93,7 +93,7 @@ enum Verb {
         /// Also take from hosts that lose the parent what lies below it
         #[arg(long)]
         recursive: bool,
-        /// Even where this host loses a device that is in use on it: its I/O fails
+        /// Even where a host loses a device that is in use on it, or does not say: its I/O fails
         #[arg(long)]
         force: bool,
     },
@@ -104,7 +104,7 @@ enum Verb {
         /// Also release what lies below
         #[arg(long)]
         recursive: bool,
-        /// Even where a device is in use on this host: its I/O fails
+        /// Even where a device is in use on its owner, or that does not say: its I/O fails
         #[arg(long)]
         force: bool,
     },

@@ -1,7 +1,7 @@
 //! `rmad`: the management thread. Packets, administrators, the table's file and the service thread
 //! meet here; every decision is the agent's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::mpsc::channel;
 
@@ -412,7 +412,7 @@ impl Rmad {
                 self.request(id, request, service);
             }
             Question::Forced(request) => {
-                self.agent.set_used(BTreeMap::new());
+                self.agent.set_used(None);
                 self.request(id, request, service);
             }
             Question::Exports => service.send(ServiceCommand::Report(id.as_u64())),
@@ -535,6 +535,10 @@ impl Rmad {
                         self.watchers.remove(&id);
                         self.finish(id, &Answer::Agent(*reply));
                     }
+                }
+                AgentAction::LookWhoUses => {
+                    let used = self.users();
+                    self.agent.tell_uses(now(), &used);
                 }
                 AgentAction::Event(event) => {
                     log::info!("{}", crate::admin::text::event(&event));

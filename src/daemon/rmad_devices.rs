@@ -1,5 +1,7 @@
 //! What the management thread of `rmad` has to do with the device thread.
 
+use std::collections::BTreeMap;
+
 use super::devices::{DeviceCommand, DeviceEvent, DevicesHandle};
 use super::rmad::Rmad;
 use super::service::ServiceHandle;
@@ -23,9 +25,16 @@ impl Rmad {
                 | AdminRequest::Apply { .. }
                 | AdminRequest::Uncarve { .. }
         );
-        if may_take && let Some(devices) = &self.devices {
-            self.agent.set_used(devices.users());
+        if may_take {
+            let used = self.users();
+            self.agent.set_used(Some(used));
         }
+    }
+
+    /// Which devices and extents of this host are in use, and by whom.
+    pub(super) fn users(&self) -> BTreeMap<Guid, String> {
+        let devices = self.devices.as_ref();
+        devices.map(DevicesHandle::users).unwrap_or_default()
     }
 
     /// Tells, or changes, what becomes of a device's I/O while its unit cannot be reached.

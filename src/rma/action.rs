@@ -59,6 +59,8 @@ pub enum AgentAction {
         /// The answer.
         reply: Box<AdminReply>,
     },
+    /// Look which devices of this host are in use; then call `tell_uses`.
+    LookWhoUses,
     /// Tell those who watch.
     Event(WatchEvent),
     /// Fabric services have assigned the first cluster: note it in the table file.

@@ -10,6 +10,7 @@ use super::apply::Applies;
 use super::boot::Boot;
 use super::central::Centre;
 use super::config::{AgentConfig, CrtSource, Intervals, MAX_EVENTS};
+use super::in_use::UseAsked;
 use super::journal::Journal;
 use super::lease::Lease;
 use super::lock::Query;
@@ -98,7 +99,8 @@ pub struct Agent {
     pub(super) next_query: u64,
     pub(super) owned: BTreeMap<Guid, OwnedDevice>,
     /// What of it is in use, and by whom.
-    pub(super) used: BTreeMap<Guid, String>,
+    pub(super) used: Option<BTreeMap<Guid, String>>,
+    pub(super) uses_asked: Vec<UseAsked>,
     pub(super) exported: bool,
     /// Every address that was this host's since its start.
     pub(super) own_macs: BTreeSet<Mac>,
@@ -163,7 +165,8 @@ impl Agent {
             queries: BTreeMap::new(),
             next_query: 1,
             owned: BTreeMap::new(),
-            used: BTreeMap::new(),
+            used: None,
+            uses_asked: Vec::new(),
             exported: false,
             own_macs: config.macs.iter().copied().collect(),
             change: FIRST_CHANGE,
@@ -376,6 +379,7 @@ impl Agent {
             Timer::Controller(guid, ioc) => self.poll_controller(now, guid, ioc),
             Timer::Allocation(id) => self.allocation_late(now, id),
             Timer::Resend(id) => self.resend_allocation(now, id),
+            Timer::InUse(id) => self.uses_not_told(now, id),
             Timer::Restore(unit) => self.restore_due(now, unit),
             Timer::Purge => self.purge_due(now),
             Timer::LeaseQuery(id) => self.query_over(now, id),
@@ -432,7 +436,9 @@ impl Agent {
                 status,
                 body,
             } => {
-                if self.voter_reply(now, guid, command, status, &body) {
+                if self.voter_reply(now, guid, command, status, &body)
+                    || self.use_reply(now, guid, command, status, &body)
+                {
                 } else if self.peers.contains_key(&guid) {
                     self.peer_reply(now, guid, command, status, &body);
                 } else {

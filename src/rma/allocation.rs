@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::agent::Agent;
 use super::config::MAX_PENDING_REQUESTS;
-use super::in_use::in_use;
+use super::in_use::{Asking, in_use};
 use super::journal::Waiter;
 use super::plan::{error, ownership, target};
 use super::report::{self, label};
@@ -32,6 +32,8 @@ pub(super) enum Stage {
     Queued,
     /// The unit's registers are being read.
     Reading,
+    /// Other owners have been asked whether they use what they are about to lose.
+    Asking,
     /// The unit has been asked to make the change.
     Setting,
     /// The unit has made it; its registers are read because its answer alone does not fit.
@@ -44,13 +46,15 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Allocation {
     token: u64,
-    wish: Wish,
+    pub(super) wish: Wish,
     pub(super) unit: Guid,
     pub(super) stage: Stage,
     pub(super) retries: u32,
     changes: Vec<Change>,
     before: BTreeMap<Guid, Ownership>,
-    used: BTreeMap<Guid, String>,
+    /// What this host uses; `None` where that is no matter, whoever uses it.
+    pub(super) used: Option<BTreeMap<Guid, String>>,
+    pub(super) asking: Asking,
 }
 
 /// The allocations on their way.
@@ -117,35 +121,13 @@ impl Agent {
             changes: Vec::new(),
             before: BTreeMap::new(),
             used: self.used.clone(),
+            asking: Asking::default(),
         };
         self.allocations.active.insert(id, allocation);
         let patience = self.config.intervals.allocation_patience;
         self.timers.set(Timer::Allocation(id), now + patience);
         self.seek_lease(now, caller);
         Ok(())
-    }
-
-    pub(super) fn check_reachable(&self, now: Time, unit: Guid) -> Result<(), AdminError> {
-        let name = label(&self.table, unit);
-        match self.units.get(&unit) {
-            None => Err(error(
-                ErrorKind::Unreachable,
-                format!(
-                    "{name} is not among the members that fabric services list; nothing was \
-                     changed (`rma units`)"
-                ),
-            )),
-            Some(known) if known.registers_lost => Err(registers_lost(&name)),
-            Some(known) if !known.station.is_up() => Err(error(
-                ErrorKind::Unreachable,
-                format!(
-                    "{name} has not answered for {}; nothing was changed, try again when \
-                     `rma units` shows it reachable",
-                    seconds(now.since(known.station.since))
-                ),
-            )),
-            Some(_) => Ok(()),
-        }
     }
 
     /// Begins the next queued allocation of a unit, unless one is at it.
@@ -166,7 +148,7 @@ impl Agent {
         }
     }
 
-    fn set_stage(&mut self, id: u64, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: u64, stage: Stage) {
         if let Some(allocation) = self.allocations.active.get_mut(&id) {
             allocation.stage = stage;
         }
@@ -199,7 +181,7 @@ impl Agent {
     }
 
     /// Plans an allocation and asks its unit to make it.
-    fn set_registers(&mut self, now: Time, id: u64) {
+    pub(super) fn set_registers(&mut self, now: Time, id: u64) {
         let Some(term) = self.lease_term(now) else {
             // It was lost meanwhile, and is sought again.
             self.set_stage(id, Stage::Queued);
@@ -208,11 +190,19 @@ impl Agent {
         let Some(allocation) = self.allocations.active.get_mut(&id) else {
             return;
         };
-        let (own, used) = (self.config.guid, &allocation.used);
+        let (own, used) = (self.config.guid, allocation.used.as_ref());
         let planned = allocation.wish.changes(&self.table);
         let changes = match planned.and_then(|planned| in_use(&self.table, own, used, planned)) {
             Ok(changes) => changes,
             Err(e) => return self.fail_allocation(now, id, e),
+        };
+        match self.ask_owners(now, id, &changes) {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(e) => return self.fail_allocation(now, id, e),
+        }
+        let Some(allocation) = self.allocations.active.get_mut(&id) else {
+            return;
         };
         allocation.before = changes
             .iter()
@@ -387,7 +377,7 @@ impl Agent {
             Stage::Reading | Stage::Confirming => {}
             // A unit that was busy has not made the change: plan it anew.
             Stage::Setting => allocation.stage = Stage::Reading,
-            Stage::Queued | Stage::Storing => return,
+            Stage::Queued | Stage::Asking | Stage::Storing => return,
         }
         let unit = allocation.unit;
         self.ask_registers(now, unit);
@@ -516,7 +506,7 @@ impl Agent {
         let name = label(&self.table, allocation.unit);
         let patience = seconds(self.config.intervals.allocation_patience);
         let message = match allocation.stage {
-            Stage::Queued | Stage::Reading => {
+            Stage::Queued | Stage::Reading | Stage::Asking => {
                 format!("{name} has not answered within {patience}; nothing was changed")
             }
             Stage::Setting => format!(
@@ -538,6 +528,12 @@ impl Agent {
         };
         self.timers.cancel(Timer::Allocation(id));
         self.timers.cancel(Timer::Resend(id));
+        self.timers.cancel(Timer::InUse(id));
+        for (host, (command, _)) in allocation.asking.open {
+            if let Some(client) = self.hub.client_mut(&host) {
+                client.cancel(command);
+            }
+        }
         if let Some(unit) = self.units.get_mut(&allocation.unit)
             && let Some((command, _)) = unit.set.take_if(|(_, of)| *of == id)
             && let Some(client) = self.hub.client_mut(&allocation.unit)
@@ -572,7 +568,7 @@ impl Agent {
     }
 }
 
-fn registers_lost(name: &str) -> AdminError {
+pub(super) fn registers_lost(name: &str) -> AdminError {
     error(
         ErrorKind::Refused,
         format!(
@@ -583,6 +579,6 @@ fn registers_lost(name: &str) -> AdminError {
 }
 
 /// A duration as a person says it.
-fn seconds(d: Duration) -> String {
+pub(super) fn seconds(d: Duration) -> String {
     format!("{}.{} s", d.as_secs(), d.subsec_millis() / 100)
 }

@@ -7,7 +7,8 @@ use super::journal::Waiter;
 use super::voters::VoteTag;
 use crate::session::ServerEvent;
 use crate::wire::message::{
-    Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest, TableSummary,
+    InUseRequest, Offer, TableDigestsReply, TableDigestsRequest, TableRowsReply, TableRowsRequest,
+    TableSummary,
 };
 use crate::wire::{CommandId, ConnectionId, EntityType, Guid, Kind, Status, Time, Wire};
 
@@ -116,6 +117,10 @@ impl Agent {
             Kind::Lease | Kind::Settle => {
                 let tag = VoteTag::Peer(connection, command);
                 self.serve_vote(now, tag, from, kind, body)
+            }
+            Kind::InUse => {
+                let request = InUseRequest::from_body(body).map_err(|_| Status::BadRequest)?;
+                self.on_use_asked(connection, command, request.rows)
             }
             _ => Err(Status::Unsupported),
         }

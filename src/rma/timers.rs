@@ -27,6 +27,8 @@ pub(super) enum Timer {
     Allocation(u64),
     /// An allocation that a busy unit refused is sent again.
     Resend(u64),
+    /// Owners have to say whether they use what an allocation takes from them.
+    InUse(u64),
     /// The patience of a restoration of a unit's registers.
     Restore(Guid),
     /// Tombstones are looked through.

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::agent::Agent;
+use super::allocation::{registers_lost, seconds};
 use super::controllers::Controller;
 use super::members::Station;
+use super::plan::error;
 use super::plan::{Outlook, offenders};
 use super::report::label;
+use super::request::{AdminError, ErrorKind};
 use super::timers::Timer;
 use crate::session::Request;
 use crate::wire::kind::Event;
@@ -365,6 +368,30 @@ impl Agent {
         register.map_or(Ownership::Unallocated, |register| {
             register.ownership.clone()
         })
+    }
+
+    /// Why a unit cannot be asked to change something just now, where it cannot.
+    pub(super) fn check_reachable(&self, now: Time, unit: Guid) -> Result<(), AdminError> {
+        let name = label(&self.table, unit);
+        match self.units.get(&unit) {
+            None => Err(error(
+                ErrorKind::Unreachable,
+                format!(
+                    "{name} is not among the members that fabric services list; nothing was \
+                     changed (`rma units`)"
+                ),
+            )),
+            Some(known) if known.registers_lost => Err(registers_lost(&name)),
+            Some(known) if !known.station.is_up() => Err(error(
+                ErrorKind::Unreachable,
+                format!(
+                    "{name} has not answered for {}; nothing was changed, try again when \
+                     `rma units` shows it reachable",
+                    seconds(now.since(known.station.since))
+                ),
+            )),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Asks a unit and its controllers again at once, whatever they told before.

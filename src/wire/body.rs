@@ -7,11 +7,11 @@ use super::header::Header;
 use super::kind::{Kind, Status};
 use super::message::{
     CompareAndSet, Conflict, ConnectReply, ConnectRequest, ControllersReply, Deposit, DevicesReply,
-    Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, IoRange,
-    LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing, Move, Notification,
-    Offer, Parts, PathProbe, ProgressReport, Register, Registered, RegistersReply,
-    RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest, TableRowsReply,
-    TableRowsRequest, TableSummary, UnitOwnership,
+    Discover, ExtentFacts, FindHost, FoundHost, Here, IO_RANGE_BYTES, IdentifyReply, InUseReply,
+    InUseRequest, IoRange, LeaseReply, LeaseRequest, MembershipReply, MembershipRequest, Missing,
+    Move, Notification, Offer, Parts, PathProbe, ProgressReport, Register, Registered,
+    RegistersReply, RegistersRequest, Restore, TableDigestsReply, TableDigestsRequest,
+    TableRowsReply, TableRowsRequest, TableSummary, UnitOwnership,
 };
 use super::row::Settings;
 
@@ -97,6 +97,10 @@ bodies! {
     TableDigestsRequest,
     /// Reply to table-digests.
     TableDigestsReply,
+    /// In-use.
+    InUseRequest,
+    /// Reply to in-use.
+    InUseReply,
     /// Reply to controllers.
     ControllersReply,
     /// Registers.
@@ -159,6 +163,8 @@ impl<'a> Body<'a> {
             (Kind::TableStamp | Kind::Offer | Kind::Deposit, true, Status::Ok) => {
                 body!(TableSummary)
             }
+            (Kind::InUse, false, _) => body!(InUseRequest),
+            (Kind::InUse, true, Status::Ok) => body!(InUseReply),
             (Kind::TableRows, false, _) => body!(TableRowsRequest),
             (Kind::TableRows, true, Status::Ok) => body!(TableRowsReply),
             (Kind::Offer, false, _) => body!(Offer),
@@ -368,6 +374,9 @@ impl fmt::Display for Body<'_> {
             }
             Self::FindHost(m) => write!(f, "{:?} of cluster {}", m.host, m.cluster),
             Self::FoundHost(m) => write!(f, "{}", m.host),
+            Self::InUseRequest(m) => f.write_str(&count(m.rows.len(), "row")),
+            Self::InUseReply(m) if m.row.is_nil() => f.write_str("none"),
+            Self::InUseReply(m) => write!(f, "{} {:?}", m.row, m.users.0),
             Self::TableSummary(m) => m.fmt(f),
             Self::TableRowsRequest(m) => write!(f, "{} after {}", parts(&m.parts), m.after),
             Self::TableDigestsRequest(m) => {

@@ -50,6 +50,8 @@ code_table! {
         Settle = 0x24 => "settle",
         /// Digests of parts of the peer's table (Fig. 5, block 515).
         TableDigests = 0x25 => "table-digests",
+        /// Does the owner's operating system use rows that it is about to lose?
+        InUse = 0x2c => "in-use",
 
         // UMS, on the management EtherType.
         /// The controllers of a unit (Fig. 5, block 520).

@@ -454,6 +454,14 @@ pub fn body_fields(body: &Body<'_>) -> Vec<Field> {
             f.text("rma.find.host", &m.host);
         }
         Body::FoundHost(m) => f.guid("rma.found.host", m.host),
+        Body::InUseRequest(m) => {
+            f.u32("rma.rows.count", m.rows.len());
+            m.rows.iter().for_each(|row| f.guid("rma.use.row", *row));
+        }
+        Body::InUseReply(m) => {
+            f.guid("rma.use.row", m.row);
+            f.text("rma.use.users", &m.users.0);
+        }
         Body::TableSummary(m) => f.summary(m),
         Body::TableRowsRequest(m) => {
             f.guid("rma.after", m.after);

@@ -235,6 +235,7 @@ pub fn samples() -> Vec<Sample> {
     let mut m = Maker(Vec::new());
     sessions(&mut m);
     fabric(&mut m);
+    uses(&mut m);
     tables(&mut m);
     leases(&mut m);
     units(&mut m);
@@ -469,6 +470,29 @@ fn fabric(m: &mut Maker) {
         "find-host-reply",
         reply(Kind::FindHost),
         Body::FoundHost(FoundHost { host: guid(0x78) }),
+    );
+}
+
+fn uses(m: &mut Maker) {
+    m.add(
+        "in-use-request",
+        request(Kind::InUse),
+        Body::InUseRequest(InUseRequest {
+            rows: vec![guid(0x79), guid(0x7a)],
+        }),
+    );
+    m.add(
+        "in-use-reply",
+        reply(Kind::InUse),
+        Body::InUseReply(InUseReply {
+            row: guid(0x7a),
+            users: Users("mounted at /srv/x".into()),
+        }),
+    );
+    m.add(
+        "in-use-reply-none",
+        reply(Kind::InUse),
+        Body::InUseReply(InUseReply::default()),
     );
 }
 

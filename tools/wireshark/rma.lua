@@ -106,7 +106,7 @@ names(ProtoField.guid, nil, {
     ["owned.writer"] = "Ownership writer", ["unit.guid"] = "Unit", ["controller.guid"] = "Controller",
     ["devices.controller"] = "Controller", ["device.guid"] = "Device",
     ["extent.device"] = "Device", ["io.extent"] = "Extent",
-    ["register.row"] = "Row", ["change.row"] = "Row", ["change.writer"] = "Writer",
+    ["register.row"] = "Row", ["change.row"] = "Row", ["use.row"] = "Row", ["change.writer"] = "Writer",
     ["holder.host"] = "Host", ["found.host"] = "Host", ["move.writer"] = "Writer",
     ["move.row"] = "Row", ["move.owner"] = "Owner",
 })
@@ -119,7 +119,7 @@ names(ProtoField.string, nil, {
     ["unit.model"] = "Model", ["unit.serial"] = "Serial", ["controller.name"] = "Name",
     ["controller.model"] = "Model", ["device.name"] = "Name", ["device.vendor"] = "Vendor",
     ["device.model"] = "Model", ["device.serial"] = "Serial", ["extent.name"] = "Name", malformed = "Malformed",
-    ["holder.name"] = "Name", ["holder.user"] = "User",
+    ["holder.name"] = "Name", ["holder.user"] = "User", ["use.users"] = "Users",
 })
 names(ProtoField.bytes, base.COLON, {
     tag = "Authentication tag", ["table.digest"] = "Table digest", ["deposit.base"] = "Receiver's digest", data = "Data",
@@ -147,7 +147,7 @@ add_field("settings.granularity", ProtoField.uint8, "Granularity", base.DEC, T.g
 -- Entries of lists, and what is found out rather than read.
 for abbr, label in pairs({
     header = "Header", member = "Member", row = "Row", controller_record = "Controller",
-    device_record = "Device", guest_record = "Guest", register_record = "Register", change = "Change", range = "Range",
+    device_record = "Device", guest_record = "Guest", register_record = "Register", change = "Change", use_record = "Row", range = "Range",
 }) do
     F[abbr] = ProtoField.none("rma." .. abbr, label)
 end
@@ -740,6 +740,23 @@ request[K["find-host"]] = function(r)
     return host .. " of " .. cluster
 end
 reply[K["find-host"]] = function(r) return r:guid("found.host", true) end
+request[K["in-use"]] = function(r)
+    local before
+    local count = r:list("rows.count", "use_record", T.max_changes, "rows", function(c)
+        local row = c:guid("use.row", true)
+        if before and not (before < row) then bad("bad value in rows") end
+        before = row
+        return nil, row
+    end)
+    if count == 0 then bad("bad value in rows") end
+    return count .. " rows"
+end
+reply[K["in-use"]] = function(r)
+    local row = r:guid("use.row")
+    local users = r:text("use.users", 255)
+    if row:find("^%z*$") then return "none" end
+    return users
+end
 request[K["table-stamp"]] = function(r)
     if r:left() > 0 then return r:summary() end
 end

@@ -18,6 +18,7 @@
 //! | lease | [`LeaseRequest`] | [`LeaseReply`] |
 //! | settle | [`Settings`](super::Settings) | [`Settings`](super::Settings) |
 //! | table-digests | [`TableDigestsRequest`] | [`TableDigestsReply`] |
+//! | in-use | [`InUseRequest`] | [`InUseReply`] |
 //! | controllers | empty | [`ControllersReply`] |
 //! | registers | [`RegistersRequest`] | [`RegistersReply`] |
 //! | compare-and-set | [`CompareAndSet`] | [`RegistersReply`] or [`Conflict`] |
@@ -44,6 +45,7 @@ mod moving;
 mod session;
 mod table;
 mod unit;
+mod using;
 
 pub use fabric::{
     Discover, Here, Member, MembershipReply, MembershipRequest, Register, Registered, UnitOwnership,
@@ -63,6 +65,8 @@ pub use unit::{
     DevicesReply, ExtentFacts, IO_RANGE_BYTES, IdentifyReply, IoRange, OwnershipRegister,
     RegistersReply, RegistersRequest, Restore,
 };
+
+pub use using::{InUseReply, InUseRequest, MAX_USERS_BYTES, Users};
 
 use super::codec::{DecodeError, Reader, Wire, Writer, distinct};
 use super::header::MAX_MESSAGE_BYTES;

@@ -86,6 +86,8 @@ pub struct Host {
     pub(crate) service: Option<Service>,
     /// What administrators were answered, by token.
     pub replies: BTreeMap<u64, AdminReply>,
+    /// What its operating system uses, and by whom.
+    pub used: BTreeMap<Guid, String>,
     /// What those who watch were told since the last start.
     pub events: Vec<WatchEvent>,
     /// The blocks of Fig. 5 since the last start.
@@ -183,6 +185,7 @@ impl Host {
                 AgentAction::AdminReply { token, reply } => {
                     self.replies.insert(token, *reply);
                 }
+                AgentAction::LookWhoUses => agent.tell_uses(now, &self.used),
                 AgentAction::Event(event) => self.events.push(event),
                 AgentAction::Joined(cluster) => {
                     // A label in the file: written with the next commit at the latest.

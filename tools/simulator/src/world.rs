@@ -310,6 +310,7 @@ impl World {
             agent: None,
             service: None,
             replies: BTreeMap::new(),
+            used: BTreeMap::new(),
             events: Vec::new(),
             blocks: Vec::new(),
             exports: None,

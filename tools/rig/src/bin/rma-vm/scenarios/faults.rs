@@ -124,6 +124,14 @@ pub(super) fn reallocate(lab: &Lab, backend: &str) -> Result<()> {
             return Err(format!("{attempt}: not said who uses it: {said}").into());
         }
     }
+    // Nor may any other host: the owner is asked.
+    for attempt in ["rma allocate d1 --to b", "rma release d1"] {
+        let said = b.sh_fails(attempt)?;
+        let words = ["in use on host a", "mounted at /mnt/x", "--force"];
+        if !words.iter().all(|word| said.contains(word)) {
+            return Err(format!("{attempt} at b: not said who uses it: {said}").into());
+        }
+    }
     a.sh("echo still >/mnt/x/still && sync && [ -b /dev/rma/by-name/d1 ]")?;
     // From now on it writes without an end.
     a.sh("(while :; do dd if=/dev/urandom of=/mnt/x/noise bs=64k count=8 conv=fsync 2>/dev/null || { echo >/tmp/failed; exit; }; done) \
