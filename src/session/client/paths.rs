@@ -158,7 +158,7 @@ impl Path {
             self.put_off += 1;
             let until = now + (patience * (1 << self.put_off)).min(RTO_MAX);
             self.search.put_off(until);
-            self.ask_at.get_or_insert(now);
+            self.ask_at = Some(now);
         } else {
             self.search = MtuSearch::default();
             self.is_checking = false;

@@ -46,7 +46,7 @@ fn no_names(name: &str, guid: &str, node: &str) -> String {
 }
 
 /// What the names by path lead to, a line each.
-const BY_PATH: &str = "find /dev/rma/by-path -type l -exec readlink -f {} + 2>/dev/null";
+const BY_PATH: &str = "find /dev/rma/by-path -type l 2>/dev/null | xargs -r -n1 readlink -f";
 
 fn in_time(what: &str, ms: u64) -> Result<()> {
     if ms > NAME_MS {
