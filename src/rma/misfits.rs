@@ -23,16 +23,15 @@ pub(super) struct Misfits {
     taken: BTreeMap<u128, BTreeSet<Guid>>,
 }
 
-/// The most tables that count as taken in, but for something; further ones are read again later.
+/// The most tables that count as taken in, but for something; with another one, all are read again.
 const MAX_TABLES: usize = 1024;
 /// The most rows that a warning names.
 const MAX_NAMED: usize = 8;
 
 impl Misfits {
-    /// Whether all of a table was taken in but what is kept here of this unit.
-    pub(super) fn has_all_but(&self, digest: u128, unit: Guid) -> bool {
-        let units = self.taken.get(&digest);
-        units.is_some_and(|units| units.iter().all(|u| *u == unit))
+    /// Whether all of a table was taken in but what is kept here.
+    pub(super) fn has_rest_of(&self, digest: u128) -> bool {
+        self.taken.contains_key(&digest)
     }
 
     /// Whether rows of the unit are kept.
@@ -72,7 +71,10 @@ impl Agent {
         }
         let lost = |unit: &Guid| self.units.get(unit).is_some_and(|u| u.registers_lost);
         let misfits = &mut self.misfits;
-        if whole && left_out.keys().all(lost) && misfits.taken.len() < MAX_TABLES {
+        if whole && left_out.keys().all(lost) {
+            if misfits.taken.len() >= MAX_TABLES {
+                misfits.taken.clear();
+            }
             let units = left_out.keys().copied().collect();
             misfits.taken.insert(digest, units);
             for (unit, rows) in left_out {

@@ -234,7 +234,7 @@ impl Agent {
         // What does not fit ours together is known as well.
         missing.retain(|guid| {
             let told = self.peers.get(guid).and_then(told);
-            told.is_none_or(|theirs| !self.misfits.has_all_but(theirs.digest, unit))
+            told.is_none_or(|theirs| !self.misfits.has_rest_of(theirs.digest))
         });
         missing
     }
