@@ -25,7 +25,7 @@ use crate::rma::{Agent, AgentAction, AgentConfig, Intervals};
 use crate::store::crt_file::CrtFile;
 use crate::store::identity::Identity;
 use crate::store::vote_file::{VOTE_FILE, VoteFile};
-use crate::wire::{ClusterName, Hop};
+use crate::wire::{ClusterName, Hop, Outgoing};
 
 const TOKEN_PACKETS: u64 = 0;
 const TOKEN_LINKS: u64 = 1;
@@ -572,10 +572,10 @@ impl Rmad {
 
     fn transmit(&mut self) {
         let (agent, time) = (&mut self.agent, now());
-        if let Err(e) = self
-            .socket
-            .send(time, |out, _| agent.poll_transmit(time, out).map(Hop::any))
-        {
+        if let Err(e) = self.socket.send(time, |out, _| {
+            let mac = agent.poll_transmit(time, out)?;
+            Some(Outgoing::alone(Hop::any(mac)))
+        }) {
             log::warn!("{}", chain(&e));
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::event_loop::{Interest, Loop};
 use crate::net::{Inbox, Interface, NetError, Nics};
 use crate::unit::Unit;
-use crate::wire::{DropReason, Hop, Time};
+use crate::wire::{DropReason, Hop, Outgoing, Time};
 
 /// How often dropped frames are logged at most, and frames that could not be sent.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -81,7 +81,8 @@ impl Port {
             if is_service {
                 unit.poll_service_parts(now, bytes, tail)
             } else {
-                unit.poll_transmit_on(false, now, bytes).map(Hop::any)
+                let mac = unit.poll_transmit_on(false, now, bytes)?;
+                Some(Outgoing::alone(Hop::any(mac)))
             }
         });
         // As if a switch had lost them: the peers recover.

@@ -18,8 +18,8 @@ use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent, NicState, Pat
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, DropReason, Epoch, Guid, Hop, Incarnation, IocNumber, IodNumber, Mac, Status,
-    Tail, Time,
+    ClusterName, DropReason, Epoch, Guid, Hop, Incarnation, IocNumber, IodNumber, Mac, Outgoing,
+    Status, Tail, Time,
 };
 use controller::{Controller, Place};
 use io::Running;
@@ -458,14 +458,14 @@ impl Initiator {
         self.hub.poll_transmit(now, out)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
-    /// the own NIC that it should leave by.
+    /// The same, but the end of the packet, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by, and whether it may share its frame.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         self.hub.poll_transmit_parts(now, out, tail)
     }
 

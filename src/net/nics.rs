@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::socket::Counters;
 use super::{Inbox, Interface, LinkState, NetError, Outbox, PacketSocket};
-use crate::wire::{Hop, Mac, Tail, Time};
+use crate::wire::{Hop, Mac, Outgoing, Tail, Time};
 
 /// How long a destination may be sent to by one NIC without being heard before the others have their turn.
 const PATH_PATIENCE: Duration = Duration::from_millis(500);
@@ -54,11 +54,11 @@ struct Nic {
 }
 
 impl Nic {
-    fn push(&mut self, destination: Mac, head: &[u8], end: Option<Tail>) {
+    fn push(&mut self, outgoing: Outgoing, head: &[u8], end: Option<Tail>) {
         self.outbox.push_parts(|bytes, tail| {
             bytes.extend_from_slice(head);
             *tail = end;
-            Some(destination)
+            Some(outgoing)
         });
     }
 
@@ -340,14 +340,11 @@ impl Nics {
     pub fn send(
         &mut self,
         now: Time,
-        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Hop>,
+        mut emit: impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Outgoing>,
     ) -> Result<(), NetError> {
         loop {
             if let [nic] = &mut self.each[..] {
-                while nic
-                    .outbox
-                    .push_parts(|frame, tail| Some(emit(frame, tail)?.mac))
-                {}
+                while nic.outbox.push_parts(&mut emit) {}
             } else {
                 self.distribute(now, &mut emit);
             }
@@ -364,28 +361,29 @@ impl Nics {
     fn distribute(
         &mut self,
         now: Time,
-        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Hop>,
+        emit: &mut impl FnMut(&mut Vec<u8>, &mut Option<Tail>) -> Option<Outgoing>,
     ) {
         while !self.each.iter().any(|nic| nic.outbox.is_full()) {
             let mut frame = std::mem::take(&mut self.frame);
             frame.clear();
             let mut tail = None;
-            let hop = emit(&mut frame, &mut tail);
-            if let Some(Hop { mac, nic }) = hop {
+            let outgoing = emit(&mut frame, &mut tail);
+            if let Some(outgoing) = outgoing {
+                let Hop { mac, nic } = outgoing.hop;
                 if mac.is_multicast() {
                     for nic in self.each.iter_mut().filter(|nic| nic.works()) {
-                        nic.push(mac, &frame, tail.clone());
+                        nic.push(outgoing, &frame, tail.clone());
                     }
                 } else {
                     let index = match usize::from(nic) {
                         index if index < self.each.len() => index,
                         _ => self.choose(now, mac),
                     };
-                    self.each[index].push(mac, &frame, tail);
+                    self.each[index].push(outgoing, &frame, tail);
                 }
             }
             self.frame = frame;
-            if hop.is_none() {
+            if outgoing.is_none() {
                 return;
             }
         }

@@ -199,19 +199,19 @@ pub fn receive(
     Ok(received as usize)
 }
 
-/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included, each in two parts
-/// of which the second may be empty; returns how many were taken, from the front. An error says what became of the first frame.
+/// Sends up to [`BATCH_FRAMES`] of the frames without waiting, Ethernet headers included, each in parts;
+/// returns how many were taken, from the front. An error says what became of the first frame.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` if the send buffer is full.
-pub fn send(socket: BorrowedFd<'_>, frames: &[[IoSlice<'_>; 2]]) -> io::Result<usize> {
+pub fn send<'a>(socket: BorrowedFd<'_>, frames: &[impl AsRef<[IoSlice<'a>]>]) -> io::Result<usize> {
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_FRAMES];
     let mut count = 0;
     for (frame, header) in frames.iter().zip(&mut headers) {
         // An IoSlice is an iovec by its documentation; sending does not write through it.
-        let vector = frame.as_ptr().cast::<libc::iovec>().cast_mut();
-        let parts = if frame[1].is_empty() { 1 } else { 2 };
-        header.write(message(vector, parts));
+        let parts = frame.as_ref();
+        let vector = parts.as_ptr().cast::<libc::iovec>().cast_mut();
+        header.write(message(vector, parts.len()));
         count += 1;
     }
     // SAFETY: `count` headers are filled in, each points at the parts of one of `frames`, which outlive the

@@ -1,5 +1,6 @@
 //! One AF_PACKET socket for one interface and one EtherType, which follows its interface by name.
 
+use super::batch::MAX_PIECES;
 use super::ring::Ring;
 use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Inbox, Interface, NetError, Outbox, raw};
 use crate::wire::Mac;
@@ -242,9 +243,9 @@ impl PacketSocket {
         outbox.address(self.interface.mac, self.ethertype);
         while !outbox.is_empty() {
             let sent = if outbox.len() <= FEW_FRAMES {
-                self.send_front::<FEW_FRAMES>(outbox)
+                self.send_front::<FEW_FRAMES, { 2 * FEW_FRAMES * MAX_PIECES }>(outbox)
             } else {
-                self.send_front::<BATCH_FRAMES>(outbox)
+                self.send_front::<BATCH_FRAMES, { 4 * BATCH_FRAMES }>(outbox)
             };
             match sent {
                 Ok(sent) => {
@@ -260,11 +261,17 @@ impl PacketSocket {
         Ok(true)
     }
 
-    /// Sends at most `N` frames from the front: how many.
-    fn send_front<const N: usize>(&self, outbox: &Outbox) -> io::Result<usize> {
-        let mut slices = [[IoSlice::new(&[]); 2]; N];
-        let count = outbox.front(&mut slices);
-        raw::send(self.socket.as_fd(), &slices[..count])
+    /// Sends at most `N` frames in at most `P` parts from the front: how many.
+    fn send_front<const N: usize, const P: usize>(&self, outbox: &Outbox) -> io::Result<usize> {
+        let (mut parts, mut ends) = ([IoSlice::new(&[]); P], [0; N]);
+        let count = outbox.front(&mut parts, &mut ends);
+        let mut frames: [&[IoSlice<'_>]; N] = [&[]; N];
+        let mut start = 0;
+        for (frame, end) in frames.iter_mut().zip(&ends[..count]) {
+            *frame = &parts[start..*end];
+            start = *end;
+        }
+        raw::send(self.socket.as_fd(), &frames[..count])
     }
 
     /// What the socket has done so far.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::limits::{MAX_CONTROL_FRAMES, MAX_EVENTS};
 use super::{Client, ClientEvent, Counters, Server, ServerEvent};
 use crate::wire::{
-    ConnectionId, DropReason, Guid, Header, Hop, Incarnation, Kind, Mac, Tail, Time,
+    ConnectionId, DropReason, Guid, Header, Hop, Incarnation, Kind, Mac, Outgoing, Tail, Time,
 };
 
 /// What a hub reports.
@@ -44,7 +44,7 @@ pub struct Hub<K> {
     /// Clients that may have something to send, in turn.
     ready: VecDeque<usize>,
     /// Last frames of clients that were removed.
-    farewells: VecDeque<(Hop, Vec<u8>)>,
+    farewells: VecDeque<(Outgoing, Vec<u8>)>,
     server: Option<Server>,
     /// Whether the server is asked first for a frame to send.
     server_turn: bool,
@@ -150,7 +150,7 @@ impl<K: Ord + Clone> Hub<K> {
             let (mut frame, mut tail) = (Vec::new(), None);
             let client = &mut slot.client;
             match client.poll_transmit_parts(Time::ZERO, &mut frame, &mut tail) {
-                Some(hop) => self.farewells.push_back((hop, frame)),
+                Some(outgoing) => self.farewells.push_back((outgoing, frame)),
                 None => break,
             }
         }
@@ -177,7 +177,8 @@ impl<K: Ord + Clone> Hub<K> {
         self.server.as_mut()
     }
 
-    /// Takes a frame without its Ethernet header; what is wrong with it is counted and returned.
+    /// Takes a frame without its Ethernet header; what is wrong with a packet of it is counted, and the first
+    /// such returned.
     pub fn handle(
         &mut self,
         now: Time,
@@ -185,16 +186,26 @@ impl<K: Ord + Clone> Hub<K> {
         frame: &[u8],
     ) -> Result<(), DropReason> {
         let src = src.into();
-        let reason = match Header::parse(frame, self.service) {
-            _ if self.is_bad_source(src.mac) => DropReason::Source,
-            Ok((header, payload)) => return self.handle_parsed(now, src, header, payload),
-            Err(reason) => reason,
-        };
-        self.drops.add(reason);
-        Err(reason)
+        let mut outcome = Ok(());
+        let mut next = Some(frame);
+        while let Some(packet) = next {
+            let reason = match Header::parse_first(packet, self.service) {
+                _ if self.is_bad_source(src.mac) => DropReason::Source,
+                Ok(packet) => {
+                    let taken = self.handle_parsed(now, src, packet.header, packet.payload);
+                    outcome = outcome.and(taken);
+                    next = packet.behind;
+                    continue;
+                }
+                Err(reason) => reason,
+            };
+            self.drops.add(reason);
+            return outcome.and(Err(reason));
+        }
+        outcome
     }
 
-    /// As [`Self::handle`], of a frame that has been parsed already.
+    /// As [`Self::handle`], of a packet that has been parsed already.
     pub fn handle_parsed(
         &mut self,
         now: Time,
@@ -313,30 +324,30 @@ impl<K: Ord + Clone> Hub<K> {
             .min()
     }
 
-    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// Appends one packet to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
-        hop.map(|hop| hop.mac)
+        let sent = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
+        sent.map(|outgoing| outgoing.hop.mac)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
-    /// the own NIC that it should leave by.
+    /// The same, but the end of the packet, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by, and whether it may share its frame.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
-        if let Some((hop, frame)) = self.farewells.pop_front() {
+    ) -> Option<Outgoing> {
+        if let Some((outgoing, frame)) = self.farewells.pop_front() {
             out.extend_from_slice(&frame);
-            return Some(hop);
+            return Some(outgoing);
         }
         self.server_turn = !self.server_turn;
         if self.server_turn
-            && let Some(hop) = self.transmit_server(now, out, tail)
+            && let Some(outgoing) = self.transmit_server(now, out, tail)
         {
-            return Some(hop);
+            return Some(outgoing);
         }
         self.transmit_clients(now, out, tail)
             .or_else(|| self.transmit_server(now, out, tail))
@@ -347,7 +358,7 @@ impl<K: Ord + Clone> Hub<K> {
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         self.server.as_mut()?.poll_transmit_parts(now, out, tail)
     }
 
@@ -356,16 +367,16 @@ impl<K: Ord + Clone> Hub<K> {
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         self.bring_up_to_date();
         while let Some(index) = self.ready.pop_front() {
             let Some(slot) = self.slots[index].as_mut() else {
                 continue;
             };
             slot.ready = false;
-            if let Some(hop) = slot.client.poll_transmit_parts(now, out, tail) {
+            if let Some(outgoing) = slot.client.poll_transmit_parts(now, out, tail) {
                 self.refresh(index);
-                return Some(hop);
+                return Some(outgoing);
             }
             self.rewake(index);
         }

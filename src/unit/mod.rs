@@ -45,7 +45,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Hop, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Tail, Time,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Outgoing, Status, Tail, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -326,17 +326,34 @@ impl Unit {
         src: impl Into<Hop>,
         frame: &[u8],
     ) -> Result<(), DropReason> {
-        let outcome = self.dispatch(now, service, src.into(), frame);
-        if let Err(reason) = outcome {
-            let drops = if service {
-                &mut self.service_drops
-            } else {
-                &mut self.management_drops
+        let src = src.into();
+        let mut outcome = Ok(());
+        let mut next = Some(frame);
+        while let Some(packet) = next.take() {
+            let taken = match Header::parse_first(packet, service) {
+                _ if self.is_bad_source(src.mac) => Err(DropReason::Source),
+                Ok(packet) => {
+                    next = packet.behind;
+                    self.dispatch(now, service, src, &packet.header, packet.payload)
+                }
+                Err(reason) => Err(reason),
             };
-            drops.add(reason);
+            if let Err(reason) = taken {
+                let drops = if service {
+                    &mut self.service_drops
+                } else {
+                    &mut self.management_drops
+                };
+                drops.add(reason);
+            }
+            outcome = outcome.and(taken);
         }
         self.drain(now);
         outcome
+    }
+
+    fn is_bad_source(&self, src: Mac) -> bool {
+        src.is_multicast() || self.inventory.facts().macs.contains(&src)
     }
 
     fn dispatch(
@@ -344,18 +361,15 @@ impl Unit {
         now: Time,
         service: bool,
         src: Hop,
-        frame: &[u8],
+        header: &Header,
+        payload: &[u8],
     ) -> Result<(), DropReason> {
-        if src.mac.is_multicast() || self.inventory.facts().macs.contains(&src.mac) {
-            return Err(DropReason::Source);
-        }
-        let (header, payload) = Header::parse(frame, service)?;
         if !service {
             if header.kind == Kind::Here {
                 return self.link.handle_here(now, src.mac, payload);
             }
-            if self.link.owns(&header) {
-                return self.link.handle(now, src.mac, &header, payload);
+            if self.link.owns(header) {
+                return self.link.handle(now, src.mac, header, payload);
             }
         }
         // Before it belongs to a cluster the unit serves nobody, not even those without one.
@@ -367,7 +381,7 @@ impl Unit {
         } else {
             &mut self.management
         };
-        server.handle(now, src, &header, payload)
+        server.handle(now, src, header, payload)
     }
 
     /// Takes the outcome of a [`UnitAction::Disk`].
@@ -434,14 +448,14 @@ impl Unit {
         self.poll_management(now, out)
     }
 
-    /// Appends one frame of the service EtherType, all but its `tail`, to `out`, and says whom it is for and
-    /// by which NIC it should leave.
+    /// Appends one packet of the service EtherType, all but its `tail`, to `out`, and says whom it is for, by
+    /// which NIC it should leave, and whether it may share its frame.
     pub fn poll_service_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         self.service.poll_transmit_parts(now, out, tail)
     }
 

@@ -187,6 +187,17 @@ pub struct Header {
     pub cluster: ClusterName,
 }
 
+/// A packet of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: &'a [u8],
+    /// What is behind it where that is another packet, not padding: nothing on the management EtherType.
+    pub behind: Option<&'a [u8]>,
+}
+
 impl Header {
     /// A header of `kind` with everything else zero, none or ok.
     pub const fn new(kind: Kind) -> Self {
@@ -280,15 +291,21 @@ impl Header {
         self.emit(payload, out);
     }
 
-    /// Reads a frame (without its Ethernet header; padding behind the payload is ignored) and
-    /// gives its header and payload. `service` says on which EtherType it came.
+    /// Reads the first packet of a frame (without its Ethernet header) and gives its header and payload; what
+    /// is behind that is ignored. `service` says on which EtherType it came.
     pub fn parse(frame: &[u8], service: bool) -> Result<(Self, &[u8]), DropReason> {
+        let packet = Self::parse_first(frame, service)?;
+        Ok((packet.header, packet.payload))
+    }
+
+    /// Reads the first packet of a frame (without its Ethernet header).
+    pub fn parse_first(frame: &[u8], service: bool) -> Result<Packet<'_>, DropReason> {
         let (raw, rest) = RawHeader::ref_from_prefix(frame).map_err(|_| DropReason::Truncated)?;
         if raw.version != VERSION {
             return Err(DropReason::Version);
         }
-        let payload = rest
-            .get(..raw.payload_len.get() as usize)
+        let (payload, behind) = rest
+            .split_at_checked(raw.payload_len.get() as usize)
             .ok_or(DropReason::Truncated)?;
         let mut summed = *raw;
         summed.checksum = 0.into();
@@ -327,7 +344,13 @@ impl Header {
             epoch: Epoch(raw.epoch.get()),
             cluster,
         };
-        Ok((header, payload))
+        // Padding is zeroes, and no version is 0.
+        let is_packet = service && behind.len() >= HEADER_LEN && behind[0] != 0;
+        Ok(Packet {
+            header,
+            payload,
+            behind: is_packet.then_some(behind),
+        })
     }
 }
 
@@ -368,6 +391,24 @@ mod tests {
         bytes.extend_from_slice(&[0xa5; 20]);
         assert_eq!(Header::parse(&bytes, true), Ok((header, &b"hello"[..])));
         assert_eq!(Header::parse(&bytes, false), Err(DropReason::UnknownKind));
+    }
+
+    #[test]
+    fn what_follows_a_packet_is_another_one_or_padding() {
+        let (header, bytes) = sample();
+        let two = [&bytes[..], &bytes[..], &[0; 9]].concat();
+        let behind = |frame| Header::parse_first(frame, true).unwrap().behind;
+        let second = Header::parse_first(behind(&two).unwrap(), true).unwrap();
+        assert_eq!((second.header, second.payload), (header, &b"hello"[..]));
+        assert_eq!(second.behind, None);
+        let management = Header::parse_first(&two, false);
+        assert_eq!(management, Err(DropReason::UnknownKind));
+        let padded = [&bytes[..], &[0; HEADER_LEN + 1]].concat();
+        assert_eq!(behind(&padded), None);
+        let mut strange = padded;
+        strange[bytes.len()] = VERSION + 1;
+        let parsed = Header::parse_first(behind(&strange).unwrap(), true);
+        assert_eq!(parsed, Err(DropReason::Version));
     }
 
     #[test]

@@ -12,17 +12,21 @@ pub mod header;
 pub mod id;
 pub mod kind;
 pub mod message;
+pub mod outgoing;
 pub mod row;
 pub mod tail;
 
 pub use body::Body;
 pub use codec::{DecodeError, Reader, Wire, Writer};
-pub use header::{DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, MIN_MTU, VERSION};
+pub use header::{
+    DropReason, Flags, HEADER_LEN, Header, MAX_MESSAGE_BYTES, MIN_MTU, Packet, VERSION,
+};
 pub use id::{
     Address, ClusterName, CommandId, ConnectionId, Epoch, Extent, Guid, Hop, Incarnation,
     IocNumber, IodNumber, Mac, Time,
 };
 pub use kind::{EntityType, Kind, Status};
+pub use outgoing::{MAX_SHARED_PACKETS, Outgoing, Shared};
 pub use row::{
     Granularity, ObservationStamp, Ownership, OwnershipStamp, Row, RowState, Settings, TableStamp,
 };

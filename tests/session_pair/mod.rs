@@ -15,7 +15,7 @@ use rma::wire::kind::Role;
 use rma::wire::message::{IO_RANGE_BYTES, IoRange};
 use rma::wire::{
     ClusterName, CommandId, ConnectionId, Epoch, Flags, Guid, Hop, Incarnation, IocNumber,
-    IodNumber, Kind, Mac, Status, Time, Wire,
+    IodNumber, Kind, Mac, Shared, Status, Tail, Time, Wire,
 };
 
 /// What the segment does to frames.
@@ -319,14 +319,31 @@ pub fn nic(first: Mac, number: u8) -> Mac {
     mac
 }
 
-/// A frame of a hub, whole.
-fn transmit(hub: &mut Hub<u32>, now: Time, out: &mut Vec<u8>) -> Option<(Hop, Vec<u8>)> {
-    let mut tail = None;
-    let hop = hub.poll_transmit_parts(now, out, &mut tail)?;
-    if let Some(tail) = tail {
-        out.extend_from_slice(tail.bytes());
+/// The frames that a hub has to send.
+fn frames(hub: &mut Hub<u32>, now: Time, shares: bool) -> Vec<(Hop, Vec<u8>)> {
+    let mut all: Vec<(Hop, Shared, Vec<u8>)> = Vec::new();
+    loop {
+        let mut bytes = Vec::new();
+        let sent = Tail::join(&mut bytes, |out, tail| {
+            hub.poll_transmit_parts(now, out, tail)
+        });
+        let Some(outgoing) = sent else {
+            return all
+                .into_iter()
+                .map(|(hop, _, bytes)| (hop, bytes))
+                .collect();
+        };
+        let packet = Shared::new(bytes.len(), outgoing);
+        match all.last_mut() {
+            Some((hop, shared, frame))
+                if shares && *hop == outgoing.hop && shared.with(packet).is_some() =>
+            {
+                *shared = shared.with(packet).unwrap();
+                frame.extend_from_slice(&bytes);
+            }
+            _ => all.push((outgoing.hop, packet, bytes)),
+        }
     }
-    Some((hop, std::mem::take(out)))
 }
 
 /// A client's hub, a server's hub with its disk, and the segment between them.
@@ -338,6 +355,8 @@ pub struct World {
     pub disk: Disk,
     pub seed: u64,
     pub mtu: u16,
+    /// Whether packets share frames.
+    pub shares: bool,
     pub credits: u16,
     pub incarnation: u64,
     /// Events of the client's hub that were not looked at.
@@ -411,6 +430,7 @@ impl World {
             disk: Disk::new(16 << 20),
             seed,
             mtu,
+            shares: true,
             credits,
             incarnation: 1,
             events: Vec::new(),
@@ -483,7 +503,6 @@ impl World {
     /// Everything that can happen now.
     pub fn pump(&mut self) {
         let now = self.now;
-        let mut out = Vec::new();
         loop {
             let mut idle = true;
             while let Some(event) = self.client.poll_event() {
@@ -498,7 +517,7 @@ impl World {
                 }
                 idle = false;
             }
-            while let Some((hop, bytes)) = transmit(&mut self.client, now, &mut out) {
+            for (hop, bytes) in frames(&mut self.client, now, self.shares) {
                 let nic = usize::from(hop.nic);
                 assert!(
                     bytes.len() <= self.client_nics[nic].mtu.into(),
@@ -508,7 +527,7 @@ impl World {
                 self.segment.send(now, InFlight { src, dst, bytes });
                 idle = false;
             }
-            while let Some((hop, bytes)) = transmit(&mut self.server, now, &mut out) {
+            for (hop, bytes) in frames(&mut self.server, now, self.shares) {
                 let nic = usize::from(hop.nic);
                 // An echo of what has come is as long as that.
                 let is_echo = bytes[1] == Kind::Path.code();

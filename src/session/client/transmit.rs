@@ -6,51 +6,52 @@ use super::{Client, State};
 use crate::session::limits::MAX_SESSION_BYTES;
 use crate::wire::message::{MAX_RANGES, Missing};
 use crate::wire::{
-    CommandId, Flags, HEADER_LEN, Header, Hop, Kind, MAX_MESSAGE_BYTES, Mac, Tail, Time, Wire,
+    CommandId, Flags, HEADER_LEN, Header, Hop, Kind, MAX_MESSAGE_BYTES, Mac, Outgoing, Tail, Time,
+    Wire,
 };
 
 /// Bytes that the responder may have to keep for this session: a little less than it would.
 const MAX_HELD_BYTES: usize = MAX_SESSION_BYTES - 2 * MAX_MESSAGE_BYTES;
 
 impl Client {
-    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// Appends one packet to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
-        hop.map(|hop| hop.mac)
+        let sent = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
+        sent.map(|outgoing| outgoing.hop.mac)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
-    /// the own NIC that it should leave by.
+    /// The same, but the end of the packet, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by, and whether it may share its frame.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         if let Some((mut header, body)) = self.control.pop_front() {
             (header.command, header.outstanding) = self.commands.mark();
             header.emit_whole(&body, out);
-            return Some(self.control_hop());
+            return Some(Outgoing::alone(self.control_hop()));
         }
         let base = self.base(self.connection());
         let State::Connected(connection) = &mut self.state else {
-            return self.transmit_connect(now, out);
+            return self.transmit_connect(now, out).map(Outgoing::alone);
         };
         let unconfirmed = std::mem::take(&mut connection.unconfirmed);
-        let path = match self.transmit_path_probe(now, &base, out) {
-            None => self.commands.transmit(now, &base, out, tail),
-            path => path,
-        };
-        if let Some(path) = path {
-            return Some(self.commands.paths.list[path].hop);
+        if let Some(path) = self.transmit_path_probe(now, &base, out) {
+            return Some(Outgoing::alone(self.commands.paths.list[path].hop));
+        }
+        let sent = self.commands.transmit(now, &base, out, tail);
+        if sent.is_some() {
+            return sent;
         }
         unconfirmed.then(|| {
             // Nothing to ask: the first frame on the connection says that it is in use.
             let mut confirm = base;
             (confirm.command, confirm.outstanding) = self.commands.mark();
             confirm.emit_whole(&[], out);
-            self.control_hop()
+            Outgoing::alone(self.control_hop())
         })
     }
 
@@ -81,26 +82,25 @@ impl Client {
 }
 
 impl Commands {
-    /// Appends one frame to `out`, all but its `tail`, where there is one to send, and says by which path it
-    /// goes: `base` has what is the same in all frames of the connection.
-    pub(super) fn transmit(
+    /// Appends one packet to `out`, all but its `tail`, where there is one to send, and says where it goes:
+    /// `base` has what is the same in all packets of the connection.
+    fn transmit(
         &mut self,
         now: Time,
         base: &Header,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<usize> {
+    ) -> Option<Outgoing> {
         while let Some(id) = self.probing.pop_front() {
-            let path = self.transmit_probe(now, id, base, out);
-            if path.is_some() {
-                return path;
+            if let Some(path) = self.transmit_probe(now, id, base, out) {
+                return Some(Outgoing::alone(self.paths.list[path].hop));
             }
         }
         loop {
             while let Some(&id) = self.sending.front() {
-                let path = self.transmit_segment(now, id, base, out, tail);
-                if path.is_some() {
-                    return path;
+                let sent = self.transmit_segment(now, id, base, out, tail);
+                if sent.is_some() {
+                    return sent;
                 }
                 self.sending.pop_front();
             }
@@ -155,12 +155,17 @@ impl Commands {
         base: &Header,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<usize> {
+    ) -> Option<Outgoing> {
         let floor = self.floor;
         let index = usize::try_from(id.checked_sub(floor)?).ok()?;
         let command = self.list.get_mut(index)?;
-        let path = command.path;
-        let max = u32::from(self.paths.list[path].mtu) - HEADER_LEN as u32;
+        let path = &self.paths.list[command.path];
+        let max = u32::from(path.mtu) - HEADER_LEN as u32;
+        // What is sent again is not lost again with others, nor because a path carries less than before.
+        let outgoing = Outgoing {
+            hop: path.hop,
+            shared_bytes: if command.retried { 0 } else { path.mtu },
+        };
         let (start, end) = if std::mem::take(&mut command.unsent_empty) {
             (0, 0)
         } else if let Some(segment) = command.unsent.take_front(max) {
@@ -192,7 +197,7 @@ impl Commands {
             self.sending.pop_front();
             self.arm(id);
         }
-        Some(path)
+        Some(outgoing)
     }
 
     fn transmit_probe(

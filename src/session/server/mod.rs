@@ -16,8 +16,8 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{Missing, Notification, PathProbe};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
-    IocNumber, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Status, Tail, Time,
-    Wire,
+    IocNumber, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Outgoing, Status,
+    Tail, Time, Wire,
 };
 use session::{Budget, Session, Taken};
 
@@ -483,24 +483,24 @@ impl Server {
         self.wakes.first().map(|(at, _)| *at)
     }
 
-    /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
+    /// Appends one packet to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
-        let hop = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
-        hop.map(|hop| hop.mac)
+        let sent = Tail::join(out, |out, tail| self.poll_transmit_parts(now, out, tail));
+        sent.map(|outgoing| outgoing.hop.mac)
     }
 
-    /// The same, but the end of the frame, where it is long, is not copied: `tail` becomes it; and with
-    /// the own NIC that it should leave by.
+    /// The same, but the end of the packet, where it is long, is not copied: `tail` becomes it; and with
+    /// the own NIC that it should leave by, and whether it may share its frame.
     pub fn poll_transmit_parts(
         &mut self,
         now: Time,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         if let Some((hop, header, body)) = self.control.pop_front() {
             header.emit_whole(&body, out);
-            return Some(hop);
+            return Some(Outgoing::alone(hop));
         }
         while let Some(slot) = self.ready.pop_front() {
             let cluster = self.cluster_word(slot);
@@ -508,10 +508,10 @@ impl Server {
                 continue;
             };
             session.ready = false;
-            let hop = session.transmit(now, cluster, out, tail);
-            if hop.is_some() {
+            let sent = session.transmit(now, cluster, out, tail);
+            if sent.is_some() {
                 self.look_after(slot);
-                return hop;
+                return sent;
             }
         }
         None

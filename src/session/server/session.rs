@@ -15,8 +15,8 @@ use crate::session::spares::Spares;
 use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header, Hop,
-    IocNumber, IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time, Wire,
+    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header,
+    IocNumber, IodNumber, Kept, Kind, ObservationStamp, Outgoing, Status, Tail, Time, Wire,
 };
 
 /// What all frames of a request have in common.
@@ -473,16 +473,16 @@ impl Session {
         !self.sending.is_empty() || (self.confirmed && self.notes.values().any(|n| n.due))
     }
 
-    /// Appends one frame to `out`, all but its `tail`, where there is one to send, and says where to.
+    /// Appends one packet to `out`, all but its `tail`, where there is one to send, and says where to.
     pub(super) fn transmit(
         &mut self,
         now: Time,
         cluster: ClusterName,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         if self.transmit_note(now, cluster, out) {
-            return Some(self.hop());
+            return Some(Outgoing::alone(self.hop()));
         }
         self.transmit_reply(now, cluster, out, tail)
     }
@@ -524,7 +524,7 @@ impl Session {
         cluster: ClusterName,
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
-    ) -> Option<Hop> {
+    ) -> Option<Outgoing> {
         let base = self.header(Kind::KeepAlive, cluster);
         while let Some(&id) = self.sending.front() {
             let index = id.checked_sub(self.floor).map(|index| index as usize);
@@ -547,12 +547,13 @@ impl Session {
                 self.sending.pop_front();
                 continue;
             };
+            let is_first = answer.sent_at.is_none();
             let header = Header {
                 kind: fixed.kind,
-                flags: if answer.sent_at.is_some() {
-                    Flags::REPLY.with(Flags::RETRY)
-                } else {
+                flags: if is_first {
                     Flags::REPLY
+                } else {
+                    Flags::REPLY.with(Flags::RETRY)
                 },
                 iod: fixed.iod,
                 epoch: fixed.epoch,
@@ -568,7 +569,10 @@ impl Session {
                 answer.queued = false;
                 self.sending.pop_front();
             }
-            return Some(path.hop);
+            return Some(Outgoing {
+                hop: path.hop,
+                shared_bytes: if is_first { path.mtu } else { 0 },
+            });
         }
         None
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use rma::initiator::{DeviceId, Initiator, InitiatorConfig, Io, IoError, IoEvent, IoOp, Target};
 use rma::rma::OwnedDevice;
 use rma::wire::message::{DevicesReply, Notification};
-use rma::wire::{ClusterName, DropReason, Guid, Hop, Incarnation, IocNumber, Mac, Status, Time};
+use rma::wire::{
+    ClusterName, DropReason, Guid, Hop, Incarnation, IocNumber, Mac, Outgoing, Status, Time,
+};
 
 use crate::data::{Ask, BLOCK_BYTES};
 
@@ -167,13 +169,13 @@ impl Service {
         self.initiator.deadline()
     }
 
-    pub(crate) fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Hop> {
+    pub(crate) fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Outgoing> {
         let mut tail = None;
-        let hop = self.initiator.poll_transmit_parts(now, out, &mut tail)?;
+        let outgoing = self.initiator.poll_transmit_parts(now, out, &mut tail)?;
         if let Some(tail) = tail {
             out.extend_from_slice(tail.bytes());
         }
-        Some(hop)
+        Some(outgoing)
     }
 
     pub(crate) fn poll(&mut self) -> Option<Heard> {

@@ -16,7 +16,9 @@ use rma::lease::StoredVote;
 use rma::rma::Intervals;
 use rma::rma::request::{AdminReply, AdminRequest};
 use rma::unit::{ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitFacts};
-use rma::wire::{ClusterName, Epoch, Guid, Header, Hop, IocNumber, IodNumber, Mac, Row, Time};
+use rma::wire::{
+    ClusterName, Epoch, Guid, Header, Hop, IocNumber, IodNumber, Mac, Outgoing, Row, Shared, Time,
+};
 
 use crate::check::Model;
 use crate::clock::Clock;

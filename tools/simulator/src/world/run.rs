@@ -2,8 +2,8 @@
 
 use super::{
     AdminReply, DiskError, DiskOp, Due, Duration, Event, Fabric, Guid, Header, Hop, MAX_BURST,
-    MAX_STANDSTILL, Mac, Machine, Node, NodeId, Pending, Rc, STALL, Seen, Standing, Time, Unit,
-    World, nic_of, place_of,
+    MAX_STANDSTILL, Mac, Machine, Node, NodeId, Outgoing, Pending, Rc, STALL, Seen, Shared,
+    Standing, Time, Unit, World, nic_of, place_of,
 };
 
 use crate::sessions::Beginning;
@@ -278,6 +278,8 @@ impl World {
 
     pub(super) fn transmit(&mut self, id: usize) {
         let now = self.local(id);
+        // As the daemons do: what may share a frame with the packet before it does.
+        let mut waiting: Option<(Hop, Shared, Vec<u8>)> = None;
         for _ in 0..MAX_BURST {
             let bytes = &mut self.scratch;
             bytes.clear();
@@ -286,29 +288,49 @@ impl World {
                 Machine::Host(host) => match (&mut host.agent, &mut host.service) {
                     (Some(agent), Some(service)) => agent
                         .poll_transmit(now, bytes)
-                        .map(|mac| (false, Hop::any(mac)))
+                        .map(|mac| (false, Outgoing::alone(Hop::any(mac))))
                         .or_else(|| Some((true, service.poll_transmit(now, bytes)?))),
                     _ => None,
                 },
                 Machine::Unit(storage) => storage.unit.as_mut().and_then(|unit| {
                     let sent = unit.poll_transmit_on(false, now, bytes);
-                    sent.map(|mac| (false, Hop::any(mac))).or_else(|| {
+                    let sent = sent.map(|mac| (false, Outgoing::alone(Hop::any(mac))));
+                    sent.or_else(|| {
                         let mut tail = None;
-                        let hop = unit.poll_service_parts(now, bytes, &mut tail)?;
+                        let outgoing = unit.poll_service_parts(now, bytes, &mut tail)?;
                         if let Some(tail) = tail {
                             bytes.extend_from_slice(tail.bytes());
                         }
-                        Some((true, hop))
+                        Some((true, outgoing))
                     })
                 }),
                 Machine::Fabric(services) => services
                     .fabric
                     .as_mut()
-                    .and_then(|f| Some((false, Hop::any(f.poll_transmit(now, bytes)?)))),
+                    .and_then(|f| f.poll_transmit(now, bytes))
+                    .map(|mac| (false, Outgoing::alone(Hop::any(mac)))),
             };
-            let Some((service, dst)) = sent else { return };
-            let bytes = Rc::from(&self.scratch[..]);
-            self.send(id, service, dst, bytes);
+            let packet = sent.map(|(service, outgoing)| {
+                let shared = Shared::new(self.scratch.len(), outgoing);
+                (service, outgoing.hop, shared, self.scratch.clone())
+            });
+            if let (Some((hop, shared, frame)), Some((true, to, more, bytes))) =
+                (&mut waiting, &packet)
+                && hop == to
+                && let Some(both) = shared.with(*more)
+            {
+                *shared = both;
+                frame.extend_from_slice(bytes);
+                continue;
+            }
+            if let Some((hop, _, frame)) = waiting.take() {
+                self.send(id, true, hop, Rc::from(frame));
+            }
+            match packet {
+                None => return,
+                Some((true, hop, shared, bytes)) => waiting = Some((hop, shared, bytes)),
+                Some((false, hop, _, bytes)) => self.send(id, false, hop, Rc::from(bytes)),
+            }
         }
         panic!("machine {id} sends for ever at {now:?}");
     }
