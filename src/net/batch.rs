@@ -346,7 +346,7 @@ mod tests {
         let starts = [0].into_iter().chain(ends);
         let borders = starts.zip(ends).take(count);
         borders
-            .map(|(start, end)| parts[start..end].concat())
+            .map(|(start, end)| parts[start..end].iter().flat_map(|p| p.to_vec()).collect())
             .collect()
     }
 

@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(management, Err(DropReason::UnknownKind));
         let padded = [&bytes[..], &[0; HEADER_LEN + 1]].concat();
         assert_eq!(behind(&padded), None);
-        let mut strange = padded;
+        let mut strange = padded.clone();
         strange[bytes.len()] = VERSION + 1;
         let parsed = Header::parse_first(behind(&strange).unwrap(), true);
         assert_eq!(parsed, Err(DropReason::Version));

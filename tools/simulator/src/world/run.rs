@@ -71,10 +71,14 @@ impl World {
             self.network.lost += 1;
             return;
         }
+        let mut behind = None;
         if service && matches!(node.machine, Machine::Unit(_)) {
-            let header = Header::parse(bytes, true);
-            self.io_epoch = header.ok().map(|(header, _)| header.epoch);
+            // One by one: under which epoch a unit acts is known only of the packet that it is handed.
+            let packet = Header::parse_first(bytes, true);
+            self.io_epoch = packet.ok().map(|packet| packet.header.epoch);
+            behind = packet.ok().and_then(|packet| packet.behind);
         }
+        let bytes = &bytes[..bytes.len() - behind.map_or(0, <[u8]>::len)];
         // What is wrong with a frame is counted by the receiver.
         let _dropped = match &mut node.machine {
             Machine::Host(host) => match (&mut host.agent, &mut host.service) {
@@ -95,6 +99,9 @@ impl World {
         };
         self.settle(to);
         self.io_epoch = None;
+        if let Some(behind) = behind {
+            self.deliver((to, nic), service, src, behind);
+        }
     }
 
     pub(super) fn tick(&mut self, id: usize) {
