@@ -191,6 +191,38 @@ fn segments_are_put_together_and_damage_is_counted() {
 }
 
 #[test]
+fn packets_that_share_a_frame_have_a_line_each() {
+    let samples = samples();
+    let of = |name| samples.iter().find(|s| s.name == name).expect("a sample");
+    let (first, second) = (of("read-request"), of("flush-request"));
+    let shared = [first.frame(), second.frame(), vec![0; 7]].concat();
+    let mut damaged = [first.frame(), second.frame(), first.frame()].concat();
+    damaged[first.frame().len() + 41] ^= 1;
+    let frames = [&shared, &damaged].map(|frame| directed(&first.header, true, frame));
+    let (summary, text) = decode(&pcap(&frames), false).expect("decoded");
+    assert_eq!((summary.ours, summary.packets), (2, 3));
+    assert_eq!(summary.malformed_count(), 1, "behind it nothing is read");
+    let lines: Vec<_> = text.lines().collect();
+    let numbers: Vec<_> = lines[..4]
+        .iter()
+        .map(|line| line.split_whitespace().next().expect("a number"))
+        .collect();
+    assert_eq!(numbers, ["1", ".2", "2", ".2"], "{text}");
+    assert!(
+        lines[0].contains(" read ") && lines[1].contains(" flush "),
+        "{text}"
+    );
+    assert!(lines[3].ends_with("MALFORMED checksum"), "{text}");
+    let (_, text) = decode(&pcap(&frames), true).expect("decoded");
+    let second: serde_json::Value =
+        serde_json::from_str(text.lines().nth(1).expect("a line")).expect("JSON");
+    assert_eq!(
+        (&second["number"], &second["packet"]),
+        (&1.into(), &2.into())
+    );
+}
+
+#[test]
 fn what_is_no_capture_is_refused() {
     let error = |file: &[u8]| decode(file, false).expect_err("refused").to_string();
     assert!(error(b"").contains("neither a pcap nor a pcapng"));

@@ -66,7 +66,9 @@ pub struct Summary {
     pub frames: u64,
     /// Frames of the two EtherTypes.
     pub ours: u64,
-    /// Our frames that a receiver would drop, by the reason's name.
+    /// Packets in them that a receiver can read; a frame may have several.
+    pub packets: u64,
+    /// Our packets that a receiver would drop, by the reason's name.
     pub malformed: BTreeMap<&'static str, u64>,
     /// Our frames of which the capture has only a part; they are not judged.
     pub cut: u64,
@@ -100,6 +102,8 @@ struct FrameLine<'a> {
     schema: u32,
     r#type: &'static str,
     number: u64,
+    /// Which of our packets in the frame, from 1.
+    packet: u32,
     time: String,
     src: String,
     dst: String,
@@ -227,9 +231,10 @@ fn write_counts(summary: &Summary, out: &mut dyn Write) -> io::Result<()> {
     let s = summary;
     writeln!(
         out,
-        "{} frames, {} of them ours: {} malformed, {} replies matched, {} unmatched; {} requests unanswered, {} frames repeated",
+        "{} frames, {} of them ours with {} packets: {} malformed, {} replies matched, {} unmatched; {} requests unanswered, {} frames repeated",
         s.frames,
         s.ours,
+        s.packets,
         s.malformed_count(),
         s.replies_matched,
         s.replies_unmatched,
@@ -296,39 +301,69 @@ impl Decoder<'_> {
             return Ok(());
         }
         self.summary.ours += 1;
-        let mut line = FrameLine {
-            schema: SCHEMA,
-            r#type: "frame",
-            number,
-            time: format!(
-                "{}.{:09}",
-                packet.time.as_secs(),
-                packet.time.subsec_nanos()
-            ),
-            src: src.to_string(),
-            dst: dst.to_string(),
-            ethertype: if service { "service" } else { "management" },
-            malformed: None,
-            detail: None,
-            header: None,
-            body: None,
-            answers: None,
-            after_ns: None,
-            unmatched: false,
-            repeated: false,
-        };
-        match Header::parse(frame, service) {
-            Err(DropReason::Truncated) if !packet.is_whole => {
+        let mut next = Some(frame);
+        let mut index = 0;
+        while let Some(bytes) = next {
+            index += 1;
+            let mut line = FrameLine {
+                schema: SCHEMA,
+                r#type: "frame",
+                number,
+                packet: index,
+                time: format!(
+                    "{}.{:09}",
+                    packet.time.as_secs(),
+                    packet.time.subsec_nanos()
+                ),
+                src: src.to_string(),
+                dst: dst.to_string(),
+                ethertype: if service { "service" } else { "management" },
+                malformed: None,
+                detail: None,
+                header: None,
+                body: None,
+                answers: None,
+                after_ns: None,
+                unmatched: false,
+                repeated: false,
+            };
+            next = self.read(&mut line, packet, (src, dst), service, bytes);
+            if self.json {
+                json_line(&line, self.out)?;
+            } else {
+                write_text(&line, packet.time.saturating_sub(start), self.out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the first of our packets in `bytes` into its line; gives what is behind it.
+    fn read<'b>(
+        &mut self,
+        line: &mut FrameLine<'_>,
+        frame: &Packet<'_>,
+        between: (Mac, Mac),
+        service: bool,
+        bytes: &'b [u8],
+    ) -> Option<&'b [u8]> {
+        match Header::parse_first(bytes, service) {
+            Err(DropReason::Truncated) if !frame.is_whole => {
                 self.summary.cut += 1;
                 line.detail = Some("not captured whole".to_owned());
+                None
             }
-            Err(reason) => self.malformed(&mut line, reason),
-            Ok((header, payload)) => {
-                let place = self
-                    .exchanges
-                    .place(number, packet.time, (src, dst), &header, payload);
+            Err(reason) => {
+                self.malformed(line, reason);
+                None
+            }
+            Ok(packet) => {
+                let (header, payload) = (packet.header, packet.payload);
+                self.summary.packets += 1;
+                let place =
+                    self.exchanges
+                        .place(line.number, frame.time, between, &header, payload);
                 self.count(&place);
-                self.body(&mut line, &header, payload, &place);
+                self.body(line, &header, payload, &place);
                 line.header = Some(HeaderFields::of(&header, payload));
                 line.answers = place.answers.map(|(frame, _)| frame);
                 line.after_ns = place
@@ -336,16 +371,8 @@ impl Decoder<'_> {
                     .map(|(_, after)| u64::try_from(after.as_nanos()).unwrap_or(u64::MAX));
                 line.unmatched = place.is_unmatched;
                 line.repeated = place.is_repeated;
+                packet.behind
             }
-        }
-        if self.json {
-            json_line(&line, self.out)
-        } else {
-            Ok(write_text(
-                &line,
-                packet.time.saturating_sub(start),
-                self.out,
-            )?)
         }
     }
 
@@ -402,10 +429,14 @@ fn write_range(header: &Header, segment: &[u8]) -> Result<String, String> {
 
 /// `   0.001000 02:… -> 02:… service read reply 1/2 #7 ok 4096+512 (answers 3 after 1.2 ms)`
 fn write_text(line: &FrameLine<'_>, since: Duration, out: &mut dyn Write) -> io::Result<()> {
+    // Further packets of a frame are under its first.
+    let number = match line.packet {
+        1 => line.number.to_string(),
+        packet => format!(".{packet}"),
+    };
     write!(
         out,
-        "{:>5} {:>4}.{:06} {} -> {} {:<10}",
-        line.number,
+        "{number:>5} {:>4}.{:06} {} -> {} {:<10}",
         since.as_secs(),
         since.subsec_micros(),
         line.src,

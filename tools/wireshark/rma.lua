@@ -980,7 +980,7 @@ end
 ------------------------------------------------------------------------------------------------
 -- What frames have to do with each other. Learned in the first pass, kept by frame number.
 
-local frames       -- frame number -> what was found out about it
+local frames       -- number of the frame and of the packet in it -> what was found out about it
 local exchanges    -- session, kind and command -> request and reply
 local latest       -- connection and command -> the exchange, for what is refused
 local sessions     -- connection -> its session, so that a reconnect keeps exchanges together
@@ -1300,24 +1300,22 @@ local function show_segment(h, info, tvb, tree, pinfo)
     end
 end
 
-function rma.dissector(tvb, pinfo, root)
-    local service = pinfo.match_uint == rma.prefs.service
-    pinfo.cols.protocol = "RMA"
+-- Shows the first packet in `tvb`, the `index`th of its frame. Gives a text for the Info column, and where the
+-- next packet begins.
+local function packet(tvb, pinfo, root, service, index)
     local tree = root:add(rma, tvb())
     if tvb:len() < T.header_len then
         if tvb:reported_len() < T.header_len then
-            pinfo.cols.info = "[truncated]"
             mark_malformed(tree, "truncated")
-        else
-            tree:add_proto_expert_info(X.cut)
+            return "[truncated]"
         end
-        return tvb:len()
+        tree:add_proto_expert_info(X.cut)
+        return nil
     end
     local h, reason = header(tvb, tree, service)
     if reason then
-        pinfo.cols.info = "[" .. reason .. "]"
         mark_malformed(tree, reason)
-        return tvb:len()
+        return "[" .. reason .. "]"
     end
     local last = T.header_len + h.payload_length
     local is_cut = tvb:len() < last and tvb:reported_len() >= last
@@ -1325,7 +1323,8 @@ function rma.dissector(tvb, pinfo, root)
     local title = name .. (h.flag_text ~= "" and " (" .. h.flag_text .. ")" or "")
     tree:append_text(": " .. title)
 
-    local info = frames[pinfo.number]
+    local key = pinfo.number .. "." .. index
+    local info = frames[key]
     if not info then
         local sum_is_good = true
         if rma.prefs.verify and tvb:len() >= last then
@@ -1338,7 +1337,13 @@ function rma.dissector(tvb, pinfo, root)
         else
             info = relate(h, pinfo, h.payload_length > 0 and tvb(T.header_len, h.payload_length):raw() or "")
         end
-        frames[pinfo.number] = info
+        frames[key] = info
+    end
+    -- Behind a packet that a receiver drops nothing is looked for.
+    local next_at
+    if service and not info.reason and tvb:len() >= last + T.header_len and tvb(last, 1):uint() ~= 0 then
+        next_at = last
+        tree:set_len(last)
     end
 
     local text, what
@@ -1352,7 +1357,7 @@ function rma.dissector(tvb, pinfo, root)
     end
     if reason then
         mark_malformed(tree, reason, what)
-        pinfo.cols.info = ("[%s%s] %s"):format(reason, what and ": " .. what or "", title)
+        title = ("[%s%s] %s"):format(reason, what and ": " .. what or "", title)
     else
         local parts = { title, "#" .. h.command_text }
         if h.ioc ~= 0 then
@@ -1367,9 +1372,23 @@ function rma.dissector(tvb, pinfo, root)
                 h.segment_offset + h.payload_length, h.message_length)
         end
         if text then parts[#parts + 1] = text end
-        pinfo.cols.info = table.concat(parts, " ")
+        title = table.concat(parts, " ")
     end
-    if tvb:len() > last then tree:add(F.padding, tvb(last)) end
+    if tvb:len() > last and not next_at then tree:add(F.padding, tvb(last)) end
+    return title, next_at
+end
+
+function rma.dissector(tvb, pinfo, root)
+    local service = pinfo.match_uint == rma.prefs.service
+    pinfo.cols.protocol = "RMA"
+    local texts, index, rest = {}, 1, tvb
+    repeat
+        local text, next_at = packet(rest, pinfo, root, service, index)
+        texts[#texts + 1] = text
+        index = index + 1
+        rest = next_at and rest(next_at):tvb()
+    until not rest
+    if #texts > 0 then pinfo.cols.info = table.concat(texts, " | ") end
     return tvb:len()
 end
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rma::net::{BATCH_FRAMES, ETHERNET_HEADER_LEN, Inbox, Interface, PacketSocket, raw};
-use rma::wire::{HEADER_LEN, Mac};
+use rma::wire::{HEADER_LEN, MAX_SHARED_PACKETS, Mac};
 use rma_rig::Node;
 
 use super::Result;
@@ -23,10 +23,17 @@ const POLLS_BEFORE_YIELD: u32 = 64;
 /// Bytes of the request's own fields behind the header.
 const REQUEST_BYTES: usize = 32;
 
-/// The frames of one I/O: octets of each, without the Ethernet header.
+/// The frames of one I/O.
 pub(super) struct Shape {
-    request: Vec<usize>,
-    reply: Vec<usize>,
+    request: Message,
+    reply: Message,
+}
+
+/// A request or a reply: octets of each of its frames, without the Ethernet header.
+struct Message {
+    frames: Vec<usize>,
+    /// How many of them one frame takes, where each is one packet.
+    shared: usize,
 }
 
 impl Shape {
@@ -38,9 +45,20 @@ impl Shape {
             (REQUEST_BYTES + bytes, 0)
         };
         Self {
-            request: frames(request, mtu),
-            reply: frames(reply, mtu),
+            request: Message::of(request, mtu),
+            reply: Message::of(reply, mtu),
         }
+    }
+}
+
+impl Message {
+    fn of(bytes: usize, mtu: u16) -> Self {
+        let frames = frames(bytes, mtu);
+        let shared = match frames[..] {
+            [packet] => (usize::from(mtu) / packet).clamp(1, MAX_SHARED_PACKETS),
+            _ => 1,
+        };
+        Self { frames, shared }
     }
 }
 
@@ -159,6 +177,42 @@ impl End {
         Ok(())
     }
 
+    /// How many packets of such messages have come.
+    fn packets(&self, message: &Message) -> usize {
+        let packet = message.frames[0];
+        let frames = self.inbox.frames();
+        if message.shared == 1 {
+            frames.count()
+        } else {
+            frames.map(|frame| frame.payload.len() / packet).sum()
+        }
+    }
+
+    /// The frames of one message, and one that as many messages share as do.
+    fn make(&self, to: Mac, message: &Message) -> [Vec<Vec<u8>>; 2] {
+        let shared = message.frames[0] * message.shared;
+        [self.frames(to, &message.frames), self.frames(to, &[shared])]
+    }
+
+    /// Sends `count` messages, of which as many share a frame as can.
+    fn send_all(
+        &self,
+        [one, shared]: &[Vec<Vec<u8>>; 2],
+        message: &Message,
+        count: usize,
+    ) -> io::Result<()> {
+        if message.shared == 1 {
+            return self.send(one, count);
+        }
+        self.send(shared, count / message.shared)?;
+        let rest = count % message.shared;
+        if rest > 0 {
+            let octets = ETHERNET_HEADER_LEN + rest * message.frames[0];
+            self.send(&[shared[0][..octets].to_vec()], 1)?;
+        }
+        Ok(())
+    }
+
     /// Frames of these sizes to a station.
     pub(super) fn frames(&self, to: Mac, sizes: &[usize]) -> Vec<Vec<u8>> {
         sizes
@@ -174,7 +228,7 @@ impl End {
     }
 
     fn serve(&mut self, to: Mac, shape: &Shape, stop: &AtomicBool) -> io::Result<()> {
-        let reply = self.frames(to, &shape.reply);
+        let reply = self.make(to, &shape.reply);
         let mut pending = 0;
         let mut silent = Instant::now();
         while !stop.load(Ordering::Relaxed) {
@@ -187,36 +241,37 @@ impl End {
                 continue;
             }
             silent = Instant::now();
-            pending += count;
-            self.send(&reply, pending / shape.request.len())?;
-            pending %= shape.request.len();
+            pending += self.packets(&shape.request);
+            let asked = shape.request.frames.len();
+            self.send_all(&reply, &shape.reply, pending / asked)?;
+            pending %= asked;
         }
         Ok(())
     }
 
     fn ask(&mut self, to: Mac, shape: &Shape, depth: usize, time: Duration) -> io::Result<f64> {
-        let request = self.frames(to, &shape.request);
+        let request = self.make(to, &shape.request);
         let begun = Instant::now();
         let (mut ios, mut pending) = (0_u64, 0);
         let mut silent = begun;
-        self.send(&request, depth)?;
+        self.send_all(&request, &shape.request, depth)?;
         while begun.elapsed() < time {
             let count = self.receive()?;
             if count == 0 {
                 if silent.elapsed() > PATIENCE {
                     pending = 0;
                     silent = Instant::now();
-                    self.send(&request, depth)?;
+                    self.send_all(&request, &shape.request, depth)?;
                 }
                 std::hint::spin_loop();
                 continue;
             }
             silent = Instant::now();
-            pending += count;
-            let done = pending / shape.reply.len();
-            pending %= shape.reply.len();
+            pending += self.packets(&shape.reply);
+            let done = pending / shape.reply.frames.len();
+            pending %= shape.reply.frames.len();
             ios += done as u64;
-            self.send(&request, done)?;
+            self.send_all(&request, &shape.request, done)?;
         }
         Ok(ios as f64 / begun.elapsed().as_secs_f64())
     }
