@@ -18,6 +18,10 @@ use crate::wire::row::features;
 /// Zeroes are written in pieces of this many bytes where the kernel cannot write them itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Up to so many bytes are read on the protocol's own thread where they are in memory; more is better copied
+/// by several.
+const AT_ONCE_BYTES: usize = 64 << 10;
+
 /// How to open a file or block device.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -48,6 +52,7 @@ pub struct Disk<S: Syscalls = Kernel> {
     not_durable: AtomicBool,
     without_dsync: AtomicBool,
     without_zeroing: AtomicBool,
+    without_nowait: AtomicBool,
     /// Keeps a file from being served twice.
     #[allow(dead_code)]
     lock: Option<Flock<fs::File>>,
@@ -177,6 +182,7 @@ impl<S: Syscalls> Disk<S> {
             not_durable: AtomicBool::new(false),
             without_dsync: AtomicBool::new(false),
             without_zeroing: AtomicBool::new(false),
+            without_nowait: AtomicBool::new(false),
             lock: None,
         }
     }
@@ -360,6 +366,23 @@ impl<S: Syscalls> Backend for Disk<S> {
         Ok(Vec::new())
     }
 
+    fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
+        let len = into.len();
+        if len > AT_ONCE_BYTES || self.without_nowait.load(Ordering::Relaxed) {
+            return None;
+        }
+        check_range(self.size_bytes.load(Ordering::Acquire), offset, len as u64).ok()?;
+        match self.syscalls.pread_nowait(into, offset) {
+            Ok(count) if count == len => Some(Ok(())),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                self.without_nowait.store(true, Ordering::Relaxed);
+                None
+            }
+            // Whoever waits for the rest finds out what is wrong with it.
+            _ => None,
+        }
+    }
+
     fn medium_bytes(&self) -> Option<u64> {
         self.syscalls.size().ok()
     }
@@ -426,6 +449,17 @@ mod tests {
             let now = self.now.lock().unwrap();
             let count = count.min(now.len().saturating_sub(at));
             buffer[..count].copy_from_slice(&now[at..at + count]);
+            Ok(count)
+        }
+        /// Nothing behind the first KiB is in memory.
+        fn pread_nowait(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+            self.called("pread_nowait")?;
+            let at = offset as usize;
+            let count = 1024_usize.saturating_sub(at).min(buffer.len());
+            if count == 0 {
+                return Err(Errno::EAGAIN);
+            }
+            buffer[..count].copy_from_slice(&self.now.lock().unwrap()[at..at + count]);
             Ok(count)
         }
         fn pwrite(&self, data: &[u8], offset: u64) -> Result<usize, Errno> {
@@ -525,6 +559,53 @@ mod tests {
         disk.execute(DiskOp::Flush).unwrap();
         assert_eq!(calls(&disk), ["fdatasync"]);
         assert_eq!(durable(&disk, 512), 7);
+    }
+
+    #[test]
+    fn only_what_is_in_memory_is_read_at_once() {
+        let disk = scripted(Medium::File);
+        let mut buffer = vec![0; 512];
+        assert_eq!(disk.read_at_once(512, &mut buffer), Some(Ok(())));
+        assert_eq!(buffer, [0xaa; 512]);
+        assert_eq!(disk.read_at_once(1024, &mut buffer), None, "not there");
+        assert_eq!(
+            disk.read_at_once(512, &mut [0; 1024]),
+            None,
+            "not all of it"
+        );
+        assert_eq!(disk.read_at_once(8192, &mut buffer), None, "behind the end");
+        assert_eq!(calls(&disk), ["pread_nowait"]);
+        let mut large = vec![0; AT_ONCE_BYTES + 512];
+        assert_eq!(disk.read_at_once(0, &mut large), None);
+        assert!(calls(&disk).is_empty());
+        fail(&disk, "pread_nowait", Errno::EIO);
+        assert_eq!(
+            disk.read_at_once(0, &mut buffer),
+            None,
+            "a read that waits tells"
+        );
+        fail(&disk, "pread_nowait", Errno::EOPNOTSUPP);
+        assert_eq!(disk.read_at_once(0, &mut buffer), None);
+        assert_eq!(calls(&disk).len(), 1);
+        assert_eq!(disk.read_at_once(0, &mut buffer), None);
+        assert!(calls(&disk).is_empty(), "not asked again");
+    }
+
+    #[test]
+    fn a_file_that_was_written_is_read_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let options = Options {
+            size_bytes: Some(1 << 20),
+            ..Options::default()
+        };
+        let disk = Disk::open_file(file.path(), options).unwrap();
+        disk.execute(write(4096, 7, 8192, false)).unwrap();
+        let mut buffer = vec![0; 4096];
+        match disk.read_at_once(8192, &mut buffer) {
+            Some(outcome) => assert_eq!((outcome, &buffer[..]), (Ok(()), &[7; 4096][..])),
+            // A file system that does not tell what is in memory.
+            None => assert!(disk.without_nowait.load(Ordering::Relaxed)),
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ use nix::libc;
 pub trait Syscalls: Send + Sync {
     /// Reads up to `buffer.len()` bytes; 0 at the end.
     fn pread(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno>;
+    /// Reads what is in memory of up to `buffer.len()` bytes: `EAGAIN` where none is, `EOPNOTSUPP` where that
+    /// cannot be asked.
+    fn pread_nowait(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno>;
     /// Writes up to `data.len()` bytes.
     fn pwrite(&self, data: &[u8], offset: u64) -> Result<usize, Errno>;
     /// Writes up to `data.len()` bytes, durable when it returns.
@@ -91,6 +94,25 @@ impl Kernel {
 impl Syscalls for Kernel {
     fn pread(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
         self.0.read_at(buffer, offset).map_err(|e| errno(&e))
+    }
+
+    fn pread_nowait(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        let part = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        let offset = offset_of(offset)?;
+        // SAFETY: `part` names `buffer`, which outlives the call and which nobody else refers to.
+        let count = unsafe {
+            libc::preadv2(
+                self.0.as_raw_fd(),
+                &raw const part,
+                1,
+                offset,
+                libc::RWF_NOWAIT,
+            )
+        };
+        Errno::result(count).map(|count| count as usize)
     }
 
     fn pwrite(&self, data: &[u8], offset: u64) -> Result<usize, Errno> {

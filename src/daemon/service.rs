@@ -196,6 +196,9 @@ impl Service {
                 time = now();
             }
             let received = self.state() == LinkState::Up && self.receive(time);
+            if !received && polls && spin.yields(time) {
+                std::thread::yield_now();
+            }
             if !looks && !received {
                 std::hint::spin_loop();
                 continue;
@@ -211,8 +214,6 @@ impl Service {
                 spin.rest();
             } else if received || !polls {
                 has_worked = true;
-            } else if spin.yields() {
-                std::thread::yield_now();
             }
         }
     }

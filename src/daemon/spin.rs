@@ -9,6 +9,8 @@ use crate::wire::Time;
 const POLL_FOR: Duration = Duration::from_micros(50);
 /// How often it is looked whether anything else is to be done, while frames are polled for.
 const LOOK_EVERY: Duration = Duration::from_micros(20);
+/// How long after the last frame, and after giving the processor away, another thread may have it.
+const YIELD_AFTER: Duration = Duration::from_micros(8);
 /// The score at its best and, negated, at its worst.
 const SCORE_LIMIT: i8 = 16;
 /// What polling in vain takes from the score; a frame in time gives 1.
@@ -23,16 +25,13 @@ pub(super) struct Spin {
     until: Option<Time>,
     skipped: u32,
     look_at: Time,
-    /// Whether frames came since the last look.
-    came: bool,
-    /// Whether none had come between the last two looks.
-    is_dry: bool,
+    yield_at: Time,
 }
 
 impl Spin {
     /// Frames came and what was to be done for them is done, and more may follow soon.
     pub(super) fn worked(&mut self, now: Time) {
-        self.came = true;
+        self.yield_at = now + YIELD_AFTER;
         if self.until.take().is_some() {
             self.score = (self.score + 1).min(SCORE_LIMIT);
         }
@@ -48,15 +47,18 @@ impl Spin {
         let due = self.look_at <= now;
         if due {
             self.look_at = now + LOOK_EVERY;
-            self.is_dry = !std::mem::take(&mut self.came);
         }
         due
     }
 
     /// Whether another thread should have the processor now: whoever is awaited may be waiting for it. Where
     /// frames keep coming nobody is, and who yields on a busy machine is back after milliseconds.
-    pub(super) const fn yields(&self) -> bool {
-        self.is_dry
+    pub(super) fn yields(&mut self, now: Time) -> bool {
+        let due = self.yield_at <= now;
+        if due {
+            self.yield_at = now + YIELD_AFTER;
+        }
+        due
     }
 
     /// Nothing is awaited any more: sleeping is no failure.
@@ -119,11 +121,10 @@ mod tests {
         let mut spin = Spin::default();
         for at in 0..100 {
             spin.worked(us(at));
-            spin.looks(us(at));
-            assert!(!spin.yields());
+            assert!(!spin.yields(us(at)));
         }
-        let dry = (100..200).filter(|at| spin.looks(us(*at)) && spin.yields());
-        assert_eq!(dry.count(), 4, "from the second look on");
+        let dry: Vec<u64> = (100..140).filter(|at| spin.yields(us(*at))).collect();
+        assert_eq!(dry, [107, 115, 123, 131, 139]);
     }
 
     #[test]

@@ -297,12 +297,12 @@ impl Daemon {
                     served |= received && port.is_service;
                 }
             }
+            if !served && polls && spin.yields(now) {
+                std::thread::yield_now();
+            }
             if !served && !looks {
                 std::hint::spin_loop();
                 continue;
-            }
-            if !served && polls && spin.yields() {
-                std::thread::yield_now();
             }
             self.media.follow_sizes(now, &mut self.unit);
             self.unit.tick(now);
