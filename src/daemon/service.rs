@@ -178,17 +178,20 @@ impl Service {
         }
         self.tell_nics();
         let mut seen = Vec::new();
-        let mut spin = Spin::default();
+        // Frames are polled for while answers are awaited, otherwise what clients want next.
+        let (mut frames, mut clients) = (Spin::default(), Spin::default());
         let mut has_worked = false;
         loop {
             seen.clear();
             let mut time = now();
+            let waits = self.initiator.is_waiting();
+            let spin = if waits { &mut frames } else { &mut clients };
             if std::mem::take(&mut has_worked) {
                 spin.worked(time);
             }
             let polls = spin.polls(time);
             // While it polls for frames, everything else is looked at now and then.
-            let looks = !polls || spin.looks(time);
+            let looks = !polls || !waits || spin.looks(time);
             if looks {
                 if !self.look(&mut event_loop, polls, &mut seen) {
                     return;
@@ -210,10 +213,18 @@ impl Service {
             self.initiator.tick(time);
             self.serve(time, looks);
             self.transmit(time);
-            if !self.initiator.is_waiting() {
-                spin.rest();
-            } else if received || !polls {
-                has_worked = true;
+            match (waits, self.initiator.is_waiting()) {
+                (true, true) => has_worked = received || !polls,
+                (true, false) => {
+                    frames.rest();
+                    has_worked = true;
+                }
+                (false, true) => {
+                    clients.worked(time);
+                    clients.rest();
+                    has_worked = true;
+                }
+                (false, false) => {}
             }
         }
     }

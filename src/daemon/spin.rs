@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::wire::Time;
 
 /// How long after the last frame the next is polled for.
-const POLL_FOR: Duration = Duration::from_micros(50);
+const POLL_FOR: Duration = Duration::from_micros(120);
 /// How often it is looked whether anything else is to be done, while frames are polled for.
 const LOOK_EVERY: Duration = Duration::from_micros(20);
 /// How long after the last frame, and after giving the processor away, another thread may have it.
@@ -100,7 +100,7 @@ mod tests {
         for at in 1..1000 {
             spin.worked(us(at * 1000));
             polled += u32::from(spin.polls(us(at * 1000 + 1)));
-            assert!(!spin.polls(us(at * 1000 + 51)));
+            assert!(!spin.polls(us(at * 1000 + 121)));
         }
         assert!((10..30).contains(&polled), "{polled}");
         for at in 0..1000 {
