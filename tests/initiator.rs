@@ -12,7 +12,8 @@ use rma::session::{Hub, HubEvent, Server, ServerConfig, ServerEvent};
 use rma::wire::message::{DeviceRecord, DevicesReply};
 use rma::wire::row::features;
 use rma::wire::{
-    Epoch, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, ObservationStamp, Status, Time, Wire,
+    DecodeError, Epoch, Guid, Incarnation, IocNumber, IodNumber, Kind, Mac, ObservationStamp,
+    Status, Time, Wire,
 };
 use session_pair::{CLIENT, CLIENT_MAC, Disk, Faults, IOC, InFlight, Segment, server_config};
 
@@ -27,6 +28,8 @@ struct UnitModel {
     hub: Hub<u32>,
     disk: Disk,
     up: bool,
+    /// What is answered instead of the list of devices.
+    list: Option<Vec<u8>>,
 }
 
 impl UnitModel {
@@ -38,6 +41,7 @@ impl UnitModel {
             hub: Hub::new(true, Vec::new()),
             disk: Disk::new(SIZE),
             up: true,
+            list: None,
         };
         unit.restart();
         unit
@@ -186,7 +190,8 @@ impl Bench {
                     ..
                 } = event
                 {
-                    let body = UnitModel::devices().to_body();
+                    let own = || UnitModel::devices().to_body();
+                    let body = unit.list.clone().unwrap_or_else(own);
                     let server = unit.hub.server_mut().unwrap();
                     server.reply(now, connection, command, Status::Ok, body);
                     continue;
@@ -586,4 +591,42 @@ fn devices_are_listed_when_their_controller_can_be_reached() {
         lists,
         [(Guid(99), Err(Status::NoController)), (unit, Ok(expected))]
     );
+}
+
+#[test]
+fn an_odd_device_does_not_cost_the_others_and_a_list_that_cannot_be_read_is_told_of() {
+    let mut bench = Bench::new(Faults::NONE, 1, 9000);
+    let unit = bench.units[0].guid;
+    bench.pass(SECONDS);
+    let mut both = UnitModel::devices();
+    both.devices.push(DeviceRecord {
+        guid: Guid(0xe),
+        iod: IodNumber(2),
+        block_size: 513,
+        ..both.devices[0].clone()
+    });
+    let cut = both.to_body().split_last().unwrap().1.to_vec();
+    for list in [both.to_body(), cut] {
+        bench.units[0].list = Some(list);
+        bench.initiator.list_devices(bench.now, unit, IOC);
+        bench.pump();
+        bench.pass(SECONDS);
+    }
+    let told: Vec<_> = bench
+        .events
+        .drain(..)
+        .filter(|e| matches!(e, IoEvent::Devices { .. } | IoEvent::Malformed { .. }))
+        .collect();
+    let devices = |result| IoEvent::Devices {
+        unit,
+        ioc: IOC,
+        result,
+    };
+    let malformed = IoEvent::Malformed {
+        unit,
+        ioc: IOC,
+        reason: DecodeError::Truncated,
+    };
+    let refused = devices(Err(Status::BadRequest));
+    assert_eq!(told, [devices(Ok(both)), malformed, refused]);
 }

@@ -1138,10 +1138,15 @@ fn what_no_honest_sender_says_is_refused() {
                     iod: IodNumber(0),
                     ..b.clone()
                 }]));
-                refused(&with(vec![DeviceRecord {
-                    block_size: 0,
-                    ..b.clone()
-                }]));
+                // What one device cannot be does not cost the others.
+                for block_size in [0, 513, u32::MAX] {
+                    let odd = DeviceRecord {
+                        block_size,
+                        ..b.clone()
+                    };
+                    let list = with(vec![a.clone(), odd]);
+                    assert_eq!(DevicesReply::from_body(&list.to_body()), Ok(list));
+                }
             }
             Body::LeaseRequest(m) => {
                 let with = |verb, force, term| LeaseRequest {

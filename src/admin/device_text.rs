@@ -23,7 +23,11 @@ pub(super) fn exports(exports: &[ExportInfo], style: Style) -> String {
             ]
         })
         .collect();
-    list(style, &headings, rows)
+    let warnings = exports.iter().filter_map(|e| {
+        let warning = e.warning.as_ref()?;
+        Some(format!("{}: {warning}\n", e.name.escape_default()))
+    });
+    list(style, &headings, rows) + &warnings.collect::<String>()
 }
 
 fn policy_word(fail_after_s: Option<u32>) -> String {

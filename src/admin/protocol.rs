@@ -144,6 +144,9 @@ pub struct ExportInfo {
     pub state: String,
     /// Seconds for which I/O waits for an unreachable unit before it fails; `null`: for ever.
     pub fail_after_s: Option<u32>,
+    /// What is wrong with what its unit tells, though it is exported.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// What has been done on a device since this host owns it, or since `rmad` has started.

@@ -850,4 +850,37 @@ mod tests {
         assert_eq!(texts.len(), 6, "{texts:#?}");
         assert_eq!(fs::read(&path).unwrap(), [0; 100]);
     }
+
+    /// On a filesystem in memory: others have no files that long.
+    #[test]
+    fn the_largest_device_is_served_to_its_end() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+            return;
+        };
+        let size_bytes = (1 << 63) - 512;
+        let options = Options {
+            size_bytes: Some(size_bytes),
+            ..Options::default()
+        };
+        let disk = match Disk::open_file(&dir.path().join("largest"), options) {
+            Ok(disk) => disk,
+            Err(OpenError::Io { .. }) => return,
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(disk.info().size_bytes, size_bytes);
+        let write = |offset| {
+            let data = vec![7; 512].into();
+            let fua = true;
+            disk.execute(DiskOp::Write { offset, data, fua })
+        };
+        write(size_bytes - 512).unwrap();
+        let read = DiskOp::Read {
+            offset: size_bytes - 512,
+            len: 512,
+        };
+        assert_eq!(disk.execute(read).unwrap(), [7; 512]);
+        for beyond in [size_bytes, u64::MAX - 511] {
+            assert_eq!(write(beyond), Err(DiskError::OutOfRange));
+        }
+    }
 }

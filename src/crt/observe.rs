@@ -14,6 +14,7 @@ use crate::wire::message::{
     ControllerRecord, ControllersReply, DeviceRecord, DevicesReply, ExtentFacts, Member,
     OwnershipRegister,
 };
+use crate::wire::row::is_block_size;
 use crate::wire::{
     EntityType, Guid, Incarnation, IocNumber, IodNumber, ObservationStamp, Ownership,
     OwnershipStamp, Row, RowState,
@@ -159,7 +160,9 @@ impl Table {
         row.model.clone_from(&record.model);
         row.serial.clone_from(&record.serial);
         row.size_bytes = record.size_bytes;
-        row.block_size = record.block_size;
+        row.block_size = Some(record.block_size)
+            .filter(|bytes| is_block_size(*bytes))
+            .unwrap_or(0);
         row.features = record.features;
         row.observed = record.observed;
         if planted::is(Bug::DiscoveryOutranksAllocation) {

@@ -1063,3 +1063,21 @@ fn equal_rows_of_two_tables_are_in_memory_once() {
     );
     assert_ne!(b.digest(), a.digest());
 }
+
+#[test]
+fn a_block_size_that_no_disk_has_is_kept_as_none_and_the_other_devices_as_they_are() {
+    let mut table = discovered();
+    let odd = Guid(0x0dd);
+    let mut list = devices(C114A, 50, &[(D116A2, 2, "116A2", 50), (odd, 3, "odd", 50)]);
+    list.devices[1].block_size = 513;
+    let changed = table.observe_devices(U112, &list);
+    assert!(changed.contains(&odd) && changed.contains(&D116A2));
+    assert_eq!(table.get(odd).map(|row| row.block_size), Some(0));
+    assert_eq!(table.get(D116A2).map(|row| row.block_size), Some(512));
+    // The same list again is no news.
+    assert_eq!(table.observe_devices(U112, &list), []);
+    list.devices[1].block_size = 4096;
+    list.devices[1].observed = at(1, 51);
+    assert_eq!(table.observe_devices(U112, &list), [odd]);
+    assert_eq!(table.get(odd).map(|row| row.block_size), Some(4096));
+}

@@ -10,13 +10,14 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use super::device_facts::usable;
 use super::devices_kernel::{Kernel, Unclaimed};
 use super::devices_links::LinkChecks;
 use super::devices_rules::{explain, rules_text, section};
 pub use super::devices_words::{DeviceCommand, DeviceEvent, DevicesConfig, DevicesHandle};
 use super::devices_words::{KernelNames, Said, lock};
 use super::service::{ServiceCommand, ServiceSender};
-use super::service_words::{Exposure, How, info, usable};
+use super::service_words::{Exposure, How, info};
 use crate::export::choice::Way;
 use crate::export::kernel::{flusher, nbd, ublk, udevd, usage};
 use crate::export::rules_file::RulesFile;
@@ -236,9 +237,12 @@ impl Devices {
                 continue;
             };
             let resized = info(&new).served_bytes() != info(&held.owned).served_bytes();
-            held.owned = new;
-            if resized && held.kernel().is_some() {
-                held.missing = held.missing.or(Some((0, Instant::now())));
+            let old = std::mem::replace(&mut held.owned, new);
+            if resized && held.kernel().is_some() && usable(&held.owned).is_ok() {
+                // One that could not be served has no connections yet.
+                let served = usable(&old).is_ok();
+                let count = if served { 0 } else { nbd::CONNECTIONS };
+                held.missing = held.missing.or(Some((count, Instant::now())));
             }
         }
         for (guid, owned) in owned {
@@ -249,13 +253,19 @@ impl Devices {
                 None => State::Waiting,
             };
             let claimed = matches!(state, State::Kernel(_));
+            let reason = "it was there before rmad was started".to_owned();
+            let problem = usable(&owned).err().filter(|_| claimed);
+            let is_served = claimed && problem.is_none();
             let held = Held {
                 owned,
                 state,
-                reason: "it was there before rmad was started".into(),
-                missing: claimed.then(|| (nbd::CONNECTIONS, Instant::now())),
+                reason,
+                missing: is_served.then(|| (nbd::CONNECTIONS, Instant::now())),
             };
             self.held.insert(guid, held);
+            if let Some(problem) = problem {
+                self.hold_back(guid, &problem);
+            }
         }
         self.write_rules();
         for held in gone.into_values() {

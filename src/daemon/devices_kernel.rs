@@ -117,6 +117,19 @@ impl Devices {
         self.service.send(ServiceCommand::Expose(guid, exposure));
     }
 
+    /// A device of an earlier start stays, and its I/O waits, as long as its unit tells of what cannot be
+    /// served.
+    pub(super) fn hold_back(&self, guid: Guid, problem: &str) {
+        let Some((held, kernel)) = self.held.get(&guid).and_then(|h| Some((h, h.kernel()?))) else {
+            return;
+        };
+        let (name, node) = (held_name(&self.held, guid), kernel.name());
+        lock(&self.names).insert(guid, node.clone());
+        let problem = format!("its I/O waits: {problem}");
+        log::error!("/dev/{} ({name}) is not served: {problem}", node.as_str());
+        self.expose(guid, kernel, held.reason.clone(), How::Failed(problem));
+    }
+
     /// Gives the kernel new connections for those that it has lost.
     pub(super) fn replace(&mut self) {
         let now = Instant::now();

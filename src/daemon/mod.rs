@@ -3,6 +3,7 @@
 pub mod args;
 mod committer;
 pub mod config;
+mod device_facts;
 pub mod devices;
 mod devices_kernel;
 mod devices_links;
@@ -20,6 +21,7 @@ mod rmad_devices;
 pub mod rmad_error;
 mod rmad_policies;
 pub mod service;
+mod service_lists;
 mod service_shown;
 mod service_words;
 mod spin;

@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 
 use super::committer::Committer;
 use super::config::ConfigError;
+use super::device_facts::Facts;
 use super::devices::{DeviceCommand, DevicesConfig, DevicesHandle};
 use super::event_loop::{Event, Interest, Loop, notify, notify_alive, notify_reloading, now};
 use super::rmad_config::RmadConfig;
@@ -198,6 +199,7 @@ fn run_once(
         cluster: ClusterName::NONE,
         watchers: BTreeSet::new(),
         policies: Policies::open(&config.state_dir, config.policy),
+        facts: Facts::default(),
         moved: None,
         config: config.clone(),
     };
@@ -232,6 +234,7 @@ pub(super) struct Rmad {
     cluster: ClusterName,
     watchers: BTreeSet<ControlId>,
     pub(super) policies: Policies,
+    facts: Facts,
     moved: Option<Outcome>,
     /// What is in force.
     config: RmadConfig,
@@ -522,9 +525,10 @@ impl Rmad {
                 AgentAction::ListDevices { unit, ioc } => {
                     service.send(ServiceCommand::ListDevices(unit, ioc));
                 }
-                AgentAction::Export(owned) => {
+                AgentAction::Export(mut owned) => {
+                    let warnings = self.facts.settle(&mut owned);
                     // The service thread first: it stops at once what is no longer owned.
-                    service.send(ServiceCommand::Export(owned.clone()));
+                    service.send(ServiceCommand::Export(owned.clone(), warnings));
                     self.device(DeviceCommand::Own(owned));
                 }
                 AgentAction::AdminReply { token, reply } => {

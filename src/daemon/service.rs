@@ -14,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::devices::DeviceCommand;
 use super::event_loop::{Event, Interest, Loop, now};
 use super::loads::Loads;
+use super::service_lists::Lists;
 use super::service_shown::Shown;
 pub use super::service_words::{ServiceCommand, ServiceEvent, ServiceSender};
 use super::service_words::{info, target};
@@ -84,6 +85,8 @@ impl ServiceHandle {
             devices: config.devices,
             exports: BTreeMap::new(),
             policies: (Policy::Queue, BTreeMap::new()),
+            warnings: BTreeMap::new(),
+            lists: Lists::default(),
             loads: Loads::default(),
             is_unfinished: false,
             commands: command_queue,
@@ -161,6 +164,9 @@ pub(super) struct Service {
     pub(super) exports: BTreeMap<Guid, Export>,
     /// The default, and what devices have of their own.
     pub(super) policies: (Policy, BTreeMap<Guid, Policy>),
+    /// What people must know of devices that are exported nevertheless.
+    pub(super) warnings: BTreeMap<Guid, String>,
+    pub(super) lists: Lists,
     loads: Loads,
     /// There is more to serve.
     is_unfinished: bool,
@@ -286,12 +292,16 @@ impl Service {
                 }
                 ServiceCommand::RemoveController(unit, ioc) => {
                     self.controllers.remove(&(unit, ioc));
+                    self.lists.forget(unit, ioc);
                     self.initiator.remove_controller(now(), unit, ioc);
                 }
                 ServiceCommand::ListDevices(unit, ioc) => {
                     self.initiator.list_devices(now(), unit, ioc);
                 }
-                ServiceCommand::Export(owned) => self.export(owned),
+                ServiceCommand::Export(owned, warnings) => {
+                    self.warnings = warnings;
+                    self.export(owned);
+                }
                 ServiceCommand::Policies(default, own) => {
                     self.policies = (default, own);
                     self.set_policies();
@@ -423,7 +433,11 @@ impl Service {
             IoEvent::Done { token, result } => {
                 self.complete(token, result.map_err(BlockError::from));
             }
+            IoEvent::Malformed { unit, ioc, reason } => self.lists.malformed(unit, ioc, reason),
             IoEvent::Devices { unit, ioc, result } => {
+                if let Ok(reply) = &result {
+                    self.lists.look(unit, ioc, reply);
+                }
                 self.say(ServiceEvent::Devices(unit, ioc, result));
             }
             IoEvent::Notified {

@@ -87,7 +87,7 @@ impl Service {
         let frames = FrameStatistics {
             received: counters.received_frames,
             receive_drops: counters.receive_drops,
-            malformed: counters.received_malformed,
+            malformed: counters.received_malformed + self.lists.malformed,
             sent: counters.sent_frames,
             send_drops: counters.send_drops + counters.send_oversized,
         };
@@ -117,6 +117,7 @@ impl Service {
                         Some(None) => "queueing".into(),
                     },
                     fail_after_s: seconds(self.policy(row.guid)),
+                    warning: self.warnings.get(&row.guid).cloned(),
                 }
             })
             .collect()

@@ -32,8 +32,8 @@ pub enum ServiceCommand {
     RemoveController(Guid, IocNumber),
     /// Ask a controller for its devices.
     ListDevices(Guid, IocNumber),
-    /// Everything that this host owns.
-    Export(Vec<OwnedDevice>),
+    /// Everything that this host owns, and what people must know of some of it.
+    Export(Vec<OwnedDevice>, BTreeMap<Guid, String>),
     /// What becomes of I/O to an unreachable unit: of most devices, and of those that have a word of their
     /// own.
     Policies(Policy, BTreeMap<Guid, Policy>),
@@ -143,18 +143,6 @@ pub(super) fn target(owned: &OwnedDevice) -> Target {
         block_size: owned.row.block_size,
         features: owned.row.features,
     }
-}
-
-/// Whether a client could make sense of the device's facts.
-pub(super) fn usable(owned: &OwnedDevice) -> Result<(), String> {
-    let (size, block) = (owned.row.size_bytes, owned.row.block_size);
-    if !block.is_power_of_two() || !(512..=65_536).contains(&block) {
-        return Err(format!("its unit says that its block size is {block}"));
-    }
-    if size < u64::from(block) || size > i64::MAX as u64 {
-        return Err(format!("its unit says that its size is {size} bytes"));
-    }
-    Ok(())
 }
 
 /// What a client is told of it.

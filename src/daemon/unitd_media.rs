@@ -196,6 +196,15 @@ fn open(config: &DeviceConfig) -> Result<Arc<Metered>, OpenError> {
             config.read_only,
         )?),
     };
+    let info = inner.info();
+    let bytes = config.size_bytes.or_else(|| inner.medium_bytes());
+    if let Some(rest @ 1..) = bytes.and_then(|bytes| bytes.checked_sub(info.size_bytes)) {
+        log::warn!(
+            "{}: its last {rest} bytes are no whole block of {} and are not served; to have them, make it longer",
+            medium(config),
+            info.block_size
+        );
+    }
     Ok(Arc::new(Metered {
         medium: medium(config),
         inner,

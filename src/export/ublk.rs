@@ -334,6 +334,17 @@ mod tests {
         ] {
             assert_eq!(parse(bad, &info()), Err(error));
         }
+        // The largest device that the kernel has.
+        let size_bytes = (1 << 63) - 512;
+        let largest = ExportInfo {
+            size_bytes,
+            block_size: 512,
+            ..info()
+        };
+        let last = parse(descriptor(OP_READ, 1, (size_bytes >> 9) - 1), &largest);
+        assert_eq!(last, Ok((BlockOp::Read, size_bytes - 512, 512, false)));
+        let beyond = parse(descriptor(OP_READ, 1, size_bytes >> 9), &largest);
+        assert_eq!(beyond, Err(BlockError::Invalid));
         let read_only = ExportInfo {
             read_only: true,
             ..info()

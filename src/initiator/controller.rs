@@ -157,7 +157,12 @@ impl Initiator {
             return self.close_unused(now, key);
         }
         let result = match status {
-            Status::Ok => DevicesReply::from_body(body).map_err(|_| Status::BadRequest),
+            Status::Ok => DevicesReply::from_body(body).map_err(|reason| {
+                let (unit, ioc) = key;
+                let malformed = IoEvent::Malformed { unit, ioc, reason };
+                self.events.push_back(malformed);
+                Status::BadRequest
+            }),
             status => Err(status),
         };
         self.listed(key, result);

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent, NicState, PathReport};
+use crate::wire::codec::DecodeError;
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
 use crate::wire::{
@@ -162,6 +163,15 @@ pub enum IoEvent {
         ioc: IocNumber,
         /// The list, or why there is none.
         result: Result<DevicesReply, Status>,
+    },
+    /// A device list that has come cannot be read; [`Self::Devices`] without one follows.
+    Malformed {
+        /// The unit.
+        unit: Guid,
+        /// The controller.
+        ioc: IocNumber,
+        /// Why.
+        reason: DecodeError,
     },
     /// A controller can be reached.
     Up {

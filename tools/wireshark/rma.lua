@@ -452,9 +452,9 @@ local function is_block_size(n)
     return n >= T.min_block_size and n <= T.max_block_size and band(n, n - 1) == 0
 end
 
-function Reader:block_size(abbr, may_be_zero)
+function Reader:block_size(abbr)
     local n = self:uint(abbr, 4)
-    if not (is_block_size(n) or (may_be_zero and n == 0)) then bad("bad value in block size") end
+    if n ~= 0 and not is_block_size(n) then bad("bad value in block size") end
 end
 
 function Reader:summary()
@@ -546,7 +546,7 @@ function Reader:row()
     self:text("row.model", T.max_label_bytes)
     self:text("row.serial", T.max_label_bytes)
     self:uint("row.size", 8)
-    self:block_size("row.block_size", true)
+    self:block_size("row.block_size")
     self:features()
     self:observed()
     local word = self:ownership()
@@ -570,7 +570,8 @@ function Reader:device()
     self:text("device.model", T.max_label_bytes)
     self:text("device.serial", T.max_label_bytes)
     self:uint("device.size", 8)
-    self:block_size("device.block_size", false)
+    -- Any is read: one that no disk has does not cost the others of the list.
+    self:uint("device.block_size", 4)
     self:features()
     self:observed()
     return iod, guid, ("%d %s"):format(iod, name)

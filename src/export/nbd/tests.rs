@@ -611,6 +611,23 @@ fn a_client_that_leaves_is_still_answered() {
 }
 
 #[test]
+fn the_largest_device_is_served_to_its_end() {
+    let size_bytes = (1 << 63) - 512;
+    let largest = ExportInfo {
+        size_bytes,
+        ..info()
+    };
+    let mut c = ready(largest, false);
+    feed(&mut c, &request(CMD_READ, 0, 1, size_bytes - 512, 512));
+    let asked = c.poll_request().expect("a request");
+    assert_eq!((asked.offset, asked.len), (size_bytes - 512, 512));
+    for (cookie, offset) in [(2, size_bytes), (3, u64::MAX - 511)] {
+        feed(&mut c, &request(CMD_READ, 0, cookie, offset, 512));
+        assert_ne!(simple_error(&mut c, cookie), 0);
+    }
+}
+
+#[test]
 fn nonsense_instead_of_a_request_ends_the_connection() {
     let mut c = ready(info(), true);
     feed(&mut c, &[0xa5; 28]);

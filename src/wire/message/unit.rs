@@ -5,7 +5,7 @@ use super::super::header::MAX_MESSAGE_BYTES;
 use super::super::id::{Epoch, Extent, Guid, IocNumber, IodNumber, Mac};
 use super::super::row::{
     MAX_LABEL_BYTES, MAX_MACS, MAX_NAME_BYTES, ObservationStamp, Ownership, OwnershipStamp,
-    is_block_size, wire_struct,
+    wire_struct,
 };
 use super::page_advances;
 use super::{
@@ -137,7 +137,8 @@ pub struct DeviceRecord {
     pub serial: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Its logical block size in bytes ([`is_block_size`]).
+    /// Its logical block size in bytes. Any number is read: one that no disk has
+    /// ([`is_block_size`](super::row::is_block_size)) must not cost the list's other devices.
     pub block_size: u32,
     /// Its [`super::row::features`].
     pub features: u64,
@@ -173,9 +174,6 @@ impl Wire for DeviceRecord {
         };
         if record.iod.0 == 0 {
             return Err(DecodeError::BadValue("device number"));
-        }
-        if !is_block_size(record.block_size) {
-            return Err(DecodeError::BadValue("block size"));
         }
         Ok(record)
     }

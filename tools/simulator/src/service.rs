@@ -192,7 +192,10 @@ impl Service {
                 IoEvent::Done { token, result } => {
                     return Some(Heard::Ended(token, result));
                 }
-                IoEvent::Up { .. } | IoEvent::Down { .. } | IoEvent::Refused { .. } => {}
+                IoEvent::Up { .. }
+                | IoEvent::Down { .. }
+                | IoEvent::Refused { .. }
+                | IoEvent::Malformed { .. } => {}
             }
         }
         None

@@ -3,13 +3,24 @@
 use super::{exporting, memory};
 use crate::Result;
 use crate::cluster::{Lab, start_rmad, wait_export, write};
+use crate::machine::Machine;
 
 /// A name that would do harm if it reached a rule as it is (a basic string of TOML).
 const HOSTILE: &str = r#"a\", RUN+=\"/bin/touch /tmp/harm\\ /../%n $kernel"#;
 
+/// The largest device that a kernel has, bytes.
+const LARGEST: u64 = (1 << 63) - 512;
+
 pub(super) fn bad_input(lab: &Lab) -> Result<()> {
-    let devices =
-        memory(1, "d1", 8) + &memory(2, HOSTILE, 8) + &memory(3, "twin", 8) + &memory(4, "twin", 8);
+    // A filesystem in memory has files of such a length.
+    let largest = format!(
+        "\n[[controller.device]]\nnumber = 5\nname = \"largest\"\nbackend = \"file\"\npath = \"/tmp/largest.img\"\nsize = \"{LARGEST}\"\n"
+    );
+    let devices = memory(1, "d1", 8)
+        + &memory(2, HOSTILE, 8)
+        + &memory(3, "twin", 8)
+        + &memory(4, "twin", 8)
+        + &largest;
     lab.daemons(&devices, &exporting("nbd"))?;
     lab.share_parents()?;
     let a = &lab.a;
@@ -24,6 +35,8 @@ pub(super) fn bad_input(lab: &Lab) -> Result<()> {
     a.sh_fails("ls /dev/rma/by-name/twin")?;
     a.sh("[ $(ls /dev/rma/by-name | wc -l) = 2 ] && ls /dev/rma/by-name | grep -q x2f")?;
     a.sh("rma udev rules | grep -q 'other devices here have the same name'")?;
+
+    to_the_end(a)?;
 
     // A rules directory that cannot be written: said once, and the devices are there.
     let host = |more: &str| format!("interface = \"eth0\"\ncluster = \"A\"\n{more}");
@@ -63,5 +76,28 @@ pub(super) fn bad_input(lab: &Lab) -> Result<()> {
     if export["backend"] != "nbd-socket" || !reason.contains("nbd driver") {
         return Err(format!("not by socket, or not said why: {export}").into());
     }
+    Ok(())
+}
+
+/// The last block of the largest device is written and read, and nothing behind it.
+fn to_the_end(a: &Machine) -> Result<()> {
+    a.sh("rma allocate largest --to a")?;
+    wait_export(a, "largest")?;
+    a.wait_sh(
+        20,
+        "the name of the largest device",
+        "[ -b /dev/rma/by-name/largest ]",
+    )?;
+    let last = LARGEST / 512 - 1;
+    a.sh(&format!(
+        "set -e; d=/dev/rma/by-name/largest; [ $(blockdev --getsize64 $d) = {LARGEST} ]
+         dd if=/dev/urandom of=/tmp/last bs=512 count=1 2>/dev/null
+         dd if=/tmp/last of=$d bs=512 seek={last} oflag=direct conv=notrunc 2>/dev/null
+         dd if=$d bs=512 skip={last} count=1 iflag=direct 2>/dev/null | cmp - /tmp/last
+         dd if=/tmp/last of=$d bs=512 seek={beyond} oflag=direct conv=notrunc 2>/dev/null && exit 3
+         udevadm settle --timeout=20; ! dmesg | grep 'I/O error'",
+        beyond = last + 1,
+    ))?;
+    a.wait_sh(20, "the release", "rma release largest")?;
     Ok(())
 }
