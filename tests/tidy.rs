@@ -101,6 +101,7 @@ const FORBIDDEN_NAMES_IN_CORE: &[&str] = &[
 /// The modules that talk to the kernel, which alone may hold `unsafe`.
 const UNSAFE_ALLOWED: &[&str] = &[
     "src/backend/syscalls.rs",
+    "src/backend/uring.rs",
     "src/daemon/event_loop.rs",
     "src/export/kernel/flusher.rs",
     "src/export/kernel/uring.rs",

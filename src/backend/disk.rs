@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -381,6 +382,12 @@ impl<S: Syscalls> Backend for Disk<S> {
             // Whoever waits for the rest finds out what is wrong with it.
             _ => None,
         }
+    }
+
+    fn readable(&self, offset: u64, len: u32) -> Option<BorrowedFd<'_>> {
+        let size = self.size_bytes.load(Ordering::Acquire);
+        check_range(size, offset, len.into()).ok()?;
+        self.syscalls.file()
     }
 
     fn medium_bytes(&self) -> Option<u64> {

@@ -11,6 +11,9 @@ mod disk;
 mod memory;
 mod pool;
 mod syscalls;
+mod uring;
+
+use std::os::fd::BorrowedFd;
 
 use crate::unit::disk::{DiskError, DiskInfo, DiskOp};
 
@@ -39,6 +42,13 @@ pub trait Backend: Send + Sync {
     /// Reads `into.len()` bytes where that needs no waiting. Nothing: [`Self::execute`] has to do it.
     fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
         let _ = (offset, into);
+        None
+    }
+
+    /// The open file that these bytes are to be read from, at the same place, where there is one and they are
+    /// in it.
+    fn readable(&self, offset: u64, len: u32) -> Option<BorrowedFd<'_>> {
+        let _ = (offset, len);
         None
     }
 

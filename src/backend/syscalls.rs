@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use nix::errno::Errno;
@@ -11,6 +11,10 @@ use nix::libc;
 
 /// What a [`super::Disk`] asks of the kernel. Ranges fit an `off_t`. Errors are error numbers.
 pub trait Syscalls: Send + Sync {
+    /// What is read and written, where it is an open file.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Reads up to `buffer.len()` bytes; 0 at the end.
     fn pread(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno>;
     /// Reads what is in memory of up to `buffer.len()` bytes: `EAGAIN` where none is, `EOPNOTSUPP` where that
@@ -92,6 +96,10 @@ impl Kernel {
 }
 
 impl Syscalls for Kernel {
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+
     fn pread(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
         self.0.read_at(buffer, offset).map_err(|e| errno(&e))
     }

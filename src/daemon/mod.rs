@@ -22,6 +22,7 @@ pub mod rmad_error;
 mod rmad_policies;
 pub mod service;
 mod service_lists;
+mod service_loop;
 mod service_shown;
 mod service_words;
 mod spin;

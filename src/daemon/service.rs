@@ -12,15 +12,15 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::devices::DeviceCommand;
-use super::event_loop::{Event, Interest, Loop, now};
+use super::event_loop::{Interest, Loop, now};
 use super::loads::Loads;
 use super::service_lists::Lists;
 use super::service_shown::Shown;
 pub use super::service_words::{ServiceCommand, ServiceEvent, ServiceSender};
 use super::service_words::{info, target};
-use super::spin::Spin;
+
 use crate::export::block::{BlockError, BlockRequest};
-use crate::export::kernel::flusher;
+
 use crate::export::socket::NbdSockets;
 use crate::export::ublk::UblkQueues;
 use crate::initiator::load::{Load, LoadSpec};
@@ -32,7 +32,7 @@ use crate::wire::row::features;
 use crate::wire::{ClusterName, Guid, Hop, IocNumber, Time};
 
 const TOKEN_PACKETS: u64 = 0;
-const TOKEN_COMMANDS: u64 = 1;
+pub(super) const TOKEN_COMMANDS: u64 = 1;
 const TOKEN_SOCKETS: u64 = 2;
 const TOKEN_QUEUES: u64 = 3;
 
@@ -167,117 +167,22 @@ pub(super) struct Service {
     /// What people must know of devices that are exported nevertheless.
     pub(super) warnings: BTreeMap<Guid, String>,
     pub(super) lists: Lists,
-    loads: Loads,
+    pub(super) loads: Loads,
     /// There is more to serve.
-    is_unfinished: bool,
+    pub(super) is_unfinished: bool,
     commands: Receiver<ServiceCommand>,
-    wake: Arc<EventFd>,
+    pub(super) wake: Arc<EventFd>,
     events: Sender<ServiceEvent>,
     ready: Arc<EventFd>,
 }
 
 impl Service {
-    fn run(mut self, mut event_loop: Loop) {
-        if let Err(e) = flusher::mark_thread() {
-            // Without block devices of ours nothing waits for this thread.
-            log::debug!("the service thread is not marked as one that write-back needs: {e}");
-        }
-        self.tell_nics();
-        let mut seen = Vec::new();
-        // Frames are polled for while answers are awaited, otherwise what clients want next.
-        let (mut frames, mut clients) = (Spin::default(), Spin::default());
-        let mut has_worked = false;
-        loop {
-            seen.clear();
-            let mut time = now();
-            let waits = self.initiator.is_waiting();
-            let spin = if waits { &mut frames } else { &mut clients };
-            if std::mem::take(&mut has_worked) {
-                spin.worked(time);
-            }
-            let polls = spin.polls(time);
-            // While it polls for frames, everything else is looked at now and then.
-            let looks = !polls || !waits || spin.looks(time);
-            if looks {
-                if !self.look(&mut event_loop, polls, &mut seen) {
-                    return;
-                }
-                time = now();
-            }
-            let received = self.state() == LinkState::Up && self.receive(time);
-            if !received && polls && spin.yields(time) {
-                std::thread::yield_now();
-            }
-            if !looks && !received {
-                std::hint::spin_loop();
-                continue;
-            }
-            // The clock is read once for a round: that takes as long as much of the rest.
-            if received {
-                time = now();
-            }
-            self.initiator.tick(time);
-            self.serve(time, looks);
-            self.transmit(time);
-            match (waits, self.initiator.is_waiting()) {
-                (true, true) => has_worked = received || !polls,
-                (true, false) => {
-                    frames.rest();
-                    has_worked = true;
-                }
-                (false, true) => {
-                    clients.worked(time);
-                    clients.rest();
-                    has_worked = true;
-                }
-                (false, false) => {}
-            }
-        }
-    }
-
-    /// Sees what is ready, or (where `polls`) only whether something is, and obeys the management
-    /// thread; `false` to end.
-    fn look(&mut self, event_loop: &mut Loop, polls: bool, seen: &mut Vec<Event>) -> bool {
-        let told = if polls {
-            self.socket.disarm()
-        } else {
-            self.socket.arm()
-        };
-        if let Err(e) = told {
-            log::error!("service thread: {e}");
-            return false;
-        }
-        let deadline = if polls || self.is_unfinished {
-            Some(Time::ZERO)
-        } else {
-            let own = self.initiator.deadline().into_iter();
-            own.chain(self.loads.deadline()).min()
-        };
-        if let Err(e) = event_loop.wait(deadline, seen) {
-            log::error!("service thread: cannot wait: {e}");
-            return false;
-        }
-        let commands = seen.iter().any(|event| {
-            matches!(
-                event,
-                Event::Ready {
-                    token: TOKEN_COMMANDS,
-                    ..
-                }
-            )
-        });
-        if commands {
-            let _ = self.wake.read();
-        }
-        self.obey()
-    }
-
-    fn state(&self) -> LinkState {
+    pub(super) fn state(&self) -> LinkState {
         self.socket.state()
     }
 
     /// Carries out what the management thread wants; `false` to end.
-    fn obey(&mut self) -> bool {
+    pub(super) fn obey(&mut self) -> bool {
         loop {
             let command = match self.commands.try_recv() {
                 Ok(command) => command,
@@ -340,7 +245,7 @@ impl Service {
         self.tell_nics();
     }
 
-    fn tell_nics(&mut self) {
+    pub(super) fn tell_nics(&mut self) {
         let each = self.socket.each();
         let nics: Vec<NicState> = each.map(|(up, mtu)| NicState { up, mtu }).collect();
         self.initiator.set_nics(now(), &nics);
@@ -361,7 +266,7 @@ impl Service {
     }
 
     /// Takes what has come; whether that was anything.
-    fn receive(&mut self, time: Time) -> bool {
+    pub(super) fn receive(&mut self, time: Time) -> bool {
         let mut any = false;
         // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
         for _ in 0..MAX_RECEIVE_ROUNDS {
@@ -392,7 +297,7 @@ impl Service {
 
     /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
     /// and answers back, until all are quiet.
-    fn serve(&mut self, time: Time, sockets: bool) {
+    pub(super) fn serve(&mut self, time: Time, sockets: bool) {
         let (mut quiet, mut rounds) = (false, 0);
         // What fails at once may be tried again at once: others have their turn in between.
         while !quiet && rounds < MAX_SERVE_ROUNDS {
@@ -522,7 +427,7 @@ impl Service {
             .submit(time, export.device, io, request.token);
     }
 
-    fn transmit(&mut self, time: Time) {
+    pub(super) fn transmit(&mut self, time: Time) {
         let initiator = &mut self.initiator;
         if let Err(e) = self.socket.send(time, |out, tail| {
             initiator.poll_transmit_parts(time, out, tail)

@@ -357,6 +357,7 @@ impl Daemon {
         let mut bytes = 0;
         while bytes < most_bytes {
             let Some(action) = self.unit.poll_action() else {
+                self.pool.start();
                 return Acted {
                     took_long,
                     is_all: true,
@@ -410,6 +411,7 @@ impl Daemon {
                 }
             }
         }
+        self.pool.start();
         Acted {
             took_long,
             is_all: false,

@@ -2,6 +2,7 @@
 //! from one configuration to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -117,6 +118,12 @@ impl Backend for Metered {
         let outcome = self.inner.read_at_once(offset, into)?;
         self.operations.fetch_add(1, Ordering::Relaxed);
         Some(outcome.inspect_err(|e| self.failed("read", *e)))
+    }
+
+    fn readable(&self, offset: u64, len: u32) -> Option<BorrowedFd<'_>> {
+        let file = self.inner.readable(offset, len)?;
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        Some(file)
     }
 
     fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
