@@ -6,8 +6,8 @@ use crate::wire::message::IoRange;
 use crate::wire::{Kind, MAX_MESSAGE_BYTES, Reader};
 
 use super::limits::{
-    LOSS_WEIGHT, RTO_DOUBT_MAX, RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_LEAST_CUT,
-    WINDOW_MAX, WINDOW_MIN, WINDOW_START,
+    LOSS_WEIGHT, RTO_DOUBT_MAX, RTO_FIRST_MAX, RTO_INITIAL, RTO_MAX, RTO_MIN, WINDOW_GROWTH,
+    WINDOW_LEAST_CUT, WINDOW_MAX, WINDOW_MIN, WINDOW_START,
 };
 
 /// The most bytes that the reply to a request may have, as far as its kind and body say: what a
@@ -101,6 +101,8 @@ pub(super) struct Window {
     in_flight: usize,
     /// One decrease for all losses among the commands below this one.
     recovering_until: u64,
+    /// The most that was in flight since the last decrease.
+    peak: usize,
 }
 
 impl Window {
@@ -110,6 +112,7 @@ impl Window {
             threshold: WINDOW_MAX,
             in_flight: 0,
             recovering_until: 0,
+            peak: 0,
         }
     }
 
@@ -125,6 +128,9 @@ impl Window {
 
     pub(super) const fn sent(&mut self, cost: usize) {
         self.in_flight = self.in_flight.saturating_add(cost);
+        if self.in_flight > self.peak {
+            self.peak = self.in_flight;
+        }
     }
 
     /// A command of `cost` bytes is answered.
@@ -134,7 +140,7 @@ impl Window {
             let grow = if self.size < self.threshold {
                 cost
             } else {
-                (cost * WINDOW_MIN / self.size).max(1)
+                (cost * WINDOW_GROWTH / self.size).min(cost / 4).max(1)
             };
             self.size = (self.size + grow).min(WINDOW_MAX);
         }
@@ -152,6 +158,9 @@ impl Window {
     /// now and then does so however little is sent: then it shrinks a little.
     pub(super) fn lost(&mut self, command: u64, next: u64, bytes: u64) {
         if command >= self.recovering_until {
+            // What was not used says nothing of what the path takes.
+            self.size = self.size.min(self.peak.max(WINDOW_MIN));
+            self.peak = self.in_flight;
             let share = usize::try_from(bytes).unwrap_or(usize::MAX);
             let less = share
                 .saturating_mul(LOSS_WEIGHT)

@@ -89,7 +89,10 @@ pub const PATH_STRIKES: u32 = 3;
 /// Bytes in flight at the start of a connection.
 pub const WINDOW_START: usize = 256 << 10;
 /// The least bytes in flight after losses (one command is always allowed).
-pub const WINDOW_MIN: usize = 32 << 10;
+pub const WINDOW_MIN: usize = 8 << 10;
+/// So many bytes more are in flight after each round trip without losses, but at most a quarter of what there
+/// were: many small windows at one port would overrun it each time.
+pub const WINDOW_GROWTH: usize = 32 << 10;
 /// A loss takes so many times its bytes from the window …
 pub const LOSS_WEIGHT: usize = 4;
 /// … and at least this part of it; at most the half.

@@ -320,7 +320,7 @@ pub fn nic(first: Mac, number: u8) -> Mac {
 }
 
 /// The frames that a hub has to send.
-fn frames(hub: &mut Hub<u32>, now: Time, shares: bool) -> Vec<(Hop, Vec<u8>)> {
+pub fn frames(hub: &mut Hub<u32>, now: Time, shares: bool) -> Vec<(Hop, Vec<u8>)> {
     let mut all: Vec<(Hop, Shared, Vec<u8>)> = Vec::new();
     loop {
         let mut bytes = Vec::new();

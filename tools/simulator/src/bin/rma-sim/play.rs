@@ -284,7 +284,7 @@ pub(crate) fn leave_frames(args: &Args, seed: u64, out: &mut impl io::Write) -> 
 fn say_figures(out: &mut impl io::Write, figures: &Figures) -> io::Result<()> {
     writeln!(
         out,
-        "{} seeds of {} hosts, {} units, {} devices in {:.1} s: {} allocations, {} settings, {} \
+        "{} seeds of {} hosts, {} units, {} devices, {:.1} virtual hours in {:.1} s: {} allocations, {} settings, {} \
          writes and {} other I/O acknowledged in {} sessions, {} frames; {} allocations lost, {} \
          violations, {} unconverged; registers were restored by force in {} to end well; healing \
          took at most {:.1} s",
@@ -292,6 +292,7 @@ fn say_figures(out: &mut impl io::Write, figures: &Figures) -> io::Result<()> {
         figures.hosts,
         figures.units,
         figures.devices,
+        figures.virtual_s as f64 / 3600.0,
         figures.seconds,
         figures.acknowledged,
         figures.settled,
