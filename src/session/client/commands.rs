@@ -275,7 +275,7 @@ impl Commands {
         }
     }
 
-    fn wake(&mut self, now: Time, id: u64) {
+    pub(super) fn wake(&mut self, now: Time, id: u64) {
         let rtt = self.rtt_of(id);
         let next = self.next_send;
         let Some(command) = self.flying(id) else {

@@ -194,8 +194,14 @@ impl Commands {
             command.sent_at = now;
             command.first_sent_at.get_or_insert(now);
             command.sending = false;
+            let has_gap = command.gap_since.is_some();
             self.sending.pop_front();
-            self.arm(id);
+            if has_gap {
+                // That may have had to be asked for meanwhile.
+                self.wake(now, id);
+            } else {
+                self.arm(id);
+            }
         }
         Some(outgoing)
     }
@@ -219,18 +225,23 @@ impl Commands {
         };
         let gone = command.probe == Probe::Gaps && ranges.is_empty();
         command.probe = Probe::None;
-        if !gone {
-            command.sent_at = now;
-            let header = Header {
-                kind: Kind::Probe,
-                command: CommandId(id),
-                outstanding: (id - floor) as u16,
-                ..*base
-            };
-            header.emit_whole(&Missing { ranges }.to_body(), out);
+        if gone {
+            // Its timeout may have passed while there was a gap to be asked for.
+            self.wake(now, id);
+            return None;
         }
+        command.sent_at = now;
+        // Whatever is asked for, a gap is in it.
+        command.gap_probed = Some(now);
+        let header = Header {
+            kind: Kind::Probe,
+            command: CommandId(id),
+            outstanding: (id - floor) as u16,
+            ..*base
+        };
+        header.emit_whole(&Missing { ranges }.to_body(), out);
         self.arm(id);
-        (!gone).then_some(path)
+        Some(path)
     }
 }
 
