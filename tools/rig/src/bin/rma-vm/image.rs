@@ -10,21 +10,30 @@ use std::process::Command;
 use crate::Result;
 
 /// Modules that guests load, with what these need themselves.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 9] = [
     "failover",
     "net_failover",
     "virtio_net",
     "virtio_blk",
     "nbd",
     "ublk_drv",
+    "mq-deadline",
+    "kyber-iosched",
+    "bfq",
 ];
 /// Programs of the machine, under the paths at which they are in the guest.
-const PROGRAMS: [(&str, &[&str]); 6] = [
+const PROGRAMS: [(&str, &[&str]); 8] = [
     ("/bin/busybox", &["/bin/busybox"]),
     ("/sbin/mke2fs", &["/sbin/mke2fs", "/usr/sbin/mke2fs"]),
     ("/sbin/e2fsck", &["/sbin/e2fsck", "/usr/sbin/e2fsck"]),
     ("/bin/udevadm", &["/bin/udevadm", "/usr/bin/udevadm"]),
     ("/usr/bin/fio", &["/usr/bin/fio"]),
+    // Those of busybox can less.
+    (
+        "/opt/bin/blkdiscard",
+        &["/sbin/blkdiscard", "/usr/sbin/blkdiscard"],
+    ),
+    ("/opt/bin/fallocate", &["/usr/bin/fallocate"]),
     (
         "/lib/systemd/systemd-udevd",
         &["/lib/systemd/systemd-udevd"],

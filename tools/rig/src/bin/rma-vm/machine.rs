@@ -106,9 +106,10 @@ impl Machine {
             "-initrd".into(),
             boot.initramfs.display().to_string(),
             "-append".into(),
-            // An emulated timer may be late when the machine is busy: the kernel is not to wonder.
+            // An emulated timer, and the guest as a whole, may be late when the machine is busy: the kernel is not to
+            // wonder.
             format!(
-                "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check net.ifnames=0 rma_vm={name} {}",
+                "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check nosoftlockup net.ifnames=0 rma_vm={name} {}",
                 boot.append
             ),
         ])

@@ -1,5 +1,6 @@
 //! What is tried in the guests.
 
+mod cases;
 mod diskless;
 mod disks;
 mod faults;
@@ -45,6 +46,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |lab| faults::kill(lab, "nbd"),
     },
     Scenario {
+        name: "cases-ublk",
+        about: "ublk: what suites for block devices try on any of them, case by case",
+        system: false,
+        run: |lab| cases::cases(lab, "ublk"),
+    },
+    Scenario {
+        name: "cases-nbd",
+        about: "nbd: what suites for block devices try on any of them, case by case",
+        system: false,
+        run: |lab| cases::cases(lab, "nbd"),
+    },
+    Scenario {
         name: "reallocate",
         about: "a mounted device is not taken without --force; with it, not one of its writes is applied any more",
         system: false,
@@ -76,7 +89,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "bad-input",
-        about: "names made to harm, sizes of nothing, two devices with one name, no driver, no rules directory",
+        about: "names made to harm, the largest device, two devices with one name, no driver, no rules directory",
         system: false,
         run: input::bad_input,
     },
