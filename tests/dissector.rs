@@ -624,20 +624,12 @@ fn vlan_tags_and_padding_do_not_matter() {
 
 /// Why the Rust side drops packets of a frame, by the names of the table.
 fn verdicts(frame: &[u8], service: bool) -> Vec<&'static str> {
-    let mut reasons = Vec::new();
-    let mut next = Some(frame);
-    while let Some(bytes) = next.take() {
-        match Header::parse_first(bytes, service) {
-            Err(reason) => reasons.push(reason.name()),
-            Ok(packet) => {
-                next = packet.behind;
-                if has_bad_body(&packet.header, packet.payload) {
-                    reasons.push(DropReason::Body.name());
-                }
-            }
-        }
-    }
-    reasons
+    let packets = Header::packets(frame, service);
+    let reasons = packets.filter_map(|packet| match packet {
+        Err(reason) => Some(reason.name()),
+        Ok(packet) => has_bad_body(&packet.header, packet.payload).then_some("bad body"),
+    });
+    reasons.collect()
 }
 
 fn has_bad_body(header: &Header, payload: &[u8]) -> bool {

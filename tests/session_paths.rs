@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rma::session::{ClientEvent, PathReport};
-use rma::wire::{Header, Kind, Mac, Status, Time};
+use rma::wire::{CommandId, Header, Kind, Mac, Status, Time};
 use session_pair::{Faults, InFlight, Workload, World};
 
 const fn ms(n: u64) -> Duration {
@@ -28,15 +28,31 @@ fn used(world: &World) -> usize {
     paths(world).iter().filter(|path| path.is_used).count()
 }
 
-/// A closed loop of writes of 4 KiB for `time`: how many were done, and the longest.
+/// A closed loop of writes for `time`: how many were done, and the longest. The connection stays.
 fn load(world: &mut World, depth: usize, bytes: u64, time: Duration) -> (usize, Duration) {
-    let (start, data) = (world.now, vec![7; bytes as usize]);
+    let data = vec![7; bytes as usize];
+    let done = closed_loop(world, depth, bytes, time, |world, at| {
+        world.write(at, at, &data)
+    });
+    assert!(world.disk.executed.values().all(|n| *n == 1), "once each");
+    done
+}
+
+/// Keeps `depth` commands of `bytes` under way for `time`: how many were done, and the longest.
+fn closed_loop(
+    world: &mut World,
+    depth: usize,
+    bytes: u64,
+    time: Duration,
+    submit: impl Fn(&mut World, u64) -> CommandId,
+) -> (usize, Duration) {
+    let start = world.now;
     let mut begun: BTreeMap<_, Time> = BTreeMap::new();
     let (mut done, mut longest, mut next) = (0, Duration::ZERO, 0);
     while world.now.since(start) < time || !begun.is_empty() {
         while begun.len() < depth && world.now.since(start) < time {
             next = (next + bytes) % (8 << 20);
-            let id = world.write(next, next, &data);
+            let id = submit(world, next);
             begun.insert(id, world.now);
         }
         world.step();
@@ -55,7 +71,6 @@ fn load(world: &mut World, depth: usize, bytes: u64, time: Duration) -> (usize, 
         }
         assert!(world.now.since(start) < time + Duration::from_secs(60));
     }
-    assert!(world.disk.executed.values().all(|n| *n == 1), "once each");
     (done, longest)
 }
 
@@ -246,27 +261,8 @@ fn a_unit_that_was_slow_before_a_black_hole_does_not_hide_it() {
 
 /// A closed loop of small reads for `time`: the longest.
 fn reads(world: &mut World, depth: usize, time: Duration) -> Duration {
-    let start = world.now;
-    let mut begun: BTreeMap<_, Time> = BTreeMap::new();
-    let (mut longest, mut next) = (Duration::ZERO, 0);
-    while world.now.since(start) < time || !begun.is_empty() {
-        while begun.len() < depth && world.now.since(start) < time {
-            next = (next + 4096) % (8 << 20);
-            begun.insert(world.read(next, next, 4096), world.now);
-        }
-        world.step();
-        for event in std::mem::take(&mut world.events) {
-            if let ClientEvent::Reply {
-                command, status, ..
-            } = event
-            {
-                assert_eq!(status, Status::Ok);
-                let at = begun.remove(&command).expect("answered once");
-                longest = longest.max(world.now.since(at));
-            }
-        }
-    }
-    longest
+    let read = |world: &mut World, at| world.read(at, at, 4096);
+    closed_loop(world, depth, 4096, time, read).1
 }
 
 #[test]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::wire::{
-    Body, DropReason, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Flags, Header, Kind, Mac, Status,
+    self, Body, DropReason, ETHERTYPE_MANAGEMENT, ETHERTYPE_SERVICE, Flags, Header, Kind, Mac,
+    Status,
 };
 use exchange::{Exchanges, Place};
 use file::Packet;
@@ -301,10 +302,7 @@ impl Decoder<'_> {
             return Ok(());
         }
         self.summary.ours += 1;
-        let mut next = Some(frame);
-        let mut index = 0;
-        while let Some(bytes) = next {
-            index += 1;
+        for (read, index) in Header::packets(frame, service).zip(1..) {
             let mut line = FrameLine {
                 schema: SCHEMA,
                 r#type: "frame",
@@ -327,7 +325,7 @@ impl Decoder<'_> {
                 unmatched: false,
                 repeated: false,
             };
-            next = self.read(&mut line, packet, (src, dst), service, bytes);
+            self.read(&mut line, packet, (src, dst), read);
             if self.json {
                 json_line(&line, self.out)?;
             } else {
@@ -337,43 +335,37 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// Reads the first of our packets in `bytes` into its line; gives what is behind it.
-    fn read<'b>(
+    /// What is known of a packet of ours, into its line.
+    fn read(
         &mut self,
         line: &mut FrameLine<'_>,
         frame: &Packet<'_>,
         between: (Mac, Mac),
-        service: bool,
-        bytes: &'b [u8],
-    ) -> Option<&'b [u8]> {
-        match Header::parse_first(bytes, service) {
+        packet: Result<wire::Packet<'_>, DropReason>,
+    ) {
+        let packet = match packet {
             Err(DropReason::Truncated) if !frame.is_whole => {
                 self.summary.cut += 1;
                 line.detail = Some("not captured whole".to_owned());
-                None
+                return;
             }
-            Err(reason) => {
-                self.malformed(line, reason);
-                None
-            }
-            Ok(packet) => {
-                let (header, payload) = (packet.header, packet.payload);
-                self.summary.packets += 1;
-                let place =
-                    self.exchanges
-                        .place(line.number, frame.time, between, &header, payload);
-                self.count(&place);
-                self.body(line, &header, payload, &place);
-                line.header = Some(HeaderFields::of(&header, payload));
-                line.answers = place.answers.map(|(frame, _)| frame);
-                line.after_ns = place
-                    .answers
-                    .map(|(_, after)| u64::try_from(after.as_nanos()).unwrap_or(u64::MAX));
-                line.unmatched = place.is_unmatched;
-                line.repeated = place.is_repeated;
-                packet.behind
-            }
-        }
+            Err(reason) => return self.malformed(line, reason),
+            Ok(packet) => packet,
+        };
+        let (header, payload) = (packet.header, packet.payload);
+        self.summary.packets += 1;
+        let place = self
+            .exchanges
+            .place(line.number, frame.time, between, &header, payload);
+        self.count(&place);
+        self.body(line, &header, payload, &place);
+        line.header = Some(HeaderFields::of(&header, payload));
+        line.answers = place.answers.map(|(frame, _)| frame);
+        line.after_ns = place
+            .answers
+            .map(|(_, after)| u64::try_from(after.as_nanos()).unwrap_or(u64::MAX));
+        line.unmatched = place.is_unmatched;
+        line.repeated = place.is_repeated;
     }
 
     fn malformed(&mut self, line: &mut FrameLine<'_>, reason: DropReason) {

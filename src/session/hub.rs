@@ -187,20 +187,15 @@ impl<K: Ord + Clone> Hub<K> {
     ) -> Result<(), DropReason> {
         let src = src.into();
         let mut outcome = Ok(());
-        let mut next = Some(frame);
-        while let Some(packet) = next {
-            let reason = match Header::parse_first(packet, self.service) {
-                _ if self.is_bad_source(src.mac) => DropReason::Source,
-                Ok(packet) => {
-                    let taken = self.handle_parsed(now, src, packet.header, packet.payload);
-                    outcome = outcome.and(taken);
-                    next = packet.behind;
-                    continue;
+        for packet in Header::packets(frame, self.service) {
+            let taken = match packet {
+                Ok(packet) => self.handle_parsed(now, src, packet.header, packet.payload),
+                Err(reason) => {
+                    self.drops.add(reason);
+                    Err(reason)
                 }
-                Err(reason) => reason,
             };
-            self.drops.add(reason);
-            return outcome.and(Err(reason));
+            outcome = outcome.and(taken);
         }
         outcome
     }

@@ -328,16 +328,10 @@ impl Unit {
     ) -> Result<(), DropReason> {
         let src = src.into();
         let mut outcome = Ok(());
-        let mut next = Some(frame);
-        while let Some(packet) = next.take() {
-            let taken = match Header::parse_first(packet, service) {
-                _ if self.is_bad_source(src.mac) => Err(DropReason::Source),
-                Ok(packet) => {
-                    next = packet.behind;
-                    self.dispatch(now, service, src, &packet.header, packet.payload)
-                }
-                Err(reason) => Err(reason),
-            };
+        for packet in Header::packets(frame, service) {
+            let taken = packet.and_then(|packet| {
+                self.dispatch(now, service, src, &packet.header, packet.payload)
+            });
             if let Err(reason) = taken {
                 let drops = if service {
                     &mut self.service_drops
@@ -352,10 +346,6 @@ impl Unit {
         outcome
     }
 
-    fn is_bad_source(&self, src: Mac) -> bool {
-        src.is_multicast() || self.inventory.facts().macs.contains(&src)
-    }
-
     fn dispatch(
         &mut self,
         now: Time,
@@ -364,6 +354,9 @@ impl Unit {
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
+        if src.mac.is_multicast() || self.inventory.facts().macs.contains(&src.mac) {
+            return Err(DropReason::Source);
+        }
         if !service {
             if header.kind == Kind::Here {
                 return self.link.handle_here(now, src.mac, payload);

@@ -298,6 +298,20 @@ impl Header {
         Ok((packet.header, packet.payload))
     }
 
+    /// The packets of a frame (without its Ethernet header), one after the other. Behind one that cannot be read
+    /// nothing is: its length may be wrong.
+    pub fn packets(
+        frame: &[u8],
+        service: bool,
+    ) -> impl Iterator<Item = Result<Packet<'_>, DropReason>> {
+        let mut next = Some(frame);
+        std::iter::from_fn(move || {
+            let packet = Self::parse_first(next.take()?, service);
+            next = packet.ok().and_then(|packet| packet.behind);
+            Some(packet)
+        })
+    }
+
     /// Reads the first packet of a frame (without its Ethernet header).
     pub fn parse_first(frame: &[u8], service: bool) -> Result<Packet<'_>, DropReason> {
         let (raw, rest) = RawHeader::ref_from_prefix(frame).map_err(|_| DropReason::Truncated)?;

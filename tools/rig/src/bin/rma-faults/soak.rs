@@ -111,6 +111,7 @@ impl World {
                     "--verify=crc32c",
                     "--verify_backlog=512",
                     "--verify_fatal=1",
+                    "--verify_state_save=0",
                     "--fsync=500",
                     "--randrepeat=0",
                 ])
