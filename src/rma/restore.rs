@@ -3,8 +3,10 @@
 //!
 //! An acknowledged allocation is in the unit's registers and in the table of the host that
 //! acknowledged it. With the registers gone, only all tables together are certain to have it: so
-//! every member host's table must be equal to ours, unless an administrator insists. Then the
-//! epochs leap, so that what is restored outranks what a host may still have that was left out.
+//! every member host's table must be equal to ours, unless an administrator insists. Fabric services keep
+//! a table as well, and what only they have counts where they answer, but nobody waits for those that do
+//! not. Where something was not heard the epochs leap, so that what is restored outranks what a host or
+//! fabric services may still have.
 //!
 //! What a host told earlier does not count: it may have learnt of an allocation since, and we may not have
 //! heard. It is asked once the unit has said that its registers are lost, for from then on there are no
@@ -52,7 +54,8 @@ struct Restoration {
     /// How many of them are sent.
     sent: usize,
     command: Option<CommandId>,
-    leapt: bool,
+    /// Hosts were not heard.
+    forced: bool,
 }
 
 /// The restorations on their way, by unit.
@@ -153,7 +156,7 @@ impl Agent {
             registers: Vec::new(),
             sent: 0,
             command: None,
-            leapt: false,
+            forced: false,
         };
         self.restorations.0.insert(unit, restoration);
         self.restore_due(now, unit);
@@ -174,15 +177,21 @@ impl Agent {
         };
         let missing = self.hosts_to_be_asked(unit);
         let is_up = |guid: &&Guid| self.peers.get(*guid).is_some_and(|p| p.station.is_up());
-        let may_tell = missing.iter().filter(is_up).count();
-        let in_vain = may_tell < missing.len() && !force;
-        if missing.is_empty() && self.misfits.has(unit) {
+        let in_vain = !force && !missing.iter().all(|guid| is_up(&guid));
+        let centre = (!self.has_told(unit, self.centre.guid)).then_some(self.centre.guid);
+        let left: Vec<Guid> = missing
+            .iter()
+            .chain(&centre)
+            .filter(is_up)
+            .copied()
+            .collect();
+        if left.is_empty() && missing.is_empty() && self.misfits.has(unit) {
             // All have told, and now they are told what comes of it.
             self.settle_misfits(unit);
-        } else if missing.is_empty() || may_tell == 0 || in_vain || now >= until {
+        } else if left.is_empty() || in_vain || now >= until {
             return self.hosts_have_told(now, unit, &missing);
         }
-        for guid in missing {
+        for guid in left {
             let peer = self.peers.get(&guid);
             if peer.is_some_and(|p| p.asked_at + ASK_AGAIN <= now) {
                 self.ask_stamp(now, guid);
@@ -196,7 +205,8 @@ impl Agent {
         let force = self.restorations.0.get(&unit).is_some_and(|r| r.force);
         let unknown = self.members.is_none();
         if force || (missing.is_empty() && !unknown) {
-            return self.begin_restore(now, unit, unknown || !missing.is_empty());
+            let forced = unknown || !missing.is_empty();
+            return self.begin_restore(now, unit, forced);
         }
         let who = if unknown {
             "fabric services have not said who is in the cluster".to_owned()
@@ -225,45 +235,53 @@ impl Agent {
         if planted::is(Bug::OldStampsTrusted) {
             return self.hosts_not_in_step();
         }
-        let since = self.units.get(&unit).map(|u| u.lost_since);
-        let told = |peer: &Peer| {
-            let (asked, summary) = peer.confirmed?;
-            since.is_some_and(|since| asked >= since).then_some(summary)
-        };
-        let mut missing = self.hosts_without(told);
-        // What does not fit ours together is known as well.
-        missing.retain(|guid| {
-            let told = self.peers.get(guid).and_then(told);
-            told.is_none_or(|theirs| !self.misfits.has_rest_of(theirs.digest))
-        });
-        missing
+        self.hosts_where(|guid| !self.has_told(unit, guid))
+    }
+
+    /// What a peer has told of its table since the unit lost its registers.
+    fn told_since_loss(&self, unit: Guid, peer: &Peer) -> Option<TableSummary> {
+        let since = self.units.get(&unit)?.lost_since;
+        let (asked, summary) = peer.confirmed?;
+        (asked >= since).then_some(summary)
+    }
+
+    /// Whether a peer has told, since the unit lost its registers, that it has just what we have stored, but for
+    /// what is known not to fit.
+    fn has_told(&self, unit: Guid, guid: Guid) -> bool {
+        let peer = self.peers.get(&guid);
+        let told = peer.and_then(|peer| self.told_since_loss(unit, peer));
+        told.is_some_and(|theirs| {
+            self.is_stored(&theirs) || self.misfits.has_rest_of(theirs.digest)
+        })
+    }
+
+    /// Whether that is just what we have stored.
+    fn is_stored(&self, theirs: &TableSummary) -> bool {
+        let durable = &self.journal.durable;
+        (theirs.digest, theirs.row_count, theirs.floor)
+            == (durable.digest, durable.row_count, durable.floor)
     }
 
     /// The member hosts that are not known to have stored just what we have stored.
     pub(super) fn hosts_not_in_step(&self) -> Vec<Guid> {
-        self.hosts_without(|peer| peer.summary)
+        self.hosts_where(|guid| {
+            let told = self.peers.get(&guid).and_then(|peer| peer.summary);
+            !told.is_some_and(|theirs| self.is_stored(&theirs))
+        })
     }
 
-    /// The member hosts that have not told just what we have stored.
-    fn hosts_without(&self, told: impl Fn(&Peer) -> Option<TableSummary>) -> Vec<Guid> {
-        let durable = &self.journal.durable;
-        let in_step = |guid: &Guid| {
-            let told = self.peers.get(guid).and_then(&told);
-            told.is_some_and(|theirs| {
-                (theirs.digest, theirs.row_count, theirs.floor)
-                    == (durable.digest, durable.row_count, durable.floor)
-            })
-        };
-        self.members
-            .iter()
-            .flatten()
+    /// The other member hosts of which that is true.
+    fn hosts_where(&self, holds: impl Fn(Guid) -> bool) -> Vec<Guid> {
+        let others = self.members.iter().flatten();
+        others
             .filter(|(guid, m)| m.entity == EntityType::Host && **guid != self.config.guid)
             .map(|(guid, _)| *guid)
-            .filter(|guid| !in_step(guid))
+            .filter(|guid| holds(*guid))
             .collect()
     }
 
-    fn begin_restore(&mut self, now: Time, unit: Guid, leapt: bool) {
+    fn begin_restore(&mut self, now: Time, unit: Guid, forced: bool) {
+        let leaps = forced || !self.has_told(unit, self.centre.guid);
         self.settle_misfits(unit);
         let mut registers: Vec<OwnershipRegister> = self
             .table
@@ -271,11 +289,11 @@ impl Agent {
             .into_iter()
             .filter_map(|guid| self.table.get(guid))
             // Others may know of changes of what has never been changed as far as we know.
-            .filter(|row| row.owned.epoch > Epoch(0) || leapt)
+            .filter(|row| row.owned.epoch > Epoch(0) || leaps)
             .map(register_of)
             .collect();
         registers.sort_by_key(|register| register.row);
-        if leapt {
+        if leaps {
             for register in &mut registers {
                 let epoch = register.owned.epoch.0.saturating_add(EPOCH_LEAP);
                 register.owned.epoch = Epoch(epoch);
@@ -285,7 +303,7 @@ impl Agent {
         if let Some(restoration) = self.restorations.0.get_mut(&unit) {
             restoration.asking = None;
             restoration.registers = registers;
-            restoration.leapt = leapt;
+            restoration.forced = forced;
         }
         let patience = self.config.intervals.allocation_patience;
         self.timers.set(Timer::Restore(unit), now + patience);
@@ -366,7 +384,7 @@ impl Agent {
             let reply = RestoredInfo {
                 unit: report::name_info(&self.table, unit),
                 registers: count as u64,
-                forced: restoration.leapt,
+                forced: restoration.forced,
             };
             self.reply(token, AdminReply::Restored(reply));
         }
