@@ -342,6 +342,8 @@ fn session_constants_are_those_of_the_code() {
         WINDOW_START,
         WINDOW_MIN,
         WINDOW_MAX,
+        SHARED_BYTES_MAX,
+        SHARED_BYTES_LEAST,
     );
     assert!(found.is_empty(), "no such constants: {found:?}");
 }

@@ -99,6 +99,11 @@ pub const LOSS_WEIGHT: usize = 4;
 pub const WINDOW_LEAST_CUT: usize = 16;
 /// The most bytes in flight.
 pub const WINDOW_MAX: usize = 4 << 20;
+/// Bytes of requests that all initiators of a responder may have under way together, once more than that is lost on
+/// the way to it: at first half of this …
+pub const SHARED_BYTES_MAX: usize = 4 << 20;
+/// … and never less than this: two round trips' worth of a wire of 10 Gbit/s.
+pub const SHARED_BYTES_LEAST: usize = 256 << 10;
 /// The most separate pieces of one incomplete message.
 pub const MAX_SPANS: usize = 2048;
 /// Commands that a responder executes at the same time, all sessions together.

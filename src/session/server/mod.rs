@@ -2,8 +2,10 @@
 
 mod answer;
 mod connect;
+mod event;
 mod paths;
 mod session;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,92 +14,18 @@ use super::limits::{
     MAX_SERVER_BYTES, MAX_SESSION_BYTES, PATH_MTU_START, SESSION_TTL,
 };
 use crate::wire::header::MIN_MTU;
-use crate::wire::kind::{Event, Role};
+use crate::wire::kind::Event;
 use crate::wire::message::{Missing, Notification, PathProbe};
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
-    IocNumber, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Outgoing, Status,
-    Tail, Time, Wire,
+    ClusterName, CommandId, ConnectionId, DropReason, Flags, Guid, Header, Hop, IocNumber, Kept,
+    Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Outgoing, Status, Tail, Time, Wire,
 };
+pub use event::{Peer, ServerConfig, ServerEvent};
 use session::{Budget, Session, Taken};
+use share::Share;
 
 use super::numbers::NumberMap;
 use super::spares::Spares;
-
-/// What a server is and what it grants.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerConfig {
-    /// The responder.
-    pub local: Guid,
-    /// Its incarnation.
-    pub incarnation: Incarnation,
-    /// The only cluster served; `None` serves any (fabric services).
-    pub cluster: Option<ClusterName>,
-    /// Whether this is the service EtherType.
-    pub service: bool,
-    /// The most bytes of a frame behind its Ethernet header.
-    pub mtu: u16,
-    /// Commands that an initiator may have outstanding.
-    pub credits: u16,
-    /// Sessions kept at most.
-    pub max_connections: usize,
-}
-
-/// Who opened a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    /// The initiator.
-    pub guid: Guid,
-    /// What it is.
-    pub role: Role,
-    /// Its incarnation.
-    pub incarnation: Incarnation,
-    /// The cluster it says it is of.
-    pub cluster: ClusterName,
-    /// Its address.
-    pub mac: Mac,
-}
-
-/// What a server reports.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerEvent {
-    /// A connection is open and its initiator has used it.
-    Opened {
-        /// Its number.
-        connection: ConnectionId,
-        /// The controller it is to, 0 for none.
-        ioc: IocNumber,
-        /// Who opened it.
-        peer: Peer,
-    },
-    /// A connection is gone (perhaps replaced: then its session's next one is reported as opened).
-    Closed {
-        /// Its number.
-        connection: ConnectionId,
-    },
-    /// A command to execute, once. Must be answered with [`Server::reply`], even when its
-    /// connection has been closed meanwhile.
-    Request {
-        /// The connection it came by.
-        connection: ConnectionId,
-        /// Its identity.
-        command: CommandId,
-        /// What is asked.
-        kind: Kind,
-        /// Its flags.
-        flags: Flags,
-        /// The controller addressed.
-        ioc: IocNumber,
-        /// The device addressed.
-        iod: IodNumber,
-        /// The ownership epoch under which the sender acts.
-        epoch: Epoch,
-        /// The sender.
-        peer: Guid,
-        /// The message body.
-        body: Vec<u8>,
-    },
-}
 
 /// A command handed out and not answered.
 #[derive(Debug)]
@@ -134,6 +62,7 @@ pub struct Server {
     nics: Vec<u16>,
     events: VecDeque<ServerEvent>,
     relieved_at: Time,
+    share: Share,
     spares: Spares,
 }
 
@@ -167,6 +96,7 @@ impl Server {
             nics: vec![mtu],
             events: VecDeque::new(),
             relieved_at: Time::ZERO,
+            share: Share::default(),
             spares: Spares::default(),
             config: ServerConfig {
                 mtu,
@@ -301,6 +231,11 @@ impl Server {
             return Err(DropReason::Connection);
         };
         let freed = session.raise_floor(header, &mut self.spares)?;
+        let share = &mut self.share;
+        if header.kind.is_request() {
+            share.heard(now, &mut session.counted_in);
+            session.share = share.credits(session.credits);
+        }
         let budget = Budget {
             used: self.held - freed,
             max: MAX_SERVER_BYTES,
@@ -328,6 +263,9 @@ impl Server {
             _ if self.executing.len() >= MAX_EXECUTING => return Err(DropReason::Full),
             _ => session.on_request(now, header, payload, budget, &mut self.spares)?,
         };
+        if let Taken::Complete(body) = &taken {
+            share.complete(body.len(), std::mem::take(&mut session.lost));
+        }
         match taken {
             Taken::Nothing => {}
             Taken::Tell(report) => {

@@ -115,6 +115,12 @@ pub(super) struct Session {
     pub(super) paths: SmallVec<[Path; 2]>,
     pub(super) last: usize,
     pub(super) credits: u16,
+    /// Bytes of requests that were new here though their frames had been sent before.
+    pub(super) lost: usize,
+    /// How many of the credits it may use now.
+    pub(super) share: u16,
+    /// The interval of the server's [`Share`](super::share::Share) that it was counted in.
+    pub(super) counted_in: u64,
     pub(super) opened_at: Time,
     pub(super) heard_at: Time,
     /// Commands handed out and not answered.
@@ -158,6 +164,9 @@ impl Session {
             paths: SmallVec::new(),
             last: 0,
             credits,
+            lost: 0,
+            share: credits,
+            counted_in: u64::MAX,
             opened_at: now,
             heard_at: now,
             executing: 0,
@@ -255,6 +264,7 @@ impl Session {
                 return Err(DropReason::Full);
             }
             let index = index as usize;
+            self.lost += if retry { payload.len() } else { 0 };
             if payload.len() < header.message_len as usize {
                 let mut assembly = Assembly::new(header.message_len, spares);
                 assembly.insert(header.segment_offset, payload)?;
@@ -287,14 +297,16 @@ impl Session {
                     return Ok(Taken::Nothing);
                 }
                 *touched = now;
-                if !assembly.is_complete() {
-                    return Ok(Taken::Nothing);
+                let whole = assembly.is_complete().then(|| {
+                    let empty = Assembly::new(0, spares);
+                    std::mem::replace(assembly, empty).into_bytes()
+                });
+                if whole.is_some() {
+                    entry.state = State::Executing;
+                    self.executing += 1;
                 }
-                let empty = Assembly::new(0, spares);
-                let assembly = std::mem::replace(assembly, empty);
-                entry.state = State::Executing;
-                self.executing += 1;
-                Ok(Taken::Complete(assembly.into_bytes()))
+                self.lost += if retry { payload.len() } else { 0 };
+                Ok(whole.map_or(Taken::Nothing, Taken::Complete))
             }
             State::Executing if retry => Ok(Taken::Tell(report(Progress::Executing, Vec::new()))),
             State::Executing => Ok(Taken::Nothing),
@@ -480,7 +492,7 @@ impl Session {
         let mut header = Header::new(kind);
         header.connection = self.connection;
         header.ioc = self.ioc;
-        header.credits = self.credits;
+        header.credits = self.share;
         header.cluster = cluster;
         header
     }
