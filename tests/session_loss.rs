@@ -14,6 +14,7 @@ use session_pair::{Faults, World};
 const CREDITS: u16 = 1024;
 
 /// What a load came to.
+#[derive(Debug)]
 struct Outcome {
     ios_per_second: f64,
     /// 99.9th percentile of the latency.
@@ -113,6 +114,18 @@ fn what_later_commands_have_overtaken_is_asked_after_before_its_timeout() {
         // Of this path the timeout would be RTO_MIN, 4 ms.
         assert!(outcome.longest > Duration::from_millis(1), "lost: {what}");
         assert!(outcome.longest < Duration::from_millis(3), "{what}");
+    }
+}
+
+/// Losses make no path slow: what is lost again and again is asked for again, and again soon.
+#[test]
+fn a_tenth_of_all_frames_lost_is_no_standstill() {
+    for reads in [true, false] {
+        let outcome = load(0.1, reads, 4096, 32, 5000);
+        let what = format!("{outcome:?}");
+        println!("{what}");
+        assert!(outcome.ios_per_second > 8000.0, "{what}");
+        assert!(outcome.p999 < Duration::from_millis(200), "{what}");
     }
 }
 

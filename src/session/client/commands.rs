@@ -422,7 +422,8 @@ impl Commands {
                 path.long_frames_pass();
             }
         } else if let Some(first) = first_sent_at {
-            self.paths.list[path].rtt.suspect(now.since(first));
+            let last = now.since(sent_at);
+            self.paths.list[path].rtt.suspect(now.since(first), last);
         }
         let Some(body) = body else {
             self.on_part(now, id);

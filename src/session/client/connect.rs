@@ -192,7 +192,9 @@ impl Client {
             && let Some(began) = connecting.began
             && now.since(began) > RTO_INITIAL
         {
-            self.commands.paths.list[0].rtt.suspect(now.since(began));
+            self.commands.paths.list[0]
+                .rtt
+                .suspect(now.since(began), Duration::ZERO);
         }
         let resumed = reply.resumed;
         self.commands
