@@ -178,7 +178,7 @@ impl Agent {
         let missing = self.hosts_to_be_asked(unit);
         let is_up = |guid: &&Guid| self.peers.get(*guid).is_some_and(|p| p.station.is_up());
         let in_vain = !force && !missing.iter().all(|guid| is_up(&guid));
-        let centre = (!self.has_told(unit, self.centre.guid)).then_some(self.centre.guid);
+        let centre = self.centre_to_be_asked(unit);
         let left: Vec<Guid> = missing
             .iter()
             .chain(&centre)
@@ -238,6 +238,12 @@ impl Agent {
         self.hosts_where(|guid| !self.has_told(unit, guid))
     }
 
+    /// The fabric services, where they may be asked and may know of an allocation at a unit that we do not know of.
+    fn centre_to_be_asked(&self, unit: Guid) -> Option<Guid> {
+        let centre = self.centre.guid;
+        (!centre.is_nil() && !self.has_told(unit, centre)).then_some(centre)
+    }
+
     /// What a peer has told of its table since the unit lost its registers.
     fn told_since_loss(&self, unit: Guid, peer: &Peer) -> Option<TableSummary> {
         let since = self.units.get(&unit)?.lost_since;
@@ -281,7 +287,7 @@ impl Agent {
     }
 
     fn begin_restore(&mut self, now: Time, unit: Guid, forced: bool) {
-        let leaps = forced || !self.has_told(unit, self.centre.guid);
+        let leaps = forced || self.centre_to_be_asked(unit).is_some();
         self.settle_misfits(unit);
         let mut registers: Vec<OwnershipRegister> = self
             .table
