@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use super::agent::Agent;
 use super::members::Station;
-use super::peers::Peer;
 use super::plan::error;
 use super::report::{self, label};
 use super::request::{AdminError, AdminReply, ErrorKind, RestoredInfo};
@@ -244,20 +243,14 @@ impl Agent {
         (!centre.is_nil() && !self.has_told(unit, centre)).then_some(centre)
     }
 
-    /// What a peer has told of its table since the unit lost its registers.
-    fn told_since_loss(&self, unit: Guid, peer: &Peer) -> Option<TableSummary> {
-        let since = self.units.get(&unit)?.lost_since;
-        let (asked, summary) = peer.confirmed?;
-        (asked >= since).then_some(summary)
-    }
-
     /// Whether a peer has told, since the unit lost its registers, that it has just what we have stored, but for
     /// what is known not to fit.
     fn has_told(&self, unit: Guid, guid: Guid) -> bool {
-        let peer = self.peers.get(&guid);
-        let told = peer.and_then(|peer| self.told_since_loss(unit, peer));
-        told.is_some_and(|theirs| {
-            self.is_stored(&theirs) || self.misfits.has_rest_of(theirs.digest)
+        let since = self.units.get(&unit).map(|u| u.lost_since);
+        let told = self.peers.get(&guid).and_then(|peer| peer.confirmed);
+        told.is_some_and(|(asked, theirs)| {
+            since.is_some_and(|since| asked >= since)
+                && (self.is_stored(&theirs) || self.misfits.has_rest_of(theirs.digest))
         })
     }
 

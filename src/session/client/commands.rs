@@ -422,8 +422,14 @@ impl Commands {
                 path.long_frames_pass();
             }
         } else if let Some(first) = first_sent_at {
-            let last = now.since(sent_at);
-            self.paths.list[path].rtt.suspect(now.since(first), last);
+            // Where frames are rather lost than late, the time since the first says how many were lost; the answer
+            // took the time since the last at least.
+            let elapsed = if self.service {
+                now.since(sent_at) * 3
+            } else {
+                now.since(first)
+            };
+            self.paths.list[path].rtt.suspect(elapsed);
         }
         let Some(body) = body else {
             self.on_part(now, id);

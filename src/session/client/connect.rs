@@ -192,9 +192,7 @@ impl Client {
             && let Some(began) = connecting.began
             && now.since(began) > RTO_INITIAL
         {
-            self.commands.paths.list[0]
-                .rtt
-                .suspect(now.since(began), Duration::ZERO);
+            self.commands.paths.list[0].rtt.suspect(now.since(began));
         }
         let resumed = reply.resumed;
         self.commands

@@ -232,7 +232,7 @@ impl Server {
         };
         let freed = session.raise_floor(header, &mut self.spares)?;
         let share = &mut self.share;
-        if header.kind.is_request() {
+        if self.config.service && header.kind.is_request() {
             share.heard(now, &mut session.counted_in);
             session.share = share.credits(session.credits);
         }
