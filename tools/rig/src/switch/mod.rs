@@ -18,6 +18,9 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+/// What the switch's thread has before others where all want a processor (`nice`).
+const NICENESS: i32 = -15;
+
 /// A learning switch between the nodes of a rig. Clones are the same switch.
 ///
 /// What is set holds for every frame that is forwarded after the call has returned.
@@ -54,6 +57,7 @@ impl Switch {
         let thread = thread::Builder::new()
             .name("rig-switch".into())
             .spawn(move || {
+                go_first();
                 if let Err(error) = place.join_thread().and_then(|()| engine.run()) {
                     eprintln!("rig: the switch has failed: {error}");
                 }
@@ -178,6 +182,12 @@ impl Switch {
         }));
         result.recv().map_err(|_| RigError::SwitchStopped)
     }
+}
+
+/// Has the calling thread go before others: a wire does not wait for the machines on it. One that may not
+/// goes on as it is; where the machine is busy with other things, frames then wait for seconds in it.
+fn go_first() {
+    let _ = rustix::process::setpriority_process(None, NICENESS);
 }
 
 impl Inner {
