@@ -194,6 +194,11 @@ impl Daemon {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The interface it was told to use.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
     /// The node it is in.
     pub fn node(&self) -> &Node {
         &self.node

@@ -4,6 +4,7 @@
 mod fair;
 mod loss;
 mod soak;
+mod stations;
 
 use std::error::Error;
 use std::fs;
