@@ -288,9 +288,9 @@ impl Load {
     }
 }
 
-/// Latencies up to an hour with three significant digits.
+/// Latencies up to an hour, to one in a hundred: more digits are a table that is in no cache when it is written to.
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3).expect("constant bounds, in order")
+    Histogram::new_with_bounds(1, MAX_LATENCY_NS, 2).expect("constant bounds, in order")
 }
 
 pub(super) fn latencies(of: &Histogram<u64>) -> Option<Latencies> {

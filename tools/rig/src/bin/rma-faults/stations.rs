@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{PATIENCE, Result};
 
 /// As large as `rmad`'s.
-const RING_BYTES: usize = 4 << 20;
+const RING_BYTES: usize = 2 << 20;
 /// As many as `rmad` asks for.
 const CREDITS: u16 = 1024;
 /// How often a station without frames looks at its timers.
