@@ -35,7 +35,6 @@ impl Interface {
         Self::from_pnet(&found).ok_or_else(|| NetError::NotEthernet { name: name.into() })
     }
 
-    /// `None` where the interface is a loopback, a tunnel, or has no station address.
     /// The interfaces with these names, in their order.
     ///
     /// # Errors
@@ -46,6 +45,7 @@ impl Interface {
         names.into_iter().map(|name| Self::by_name(name)).collect()
     }
 
+    /// `None` where the interface is a loopback, a tunnel, or has no station address.
     fn from_pnet(interface: &NetworkInterface) -> Option<Self> {
         let mac = Mac(interface.mac?.octets());
         if mac == Mac::default() || interface.is_loopback() || interface.is_point_to_point() {
