@@ -37,10 +37,10 @@ const TOKEN_DEVICES: u64 = 5;
 
 /// Commands that one connection to a controller may have outstanding: what is sent until a lost one is
 /// noticed and answered has to fit behind it.
-const SERVICE_CREDITS: u16 = 1024;
+pub const SERVICE_CREDITS: u16 = 1024;
 /// Memory that service frames are received into, bytes for each NIC: some 230 jumbo frames. They are used in
 /// turn: with twice as many none is in a cache when it is written to, and reads are a twentieth slower.
-const RING_BYTES: usize = 2 << 20;
+pub const SERVICE_RING_BYTES: usize = 2 << 20;
 /// The most batches that are received before timers, administrators and sending have their turn.
 const MAX_RECEIVE_ROUNDS: usize = 16;
 
@@ -96,7 +96,8 @@ fn run_once(
     }
     let mtu = settle_mtu(config.mtu, &interfaces)?;
     let management = Nics::open(&interfaces, config.ethertype_management)?;
-    let mut service_socket = Nics::open_with(&interfaces, config.ethertype_service, RING_BYTES)?;
+    let mut service_socket =
+        Nics::open_with(&interfaces, config.ethertype_service, SERVICE_RING_BYTES)?;
     service_socket.limit_mtu(config.mtu.unwrap_or(MAX_DEFAULT_MTU));
     let macs = management.macs();
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use rma::daemon::event_loop::now;
+use rma::daemon::rmad::{SERVICE_CREDITS, SERVICE_RING_BYTES};
 use rma::initiator::load::{Load, LoadReport, LoadSpec, Order};
 use rma::initiator::{DeviceId, Initiator, InitiatorConfig, IoEvent, Target};
 use rma::net::{Inbox, Interface, NetError, Nics};
@@ -16,10 +17,6 @@ use serde_json::Value;
 
 use super::{PATIENCE, Result};
 
-/// As large as `rmad`'s.
-const RING_BYTES: usize = 2 << 20;
-/// As many as `rmad` asks for.
-const CREDITS: u16 = 1024;
 /// How often a station without frames looks at its timers.
 const LOOK_EVERY: Duration = Duration::from_micros(20);
 /// Before a load is measured.
@@ -101,7 +98,7 @@ impl Station {
             let nics = Nics::open_with(
                 std::slice::from_ref(&interface),
                 ETHERTYPE_SERVICE,
-                RING_BYTES,
+                SERVICE_RING_BYTES,
             )?;
             Ok::<_, NetError>((interface, nics))
         })?;
@@ -112,7 +109,7 @@ impl Station {
             cluster: "A".parse()?,
             local_macs: vec![interface.mac],
             mtu: interface.mtu,
-            credits: CREDITS,
+            credits: SERVICE_CREDITS,
         };
         let mut initiator = Initiator::new(config, u64::from_be_bytes(seed_of(interface.mac)));
         let at = now();
