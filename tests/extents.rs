@@ -74,22 +74,9 @@ fn carved() -> Result<Cluster, Box<dyn Error>> {
 
 /// What the unit answers to an I/O of a host that knows the protocol and minds no rules.
 fn attempt(cluster: &Cluster, host: usize, extent: &str, io: Io) -> Result<String, Box<dyn Error>> {
-    let table = cluster.hosts[0].json(&[
-        "crt",
-        "show",
-        "--file",
-        cluster.hosts[0].crt().to_str().ok_or("path")?,
-    ]);
-    let table = table.ok_or("no table")?;
-    let row = |name: &str| -> Result<serde_json::Value, Box<dyn Error>> {
-        let rows = table["rows"].as_array().ok_or("no rows")?;
-        let found = rows
-            .iter()
-            .find(|r| r["name"] == name && r["state"] == "valid");
-        Ok(found.ok_or(format!("no row {name}"))?.clone())
-    };
+    let row = |name: &str| cluster.hosts[0].row(name);
     let status = cluster.hosts[host].json(&["status"]).ok_or("no status")?;
-    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    let host_guid = status["host"]["guid"].as_str().unwrap_or_default();
     let (unit, device) = (row("u1")?, row("u1c1d1")?);
     let named = if extent.is_empty() {
         &device
@@ -98,20 +85,20 @@ fn attempt(cluster: &Cluster, host: usize, extent: &str, io: Io) -> Result<Strin
     };
     let attempt = Attempt {
         interface: "eth0".into(),
-        host: text(&status["host"]["guid"]).parse()?,
+        host: host_guid.parse()?,
         incarnation: status["incarnation"].as_u64().unwrap_or_default(),
         cluster: "A".parse()?,
-        unit: text(&unit["guid"]).parse()?,
-        unit_mac: text(&unit["macs"][0]).parse()?,
+        unit: unit.guid.parse()?,
+        unit_mac: unit.macs.first().ok_or("no NIC")?.parse()?,
         ioc: 1,
         iod: 1,
-        device: text(&device["guid"]).parse()?,
+        device: device.guid.parse()?,
         extent: if extent.is_empty() {
             rma::wire::Guid::NIL
         } else {
-            text(&named["guid"]).parse()?
+            named.guid.parse()?
         },
-        epoch: named["epoch"].as_u64().unwrap_or_default(),
+        epoch: named.epoch,
     };
     Ok(cluster.hosts[host]
         .node()

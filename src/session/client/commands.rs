@@ -423,14 +423,13 @@ impl Commands {
             }
         } else if let Some(first) = first_sent_at {
             // Where frames are rather lost than late, the time since the first says how many were lost; the answer
-            // took the time since the last at least. What was never measured may be as slow as it looks.
-            let rtt = &mut self.paths.list[path].rtt;
-            let elapsed = if self.service && rtt.smoothed().is_some() {
+            // took the time since the last at least.
+            let elapsed = if self.service {
                 now.since(sent_at) * 3
             } else {
                 now.since(first)
             };
-            rtt.suspect(elapsed);
+            self.paths.list[path].rtt.suspect(elapsed);
         }
         let Some(body) = body else {
             self.on_part(now, id);

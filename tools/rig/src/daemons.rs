@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rma::admin::control::ControlClient;
+use rma::rma::request::RowInfo;
 use serde_json::Value;
 
 use crate::{Node, Output, Process, Rig, RigError, wait_until};
@@ -192,6 +193,24 @@ impl Daemon {
         self.process
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The valid row of this name in the table that a host has stored.
+    ///
+    /// # Errors
+    /// [`RigError::Refused`] where there is none, or the table cannot be shown.
+    pub fn row(&self, name: &str) -> Result<RowInfo, RigError> {
+        let file = self.crt().display().to_string();
+        let table = self.json(&["crt", "show", "--file", &file]);
+        let rows = table.as_ref().and_then(|table| table["rows"].as_array());
+        rows.into_iter()
+            .flatten()
+            .filter_map(|row| serde_json::from_value::<RowInfo>(row.clone()).ok())
+            .find(|row| row.name == name && row.state == "valid")
+            .ok_or_else(|| RigError::Refused {
+                command: format!("rma crt show --file {file}"),
+                message: format!("the table has no row {name}"),
+            })
     }
 
     /// The interface it was told to use.

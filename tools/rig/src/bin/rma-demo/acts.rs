@@ -87,21 +87,21 @@ impl Demo {
         );
         let host = self.host("110");
         let status = host.json(&["status"]).ok_or("no status")?;
-        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-        let device = self.row("108", "116A1")?;
-        let unit = self.row("108", "112")?;
+        let guid = status["host"]["guid"].as_str().unwrap_or_default();
+        let device = self.host("108").row("116A1")?;
+        let unit = self.host("108").row("112")?;
         let attempt = rma_rig::intruder::Attempt {
             interface: "eth0".into(),
-            host: text(&status["host"]["guid"]).parse()?,
+            host: guid.parse()?,
             incarnation: status["incarnation"].as_u64().unwrap_or_default(),
             cluster: "A".parse()?,
-            unit: text(&unit["guid"]).parse()?,
-            unit_mac: text(&unit["macs"][0]).parse()?,
+            unit: unit.guid.parse()?,
+            unit_mac: unit.macs.first().ok_or("no NIC")?.parse()?,
             ioc: 1,
             iod: 1,
-            device: text(&device["guid"]).parse()?,
+            device: device.guid.parse()?,
             extent: rma::wire::Guid::NIL,
-            epoch: device["epoch"].as_u64().unwrap_or_default(),
+            epoch: device.epoch,
         };
         let answer = host
             .node()

@@ -1,6 +1,6 @@
 //! Figures 3 and 4 as the demonstration checks them.
 
-use super::{Demo, Result, path};
+use super::{Demo, Result};
 
 impl Demo {
     /// (name, type, number, parent, ownership) of each row of a host's stored table.
@@ -59,18 +59,5 @@ impl Demo {
             return Err(format!("host {host}'s table is not Fig. 4's: {table:#?}").into());
         }
         Ok(())
-    }
-
-    pub(super) fn row(&self, host: &str, name: &str) -> Result<serde_json::Value> {
-        let crt = self.host(host).crt();
-        let table = self
-            .host(host)
-            .json(&["crt", "show", "--file", path(&crt)?])
-            .ok_or("no table")?;
-        let rows = table["rows"].as_array().ok_or("no rows")?;
-        rows.iter()
-            .find(|r| r["name"] == name)
-            .cloned()
-            .ok_or_else(|| format!("no row {name}").into())
     }
 }

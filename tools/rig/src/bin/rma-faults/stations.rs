@@ -13,7 +13,6 @@ use rma::wire::{
     ETHERTYPE_SERVICE, Epoch, Guid, Hop, Incarnation, IocNumber, IodNumber, Mac, Time,
 };
 use rma_rig::{Daemon, wait_until};
-use serde_json::Value;
 
 use super::{PATIENCE, Result};
 
@@ -35,44 +34,32 @@ impl Facts {
     /// Asks a host for what it knows of devices on controller 1 of unit `u1`.
     pub(super) fn of(host: &Daemon, devices: &[String]) -> Result<Self> {
         let status = host.json(&["status"]).ok_or("a host gives no status")?;
-        let file = host.crt();
-        let file = file.to_str().ok_or("a path that is no text")?;
-        let table = host.json(&["crt", "show", "--file", file]);
-        let table = table.ok_or("a host shows no table")?;
-        let row = |name: &str| {
-            let rows = table["rows"].as_array().into_iter().flatten();
-            rows.into_iter()
-                .find(|row| row["name"] == name)
-                .ok_or_else(|| format!("the table has no row {name}"))
-        };
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let unit: Guid = text(&row("u1")?["guid"]).parse()?;
+        let unit = host.row("u1")?;
+        let guid: Guid = unit.guid.parse()?;
         let target = |name: &String| -> Result<Target> {
-            let row = row(name)?;
-            let number = |key: &str| {
-                row[key]
-                    .as_u64()
-                    .ok_or_else(|| format!("the row {name} has no {key}"))
-            };
+            let row = host.row(name)?;
             Ok(Target {
-                unit,
-                ioc: IocNumber(1),
-                iod: IodNumber(number("iod")?.try_into()?),
-                device: text(&row["guid"]).parse()?,
+                unit: guid,
+                ioc: IocNumber(row.ioc),
+                iod: IodNumber(row.iod),
+                device: row.guid.parse()?,
                 extent: Guid::NIL,
-                epoch: Epoch(number("epoch")?),
-                size_bytes: number("size_bytes")?,
-                block_size: number("block_size_bytes")?.try_into()?,
+                epoch: Epoch(row.epoch),
+                size_bytes: row.size_bytes,
+                block_size: row.block_size_bytes,
                 features: 0,
             })
         };
         Ok(Self {
-            host: text(&status["host"]["guid"]).parse()?,
+            host: status["host"]["guid"]
+                .as_str()
+                .ok_or("a host tells no GUID")?
+                .parse()?,
             incarnation: status["incarnation"]
                 .as_u64()
                 .ok_or("a host tells no incarnation")?,
-            unit,
-            mac: text(&row("u1")?["macs"][0]).parse()?,
+            unit: guid,
+            mac: unit.macs.first().ok_or("a unit without a NIC")?.parse()?,
             targets: devices.iter().map(target).collect::<Result<_>>()?,
         })
     }
@@ -83,7 +70,6 @@ pub(super) struct Station {
     nics: Nics,
     inbox: Inbox,
     initiator: Initiator,
-    unit: Guid,
     devices: Vec<(DeviceId, u64)>,
     /// Each load's device and the load; its place is in the tokens of its I/Os.
     loads: Vec<(DeviceId, Load)>,
@@ -111,7 +97,8 @@ impl Station {
             mtu: interface.mtu,
             credits: SERVICE_CREDITS,
         };
-        let mut initiator = Initiator::new(config, u64::from_be_bytes(seed_of(interface.mac)));
+        // Stations differ.
+        let mut initiator = Initiator::new(config, facts.host.0 as u64);
         let at = now();
         initiator.add_controller(at, facts.unit, IocNumber(1), facts.mac);
         let open = |target: Target| (initiator.open(at, target), target.size_bytes);
@@ -120,13 +107,12 @@ impl Station {
             inbox: Inbox::new(interface.mtu),
             nics,
             initiator,
-            unit: facts.unit,
             devices,
             loads: Vec::new(),
             look_at: at,
         };
         wait_until(PATIENCE, "a connection to the unit", || {
-            station.turn().is_ok() && station.initiator.is_up(station.unit, IocNumber(1))
+            station.turn().is_ok() && station.initiator.is_up(facts.unit, IocNumber(1))
         })?;
         Ok(station)
     }
@@ -179,13 +165,6 @@ impl Station {
             }
         }
     }
-}
-
-/// A seed that differs from station to station.
-fn seed_of(mac: Mac) -> [u8; 8] {
-    let mut seed = [0; 8];
-    seed[2..].copy_from_slice(&mac.0);
-    seed
 }
 
 /// Blocks of 4 KiB at random, `depth` at a time on these of each station's devices; I/Os a second of each.

@@ -9,7 +9,7 @@ use rma::initiator::{Io, IoError, IoOp};
 use rma::wire::Guid;
 use rma_rig::intruder::{Attempt, Intruder};
 use rma_rig::{Cluster, Daemon, Faults, Plan, RigError, wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Args, Figures, Result};
 
@@ -235,31 +235,21 @@ fn allocate(administrator: &Daemon, owner: &str) -> Result<()> {
 /// I/O on the device by `host`, under the epoch that it knows now.
 fn attempt(host: &Daemon) -> Result<Attempt> {
     let status = host.json(&["status"]).ok_or("a host gives no status")?;
-    let file = host.crt();
-    let file = file.to_str().ok_or("a path that is no text")?;
-    let table = host.json(&["crt", "show", "--file", file]);
-    let table = table.ok_or("a host shows no table")?;
-    let row = |name: &str| {
-        let rows = table["rows"].as_array().into_iter().flatten();
-        rows.into_iter()
-            .find(|row| row["name"] == name)
-            .ok_or_else(|| format!("the table has no row {name}"))
-    };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (unit, device) = (row("u1")?, row(DEVICE)?);
+    let host_guid = status["host"]["guid"].as_str().unwrap_or_default();
+    let (unit, device) = (host.row("u1")?, host.row(DEVICE)?);
     Ok(Attempt {
         interface: "eth0".into(),
-        host: text(&status["host"]["guid"]).parse()?,
+        host: host_guid.parse()?,
         // A later start of the host than its rmad's: that one is kept out, and does not interfere.
         incarnation: status["incarnation"].as_u64().unwrap_or_default()
             + LATER.fetch_add(1, Ordering::Relaxed),
         cluster: "A".parse()?,
-        unit: text(&unit["guid"]).parse()?,
-        unit_mac: text(&unit["macs"][0]).parse()?,
+        unit: unit.guid.parse()?,
+        unit_mac: unit.macs.first().ok_or("a unit without a NIC")?.parse()?,
         ioc: 1,
         iod: 1,
-        device: text(&device["guid"]).parse()?,
+        device: device.guid.parse()?,
         extent: Guid::NIL,
-        epoch: device["epoch"].as_u64().unwrap_or_default(),
+        epoch: device.epoch,
     })
 }
