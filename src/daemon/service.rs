@@ -271,8 +271,9 @@ impl Service {
         // A bounded number of rounds, so that a flood cannot keep commands and sockets waiting.
         for _ in 0..MAX_RECEIVE_ROUNDS {
             match self.socket.recv(&mut self.inbox) {
-                Ok(count) => {
-                    any |= count > 0;
+                Ok(0) => break,
+                Ok(_) => {
+                    any = true;
                     let nic = self.socket.heard_by();
                     for frame in self.inbox.frames() {
                         if !self.socket.is_for_us(frame.destination) {
@@ -282,7 +283,7 @@ impl Service {
                         // What is wrong with a frame is counted by the initiator.
                         let _ = self.initiator.handle(time, Hop { mac, nic }, frame.payload);
                     }
-                    if count == 0 || !self.inbox.is_full() {
+                    if !self.inbox.is_full() {
                         break;
                     }
                 }

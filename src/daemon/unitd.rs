@@ -14,7 +14,7 @@ use super::event_loop::{self, Event, Interest, Loop, notify, notify_reloading};
 use super::spin::Spin;
 use super::start::{MAX_DEFAULT_MTU, MtuError, random_seed, settle_mtu};
 use super::unitd_config::UnitdConfig;
-use super::unitd_media::{Media, MediaError};
+use super::unitd_media::{Media, MediaError, Prompt};
 use super::unitd_port::{DropLog, Port, PortError};
 use super::unitd_start::{log_start, make_dir};
 use super::unitd_state::{StateError, UnitState};
@@ -291,12 +291,15 @@ impl Daemon {
                 }
             }
             served = false;
+            let mut prompt = Prompt::new(&self.media, SENT_AFTER_BYTES);
             for port in &mut self.ports {
                 if port.is_service || port.is_readable {
-                    let received = port.receive(now, &mut self.inbox, &mut self.unit)?;
+                    let (inbox, unit) = (&mut self.inbox, &mut self.unit);
+                    let received = port.receive(now, inbox, unit, &mut prompt)?;
                     served |= received && port.is_service;
                 }
             }
+            let used_up = prompt.is_used_up();
             if !served && polls && spin.yields(now) {
                 std::thread::yield_now();
             }
@@ -304,10 +307,12 @@ impl Daemon {
                 std::hint::spin_loop();
                 continue;
             }
-            self.media.follow_sizes(now, &mut self.unit);
-            self.unit.tick(now);
+            if looks {
+                self.media.follow_sizes(now, &mut self.unit);
+                self.unit.tick(now);
+            }
             loop {
-                let acted = self.act(now, SENT_AFTER_BYTES);
+                let acted = self.act(now, SENT_AFTER_BYTES, used_up);
                 if acted.took_long {
                     now = event_loop::now();
                 }
@@ -347,12 +352,13 @@ impl Daemon {
 
     /// Does all that the unit wants done.
     fn act_all(&mut self) {
-        let acted = self.act(event_loop::now(), usize::MAX);
+        let acted = self.act(event_loop::now(), usize::MAX, true);
         debug_assert!(acted.is_all);
     }
 
-    /// Does what the unit wants done, until it wants no more or so many bytes were read or written.
-    fn act(&mut self, now: Time, most_bytes: usize) -> Acted {
+    /// Does what the unit wants done, until it wants no more or so many bytes were read or written. `at_once`:
+    /// whether it may be that a disk was not asked to do it at once.
+    fn act(&mut self, now: Time, most_bytes: usize, at_once: bool) -> Acted {
         let mut took_long = false;
         let mut bytes = 0;
         while bytes < most_bytes {
@@ -366,7 +372,7 @@ impl Daemon {
             match action {
                 UnitAction::Disk { token, device, op } => {
                     bytes += op.range().map_or(0, |(_, len)| len as usize);
-                    if let Some(outcome) = self.perform(token, device, op) {
+                    if let Some(outcome) = self.perform(token, device, op, at_once) {
                         self.unit.disk_done(now, token, outcome);
                     }
                 }
@@ -425,13 +431,14 @@ impl Daemon {
         token: u64,
         device: Guid,
         op: DiskOp,
+        at_once: bool,
     ) -> Option<Result<Vec<u8>, DiskError>> {
         let Some(served) = self.media.get(device) else {
             return Some(Err(DiskError::Media(Errno::ENODEV as i32)));
         };
         let backend = &served.backend;
         let op = match op {
-            DiskOp::Read { offset, len } => {
+            DiskOp::Read { offset, len } if at_once => {
                 let mut buffer = self.unit.take_buffer(len as usize);
                 match backend.read_at_once(offset, &mut buffer) {
                     Some(outcome) => return Some(outcome.map(|()| buffer)),
@@ -443,7 +450,7 @@ impl Daemon {
                 offset,
                 data,
                 fua: false,
-            } => match backend.write_at_once(offset, &data) {
+            } if at_once => match backend.write_at_once(offset, &data) {
                 Some(outcome) => {
                     self.unit.give_buffer(data.into_buffer());
                     return Some(outcome.map(|()| Vec::new()));

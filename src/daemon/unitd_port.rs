@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::event_loop::{Interest, Loop};
 use crate::net::{Inbox, Interface, NetError, Nics};
-use crate::unit::Unit;
+use crate::unit::{AtOnce, Unit};
 use crate::wire::{DropReason, Hop, Outgoing, Time};
 
 /// How often dropped frames are logged at most, and frames that could not be sent.
@@ -108,18 +108,22 @@ impl Port {
         now: Time,
         inbox: &mut Inbox,
         unit: &mut Unit,
+        media: &mut impl AtOnce,
     ) -> Result<bool, PortError> {
         self.is_readable = false;
-        let count = self.nics.recv(inbox)?;
+        if self.nics.recv(inbox)? == 0 {
+            return Ok(false);
+        }
         let nic = self.nics.heard_by();
         for frame in inbox.frames() {
             if self.nics.is_for_us(frame.destination) {
                 let mac = frame.source;
                 // What is wrong with a frame is counted by the unit.
-                let _ = unit.handle(now, self.is_service, Hop { mac, nic }, frame.payload);
+                let hop = Hop { mac, nic };
+                let _ = unit.handle_with(now, self.is_service, hop, frame.payload, media);
             }
         }
-        Ok(count > 0)
+        Ok(true)
     }
 }
 

@@ -70,29 +70,26 @@ impl Inbox {
 
     /// The frames in the order of their arrival. What is shorter than an Ethernet header is left out.
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
-        let mut held = self.held.frames().peekable();
-        // Where frames are held, the lengths are theirs.
-        let own = if held.peek().is_some() {
-            0
-        } else {
-            self.lengths.len()
+        (0..self.lengths.len()).filter_map(|at| self.frame(at))
+    }
+
+    fn frame(&self, at: usize) -> Option<Frame<'_>> {
+        let bytes = match self.held.frame(at) {
+            Some(bytes) => bytes,
+            None => self
+                .bytes
+                .get(at * self.slot..(at + 1) * self.slot)?
+                .get(..self.lengths[at])?,
         };
-        self.bytes
-            .chunks_exact(self.slot)
-            .zip(&self.lengths[..own])
-            .filter_map(|(slot, &len)| slot.get(..len))
-            .chain(held)
-            .filter_map(|bytes| {
-                let (destination, rest) = bytes.split_first_chunk()?;
-                let (source, _) = rest.split_first_chunk()?;
-                let payload = bytes.get(ETHERNET_HEADER_LEN..)?;
-                Some(Frame {
-                    destination: Mac(*destination),
-                    source: Mac(*source),
-                    payload,
-                    bytes,
-                })
-            })
+        let (destination, rest) = bytes.split_first_chunk()?;
+        let (source, _) = rest.split_first_chunk()?;
+        let payload = bytes.get(ETHERNET_HEADER_LEN..)?;
+        Some(Frame {
+            destination: Mac(*destination),
+            source: Mac(*source),
+            payload,
+            bytes,
+        })
     }
 
     /// Whether as many came as were asked for: then more may wait.

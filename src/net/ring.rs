@@ -151,20 +151,18 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The frames, Ethernet headers included.
-    pub(super) fn frames(&self) -> impl Iterator<Item = &[u8]> + '_ {
-        self.map.iter().flat_map(|map| {
-            let following = self.slots.iter().skip(1).map(Some).chain([None]);
-            self.slots.iter().zip(following).map(|(slot, next)| {
-                if let Some(next) = next {
-                    next.fetch(map);
-                }
-                // SAFETY: the octets are inside the mapping (the slot is, and the frame was checked to be
-                // inside its slot), which `self` keeps; nobody writes them while the slot is ours, which it
-                // is until `release`, for which `self` must not be borrowed.
-                unsafe { std::slice::from_raw_parts(map.as_ptr().add(slot.start), slot.len) }
-            })
-        })
+    /// A frame of the batch, Ethernet header included; nothing where none is held. The processor is told to
+    /// fetch the next one.
+    pub(super) fn frame(&self, at: usize) -> Option<&[u8]> {
+        let map = self.map.as_ref()?;
+        if let Some(next) = self.slots.get(at + 1) {
+            next.fetch(map);
+        }
+        let slot = self.slots.get(at)?;
+        // SAFETY: the octets are inside the mapping (the slot is, and the frame was checked to be inside its
+        // slot), which `self` keeps; nobody writes them while the slot is ours, which it is until `release`,
+        // for which `self` must not be borrowed.
+        Some(unsafe { std::slice::from_raw_parts(map.as_ptr().add(slot.start), slot.len) })
     }
 
     /// Gives all slots back to the kernel.

@@ -19,7 +19,7 @@ mod steps;
 pub use client::{Client, ClientConfig, ClientEvent, NicState, PathReport, Request, SubmitError};
 pub use hub::{Hub, HubEvent};
 pub(crate) use numbers::NumberMap;
-pub use server::{Peer, Server, ServerConfig, ServerEvent};
+pub use server::{Asked, Peer, Server, ServerConfig, ServerEvent};
 pub use steps::Steps;
 
 use crate::wire::DropReason;

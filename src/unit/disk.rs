@@ -1,6 +1,6 @@
 //! What a unit asks of the media behind its devices: operations, facts and errors, without any medium.
 
-use crate::wire::Status;
+use crate::wire::{Guid, Status};
 
 /// The most bytes that one read or write moves.
 pub const MAX_IO_BYTES: u64 = 1 << 20;
@@ -103,6 +103,40 @@ impl DiskOp {
                 Some((*offset, *len))
             }
         }
+    }
+}
+
+/// Media that do some operations while they are asked, without waiting.
+pub trait AtOnce {
+    /// Reads `into.len()` bytes of a device. Nothing: it has to be done by a
+    /// [`UnitAction::Disk`](super::UnitAction::Disk).
+    fn read_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Option<Result<(), DiskError>>;
+
+    /// Writes `data` to a device, not yet durable. Nothing: as for [`Self::read_at_once`].
+    fn write_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        data: &[u8],
+    ) -> Option<Result<(), DiskError>>;
+}
+
+/// Media that take their time for everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NothingAtOnce;
+
+impl AtOnce for NothingAtOnce {
+    fn read_at_once(&mut self, _: Guid, _: u64, _: &mut [u8]) -> Option<Result<(), DiskError>> {
+        None
+    }
+
+    fn write_at_once(&mut self, _: Guid, _: u64, _: &[u8]) -> Option<Result<(), DiskError>> {
+        None
     }
 }
 

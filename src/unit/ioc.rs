@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::disk::{DiskError, DiskOp, MAX_IO_BYTES, Payload};
+use super::disk::{AtOnce, DiskError, DiskOp, MAX_IO_BYTES, Payload};
 use super::inventory::Device;
 use super::registers::Registers;
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Unit, UnitAction};
 use crate::planted::{self, Bug};
-use crate::session::ServerEvent;
+use crate::session::Asked;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
-    ClusterName, CommandId, ConnectionId, Epoch, Extent, Flags, Guid, IocNumber, IodNumber, Kept,
-    Kind, Reader, Status, Time, Wire,
+    ClusterName, CommandId, ConnectionId, Extent, Flags, Guid, IocNumber, IodNumber, Kept, Kind,
+    Reader, Status, Time, Wire,
 };
 
 /// A disk operation under way.
@@ -33,81 +33,73 @@ pub(super) struct InFlight {
 struct Admitted {
     /// The device, or the extent, that the host owns.
     row: Guid,
-    cluster: ClusterName,
     device: Guid,
-    op: DiskOp,
+    op: Wanted,
 }
 
-/// What the header of a request says of an I/O command.
-struct Command {
+/// What a command wants of the device: an operation, of which a write's data are still in the command.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
     kind: Kind,
-    flags: Flags,
-    ioc: IocNumber,
-    iod: IodNumber,
-    epoch: Epoch,
-    peer: Guid,
-    /// The cluster of the connection.
-    cluster: ClusterName,
+    offset: u64,
+    len: u64,
+    fua: bool,
+}
+
+impl Wanted {
+    /// Bytes of data that it keeps in memory.
+    const fn data_bytes(self) -> u64 {
+        match self.kind {
+            Kind::Read | Kind::Write => self.len,
+            _ => 0,
+        }
+    }
+
+    const fn is_change(self) -> bool {
+        !matches!(self.kind, Kind::Read | Kind::Flush)
+    }
+
+    /// As an operation, with the command's body.
+    fn into_op(self, body: Vec<u8>) -> DiskOp {
+        let (offset, len, fua) = (self.offset, self.len, self.fua);
+        match self.kind {
+            Kind::Read => DiskOp::Read {
+                offset,
+                len: len as u32,
+            },
+            Kind::Write => DiskOp::Write {
+                offset,
+                data: Payload::tail(body, IO_RANGE_BYTES),
+                fua,
+            },
+            Kind::Discard => DiskOp::Discard { offset, len },
+            Kind::WriteZeroes => DiskOp::WriteZeroes { offset, len, fua },
+            _ => DiskOp::Flush,
+        }
+    }
 }
 
 impl Unit {
-    pub(super) fn serve_io(&mut self, now: Time, event: ServerEvent) {
-        let ServerEvent::Request {
-            connection,
-            command,
-            kind,
-            flags,
-            ioc,
-            iod,
-            epoch,
-            peer,
-            body,
-        } = event
-        else {
-            return;
-        };
-        let Some(cluster) = self.service.peer(connection).map(|p| p.cluster) else {
-            // Its session is gone: nobody waits for an answer.
-            let status = Status::UnknownConnection;
-            return self
-                .service
-                .reply(now, connection, command, status, Vec::new());
-        };
-        let asked = Command {
-            kind,
-            flags,
-            ioc,
-            iod,
-            epoch,
-            peer,
-            cluster,
-        };
-        let answer = match kind {
-            Kind::KeepAlive => Ok(Vec::new()),
-            Kind::Devices | Kind::Identify if !body.is_empty() => Err(Status::BadRequest),
-            Kind::Devices => match self.list_devices(cluster, ioc) {
-                Ok(list) => {
-                    self.service
-                        .reply(now, connection, command, Status::Ok, list);
-                    return;
-                }
-                Err(status) => Err(status),
-            },
-            Kind::Identify => self.identify(cluster, ioc, iod),
-            Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Vec::new()),
-            _ => match self.admit_io(&asked, body) {
-                Ok(admitted) => {
-                    self.start_io(connection, command, peer, admitted);
-                    return;
-                }
+    pub(super) fn serve_io(&mut self, now: Time, asked: Asked<'_>, media: &mut impl AtOnce) {
+        let answer = match asked.kind {
+            Kind::KeepAlive => Ok(Kept::default()),
+            Kind::Devices | Kind::Identify if !asked.body.is_empty() => Err(Status::BadRequest),
+            Kind::Devices => self.list_devices(asked.cluster, asked.ioc),
+            Kind::Identify => self.identify(asked.cluster, asked.ioc, asked.iod),
+            Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Kept::default()),
+            _ => match self.admit_io(&asked) {
+                Ok(admitted) => match self.do_at_once(&asked, &admitted, media) {
+                    Some(outcome) => outcome.map_err(DiskError::status),
+                    None => return self.start_io(asked, admitted),
+                },
                 Err(status) => Err(status),
             },
         };
         let (status, body) = match answer {
             Ok(body) => (Status::Ok, body),
-            Err(status) => (status, Vec::new()),
+            Err(status) => (status, Kept::default()),
         };
-        self.service.reply(now, connection, command, status, body);
+        self.service.answer(now, asked, status, body);
     }
 
     /// The list of a controller as a cluster sees it, in memory once for all hosts that have been told it.
@@ -133,14 +125,14 @@ impl Unit {
         cluster: ClusterName,
         ioc: IocNumber,
         iod: IodNumber,
-    ) -> Result<Vec<u8>, Status> {
+    ) -> Result<Kept, Status> {
         let device = self.find(cluster, ioc, iod)?;
         let registers = self.registers_of(cluster)?;
         let reply = IdentifyReply {
             device: device.record(),
             register: registers.get(device.spec.guid),
         };
-        Ok(reply.to_body())
+        Ok(reply.to_body().into())
     }
 
     /// A device of a cluster; those of others are not there.
@@ -161,10 +153,10 @@ impl Unit {
 
     /// Whether a command may be begun, and the operation that it is. What the sender may do comes
     /// before what it asks for.
-    fn admit_io(&self, asked: &Command, body: Vec<u8>) -> Result<Admitted, Status> {
+    fn admit_io(&self, asked: &Asked<'_>) -> Result<Admitted, Status> {
         let device = self.find(asked.cluster, asked.ioc, asked.iod)?;
         let registers = self.registers_of(asked.cluster)?;
-        let named = IoRange::get(&mut Reader::new(&body)).map_err(|_| Status::BadRequest)?;
+        let named = IoRange::get(&mut Reader::new(&asked.body)).map_err(|_| Status::BadRequest)?;
         let (row, extent) = place(registers, device.spec.guid, named.extent)?;
         let (ownership, epoch) = registers.owners(row);
         if !ownership.includes(asked.peer) && !planted::is(Bug::OwnerNotChecked) {
@@ -179,9 +171,9 @@ impl Unit {
             // It loses the device unless the disk fails: it shall ask again when that is decided.
             return Err(Status::Busy);
         }
-        let op = parse_op(asked, body, extent)?;
-        check_op(device, &op)?;
-        let bytes = data_bytes(&op);
+        let op = parse_op(asked, extent)?;
+        check_op(device, op)?;
+        let bytes = op.data_bytes();
         if self.in_flight.len() >= MAX_IN_FLIGHT
             || self.in_flight_bytes + bytes > MAX_IN_FLIGHT_BYTES
         {
@@ -189,38 +181,54 @@ impl Unit {
         }
         Ok(Admitted {
             row,
-            cluster: asked.cluster,
             device: device.spec.guid,
             op,
         })
     }
 
-    fn start_io(
+    /// Has `media` do an operation that they can do at once: what comes of it is the answer.
+    fn do_at_once(
         &mut self,
-        connection: ConnectionId,
-        command: CommandId,
-        peer: Guid,
-        admitted: Admitted,
-    ) {
-        let Admitted {
-            row,
-            cluster,
-            device,
-            op,
-        } = admitted;
+        asked: &Asked<'_>,
+        admitted: &Admitted,
+        media: &mut impl AtOnce,
+    ) -> Option<Result<Kept, DiskError>> {
+        let (device, op) = (admitted.device, admitted.op);
+        match op.kind {
+            Kind::Read => {
+                let mut buffer = self.service.take_buffer(op.len as usize);
+                let outcome = media.read_at_once(device, op.offset, &mut buffer);
+                if outcome != Some(Ok(())) {
+                    self.service.give_buffer(std::mem::take(&mut buffer));
+                }
+                Some(outcome?.map(|()| buffer.into()))
+            }
+            Kind::Write if !op.fua => {
+                let outcome =
+                    media.write_at_once(device, op.offset, &asked.body[IO_RANGE_BYTES..]);
+                Some(outcome?.map(|()| Kept::default()))
+            }
+            _ => None,
+        }
+    }
+
+    fn start_io(&mut self, asked: Asked<'_>, admitted: Admitted) {
+        let Admitted { row, device, op } = admitted;
         let token = self.token();
-        let bytes = data_bytes(&op);
+        let bytes = op.data_bytes();
         let io = InFlight {
-            connection,
-            command,
+            connection: asked.connection,
+            command: asked.command,
             row,
-            cluster,
-            peer,
+            cluster: asked.cluster,
+            peer: asked.peer,
             is_change: op.is_change(),
             bytes,
         };
         self.in_flight.insert(token, io);
         self.in_flight_bytes += bytes;
+        let body = self.service.hold(asked);
+        let op = op.into_op(body);
         self.actions
             .push_back(UnitAction::Disk { token, device, op });
     }
@@ -237,15 +245,6 @@ impl Unit {
         self.service
             .reply(now, io.connection, io.command, status, body);
         self.drained(now, token);
-    }
-}
-
-/// Bytes of data that an operation keeps in memory.
-fn data_bytes(op: &DiskOp) -> u64 {
-    match op {
-        DiskOp::Read { len, .. } => u64::from(*len),
-        DiskOp::Write { data, .. } => data.len() as u64,
-        DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => 0,
     }
 }
 
@@ -271,16 +270,22 @@ fn place(
 }
 
 /// The operation on the device that a command on it, or on its `extent`, asks for.
-fn parse_op(asked: &Command, body: Vec<u8>, extent: Option<Extent>) -> Result<DiskOp, Status> {
+fn parse_op(asked: &Asked<'_>, extent: Option<Extent>) -> Result<Wanted, Status> {
     let fua = asked.flags.contains(Flags::FUA) && !planted::is(Bug::FuaForgotten);
-    let mut reader = Reader::new(&body);
+    let mut reader = Reader::new(&asked.body);
     let range = IoRange::get(&mut reader).map_err(|_| Status::BadRequest)?;
     let data_len = reader.rest().len() as u64;
     let (offset, len) = (range.offset, range.len);
-    let expected = match asked.kind {
+    let kind = asked.kind;
+    let expected = match kind {
         Kind::Flush => {
             return if (offset, len, data_len) == (0, 0, 0) {
-                Ok(DiskOp::Flush)
+                Ok(Wanted {
+                    kind,
+                    offset,
+                    len,
+                    fua: false,
+                })
             } else {
                 Err(Status::BadRequest)
             };
@@ -289,7 +294,7 @@ fn parse_op(asked: &Command, body: Vec<u8>, extent: Option<Extent>) -> Result<Di
         Kind::Read | Kind::Discard | Kind::WriteZeroes => 0,
         _ => return Err(Status::Unsupported),
     };
-    let moves_data = matches!(asked.kind, Kind::Read | Kind::Write);
+    let moves_data = matches!(kind, Kind::Read | Kind::Write);
     if len == 0 || data_len != expected || (moves_data && len > MAX_IO_BYTES) {
         return Err(Status::BadRequest);
     }
@@ -300,30 +305,23 @@ fn parse_op(asked: &Command, body: Vec<u8>, extent: Option<Extent>) -> Result<Di
             _ => return Err(Status::OutOfRange),
         },
     };
-    Ok(match asked.kind {
-        Kind::Read => DiskOp::Read {
-            offset,
-            len: len as u32,
-        },
-        Kind::Write => DiskOp::Write {
-            offset,
-            data: Payload::tail(body, IO_RANGE_BYTES),
-            fua,
-        },
-        Kind::Discard => DiskOp::Discard { offset, len },
-        _ => DiskOp::WriteZeroes { offset, len, fua },
+    Ok(Wanted {
+        kind,
+        offset,
+        len,
+        fua,
     })
 }
 
-fn check_op(device: &Device, op: &DiskOp) -> Result<(), Status> {
+fn check_op(device: &Device, op: Wanted) -> Result<(), Status> {
     let info = device.spec.info;
-    if let Some((offset, len)) = op.range() {
-        match offset.checked_add(len) {
+    if op.kind != Kind::Flush {
+        match op.offset.checked_add(op.len) {
             Some(end) if end <= info.size_bytes => {}
             _ => return Err(Status::OutOfRange),
         }
         let block = u64::from(info.block_size);
-        if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+        if !op.offset.is_multiple_of(block) || !op.len.is_multiple_of(block) {
             return Err(Status::Misaligned);
         }
     }

@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use disk::{DiskError, DiskInfo, DiskOp, MAX_IO_BYTES, Payload};
+pub use disk::{AtOnce, DiskError, DiskInfo, DiskOp, MAX_IO_BYTES, NothingAtOnce, Payload};
 pub use inventory::{ControllerSpec, DeviceSpec, MAX_UNIT_DEVICES, SpecError, UnitFacts};
 pub use registers::MAX_UNIT_REGISTERS;
 pub use serving::GUEST_LINGER;
@@ -326,11 +326,23 @@ impl Unit {
         src: impl Into<Hop>,
         frame: &[u8],
     ) -> Result<(), DropReason> {
+        self.handle_with(now, service, src, frame, &mut NothingAtOnce)
+    }
+
+    /// The same, where `media` do what they can at once: that is answered before this returns.
+    pub fn handle_with(
+        &mut self,
+        now: Time,
+        service: bool,
+        src: impl Into<Hop>,
+        frame: &[u8],
+        media: &mut impl AtOnce,
+    ) -> Result<(), DropReason> {
         let src = src.into();
         let mut outcome = Ok(());
         for packet in Header::packets(frame, service) {
             let taken = packet.and_then(|packet| {
-                self.dispatch(now, service, src, &packet.header, packet.payload)
+                self.dispatch(now, service, src, &packet.header, packet.payload, media)
             });
             if let Err(reason) = taken {
                 let drops = if service {
@@ -353,6 +365,7 @@ impl Unit {
         src: Hop,
         header: &Header,
         payload: &[u8],
+        media: &mut impl AtOnce,
     ) -> Result<(), DropReason> {
         if src.mac.is_multicast() || self.inventory.facts().macs.contains(&src.mac) {
             return Err(DropReason::Source);
@@ -369,12 +382,13 @@ impl Unit {
         if self.cluster.is_none() {
             return Err(DropReason::Cluster);
         }
-        let server = if service {
-            &mut self.service
-        } else {
-            &mut self.management
-        };
-        server.handle(now, src, header, payload)
+        if !service {
+            return self.management.handle(now, src, header, payload);
+        }
+        if let Some(asked) = self.service.take(now, src, header, payload)? {
+            self.serve_io(now, asked, media);
+        }
+        Ok(())
     }
 
     /// Takes the outcome of a [`UnitAction::Disk`].
@@ -477,10 +491,8 @@ impl Unit {
                 self.serve_management(now, event);
             }
         }
-        while let Some(event) = self.service.poll_event() {
-            if let ServerEvent::Request { .. } = event {
-                self.serve_io(now, event);
-            }
+        while self.service.poll_event().is_some() {
+            // Who comes and goes changes nothing here.
         }
         self.follow_voter(now);
     }

@@ -1,5 +1,7 @@
 //! What a server is told at first, and what it reports.
 
+use std::borrow::Cow;
+
 #[cfg(doc)]
 use super::Server;
 use crate::wire::kind::Role;
@@ -81,4 +83,33 @@ pub enum ServerEvent {
         /// The message body.
         body: Vec<u8>,
     },
+}
+
+/// A command to execute, once: it is answered at once with [`Server::answer`], or kept with [`Server::hold`] and
+/// answered later.
+#[derive(Debug)]
+#[must_use]
+pub struct Asked<'a> {
+    /// The connection it came by.
+    pub connection: ConnectionId,
+    /// Its identity.
+    pub command: CommandId,
+    /// What is asked.
+    pub kind: Kind,
+    /// Its flags.
+    pub flags: Flags,
+    /// The controller addressed.
+    pub ioc: IocNumber,
+    /// The device addressed.
+    pub iod: IodNumber,
+    /// The ownership epoch under which the sender acts.
+    pub epoch: Epoch,
+    /// The sender.
+    pub peer: Guid,
+    /// The cluster of its connection.
+    pub cluster: ClusterName,
+    /// The message body: still in the frame where it came in one.
+    pub body: Cow<'a, [u8]>,
+    /// Where its session is.
+    pub(super) slot: usize,
 }

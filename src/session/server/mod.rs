@@ -7,6 +7,7 @@ mod paths;
 mod session;
 mod share;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::limits::{
@@ -20,7 +21,7 @@ use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Flags, Guid, Header, Hop, IocNumber, Kept,
     Kind, MAX_MESSAGE_BYTES, Mac, ObservationStamp, Outgoing, Status, Tail, Time, Wire,
 };
-pub use event::{Peer, ServerConfig, ServerEvent};
+pub use event::{Asked, Peer, ServerConfig, ServerEvent};
 use session::{Budget, Session, Taken};
 use share::Share;
 
@@ -151,7 +152,7 @@ impl Server {
         self.config.cluster.is_none_or(|own| own == cluster) || self.guests.contains(&cluster)
     }
 
-    /// Takes a frame.
+    /// Takes a frame; a command that it completes is reported by [`ServerEvent::Request`].
     pub fn handle(
         &mut self,
         now: Time,
@@ -159,6 +160,34 @@ impl Server {
         header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
+        if let Some(asked) = self.take(now, src, header, payload)? {
+            let (connection, command) = (asked.connection, asked.command);
+            let (kind, flags, epoch, peer) = (asked.kind, asked.flags, asked.epoch, asked.peer);
+            let (ioc, iod) = (asked.ioc, asked.iod);
+            let body = self.hold(asked);
+            self.events.push_back(ServerEvent::Request {
+                connection,
+                command,
+                kind,
+                flags,
+                ioc,
+                iod,
+                epoch,
+                peer,
+                body,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes a frame, and gives the command that it completes.
+    pub fn take<'a>(
+        &mut self,
+        now: Time,
+        src: impl Into<Hop>,
+        header: &Header,
+        payload: &'a [u8],
+    ) -> Result<Option<Asked<'a>>, DropReason> {
         let (src, kind) = (src.into(), header.kind);
         let ours = kind.is_request()
             || matches!(
@@ -169,7 +198,7 @@ impl Server {
             return Err(DropReason::Unexpected);
         }
         if kind == Kind::Connect {
-            return self.on_connect(now, src, header, payload);
+            return self.on_connect(now, src, header, payload).map(|()| None);
         }
         let Some(&slot) = self.by_connection.get(&header.connection) else {
             if !matches!(kind, Kind::Disconnect | Kind::NotifyAck) {
@@ -188,7 +217,7 @@ impl Server {
         }
         if kind == Kind::Disconnect {
             self.remove(slot);
-            return Ok(());
+            return Ok(None);
         }
         session.heard_at = session.heard_at.max(now);
         session.came_by(src, &self.nics);
@@ -205,27 +234,30 @@ impl Server {
         let before = session.held;
         let result = if kind == Kind::NotifyAck {
             Notification::from_body(payload)
-                .map(|note| session.on_notify_ack(&note))
+                .map(|note| {
+                    session.on_notify_ack(&note);
+                    None
+                })
                 .map_err(|_| DropReason::Body)
         } else {
             self.on_command(now, slot, header, payload)
         };
         self.charge(slot, before);
         self.look_after(slot);
-        if result == Err(DropReason::Full) {
+        if matches!(result, Err(DropReason::Full)) {
             self.relieve(now);
         }
         result
     }
 
     /// Takes a frame about a command: a request, a probe or a keep-alive.
-    fn on_command(
+    fn on_command<'a>(
         &mut self,
         now: Time,
         slot: usize,
         header: &Header,
-        payload: &[u8],
-    ) -> Result<(), DropReason> {
+        payload: &'a [u8],
+    ) -> Result<Option<Asked<'a>>, DropReason> {
         let cluster = self.cluster_word(slot);
         let Some(session) = self.sessions[slot].as_mut() else {
             return Err(DropReason::Connection);
@@ -247,14 +279,14 @@ impl Server {
             Kind::KeepAlive => {
                 answer.flags = Flags::REPLY;
                 self.push_control(hop, answer, Vec::new());
-                return Ok(());
+                return Ok(None);
             }
             Kind::Path => {
                 let mut probe = PathProbe::from_body(payload).map_err(|_| DropReason::Body)?;
                 probe.mtu = session.take_path_mtu(probe.mtu, &self.nics);
                 answer.flags = Flags::REPLY;
                 self.push_control(hop, answer, probe.to_body());
-                return Ok(());
+                return Ok(None);
             }
             Kind::Probe => {
                 let missing = Missing::from_body(payload).map_err(|_| DropReason::Body)?;
@@ -267,35 +299,76 @@ impl Server {
             share.complete(body.len(), std::mem::take(&mut session.lost));
         }
         match taken {
-            Taken::Nothing => {}
+            Taken::Nothing => Ok(None),
             Taken::Tell(report) => {
                 answer.kind = Kind::Progress;
                 self.push_control(hop, answer, report.to_body());
+                Ok(None)
             }
             Taken::Complete(body) => {
-                let (connection, command) = (session.connection, header.command);
-                let peer = session.peer.guid;
-                let entry = Executing {
-                    slot,
-                    uid: session.uid,
-                    key: session.key(),
-                };
-                self.executing.insert((connection, command), entry);
                 let fua = header.flags.contains(Flags::FUA);
-                self.events.push_back(ServerEvent::Request {
-                    connection,
-                    command,
+                Ok(Some(Asked {
+                    connection: session.connection,
+                    command: header.command,
                     kind: header.kind,
                     flags: if fua { Flags::FUA } else { Flags::NONE },
                     ioc: header.ioc,
                     iod: header.iod,
                     epoch: header.epoch,
-                    peer,
+                    peer: session.peer.guid,
+                    cluster: session.peer.cluster,
                     body,
-                });
+                    slot,
+                }))
             }
         }
-        Ok(())
+    }
+
+    /// Keeps a command that is answered later, with [`Self::reply`]; gives its body.
+    pub fn hold(&mut self, asked: Asked<'_>) -> Vec<u8> {
+        if let Some(session) = self.sessions[asked.slot].as_ref() {
+            let executing = Executing {
+                slot: asked.slot,
+                uid: session.uid,
+                key: session.key(),
+            };
+            let command = (asked.connection, asked.command);
+            self.executing.insert(command, executing);
+        }
+        match asked.body {
+            Cow::Borrowed(body) => self.spares.copy(body),
+            Cow::Owned(body) => body,
+        }
+    }
+
+    /// Answers a command that was taken just now. A body over [`MAX_MESSAGE_BYTES`] becomes an empty one with
+    /// [`Status::Unsupported`].
+    pub fn answer(
+        &mut self,
+        now: Time,
+        asked: Asked<'_>,
+        status: Status,
+        body: impl Into<Kept>,
+    ) {
+        let _ = now;
+        if let Cow::Owned(body) = asked.body {
+            self.spares.give(body);
+        }
+        self.answer_in(asked.slot, asked.command, status, body.into());
+    }
+
+    fn answer_in(&mut self, slot: usize, command: CommandId, status: Status, body: Kept) {
+        let (status, body) = if body.len() > MAX_MESSAGE_BYTES {
+            (Status::Unsupported, Vec::new().into())
+        } else {
+            (status, body)
+        };
+        if let Some(session) = self.sessions[slot].as_mut() {
+            let before = session.held;
+            session.on_answer(command.0, status, body);
+            self.charge(slot, before);
+            self.look_after(slot);
+        }
     }
 
     /// Answers a command. The answer belongs to the session: it is right also after a reconnect,
@@ -310,30 +383,17 @@ impl Server {
         body: impl Into<Kept>,
     ) {
         let _ = now;
-        let body: Kept = body.into();
         let Some(executing) = self.executing.remove(&(connection, command)) else {
             return;
         };
         let slot = executing.slot;
-        let (status, body) = if body.len() > MAX_MESSAGE_BYTES {
-            (Status::Unsupported, Vec::new().into())
-        } else {
-            (status, body)
-        };
-        match self.sessions[slot].as_mut() {
-            Some(session) if session.uid == executing.uid => {
-                let before = session.held;
-                session.on_answer(command.0, status, body);
-                self.charge(slot, before);
-                self.look_after(slot);
-            }
-            _ => {
-                if let Some(count) = self.draining.get_mut(&executing.key) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.draining.remove(&executing.key);
-                    }
-                }
+        let session = self.sessions[slot].as_ref();
+        if session.is_some_and(|s| s.uid == executing.uid) {
+            self.answer_in(slot, command, status, body.into());
+        } else if let Some(count) = self.draining.get_mut(&executing.key) {
+            *count -= 1;
+            if *count == 0 {
+                self.draining.remove(&executing.key);
             }
         }
     }

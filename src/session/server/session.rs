@@ -2,6 +2,7 @@
 
 mod transmit;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
 use smallvec::SmallVec;
@@ -72,11 +73,11 @@ struct Note {
 
 /// What a request frame led to.
 #[derive(Debug)]
-pub(super) enum Taken {
+pub(super) enum Taken<'a> {
     /// Nothing to do for now.
     Nothing,
     /// The request is complete: execute it.
-    Complete(Vec<u8>),
+    Complete(Cow<'a, [u8]>),
     /// The initiator asked for it: tell how far the command has come.
     Tell(ProgressReport),
 }
@@ -236,14 +237,14 @@ impl Session {
 
     /// Takes a frame of a request. `budget` is what all sessions hold; the change is in
     /// `self.held`.
-    pub(super) fn on_request(
+    pub(super) fn on_request<'a>(
         &mut self,
         now: Time,
         header: &Header,
-        payload: &[u8],
+        payload: &'a [u8],
         budget: Budget,
         spares: &mut Spares,
-    ) -> Result<Taken, DropReason> {
+    ) -> Result<Taken<'a>, DropReason> {
         let id = header.command.0;
         let index = id.checked_sub(self.floor).ok_or(DropReason::OldCommand)?;
         if index >= self.credits.into() {
@@ -282,7 +283,7 @@ impl Session {
             }
             self.place(index, fixed, charge, State::Executing);
             self.executing += 1;
-            return Ok(Taken::Complete(spares.copy(payload)));
+            return Ok(Taken::Complete(Cow::Borrowed(payload)));
         };
         if entry.fixed != fixed {
             return Err(DropReason::Inconsistent);
@@ -306,7 +307,7 @@ impl Session {
                     self.executing += 1;
                 }
                 self.lost += if retry { payload.len() } else { 0 };
-                Ok(whole.map_or(Taken::Nothing, Taken::Complete))
+                Ok(whole.map_or(Taken::Nothing, |body| Taken::Complete(Cow::Owned(body))))
             }
             State::Executing if retry => Ok(Taken::Tell(report(Progress::Executing, Vec::new()))),
             State::Executing => Ok(Taken::Nothing),
@@ -341,7 +342,7 @@ impl Session {
         now: Time,
         header: &Header,
         missing: &Missing,
-    ) -> Result<Taken, DropReason> {
+    ) -> Result<Taken<'static>, DropReason> {
         let (id, max) = (header.command.0, ranges_per_frame(self.path_mtu()));
         let segment = usize::from(self.path_mtu()) - HEADER_LEN;
         let path = self.last as u8;
