@@ -110,7 +110,7 @@ fn write_of(offset: u64, byte: u8) -> Io {
         op: IoOp::Write,
         offset,
         len: 4096,
-        data: vec![byte; 4096],
+        data: vec![byte; 4096].into(),
         fua: true,
     }
 }

@@ -154,7 +154,7 @@ impl Bench {
             op,
             offset,
             len,
-            data,
+            data: data.into(),
             fua: token.is_multiple_of(2),
         };
         self.initiator.submit(self.now, device, io, token);

@@ -67,8 +67,9 @@ fn a_host_finds_what_the_unit_has() {
 
 #[test]
 fn an_owner_reads_what_it_wrote_on_a_bad_wire() {
-    for seed in 0..5 {
+    for seed in 0..10 {
         let mut world = World::new(Faults::ALL, seed);
+        world.disk_is_prompt = seed % 2 == 1;
         world.own_disk(dedicated(HOST_A));
         let data: Vec<u8> = (0..300 * 512_u32).map(|i| (i / 7) as u8).collect();
         let len = data.len() as u64;
@@ -96,7 +97,14 @@ fn an_owner_reads_what_it_wrote_on_a_bad_wire() {
 
 #[test]
 fn requests_that_make_no_sense_get_a_status_and_touch_nothing() {
+    for is_prompt in [false, true] {
+        requests_that(is_prompt);
+    }
+}
+
+fn requests_that(is_prompt: bool) {
     let mut world = owned();
+    world.disk_is_prompt = is_prompt;
     let mebibyte = 1 << 20;
     let zeroes = vec![0; mebibyte];
     for (kind, body, expected) in [
@@ -179,7 +187,14 @@ fn what_is_not_there_is_not_found() {
 
 #[test]
 fn only_owners_with_the_current_epoch_are_served() {
+    for is_prompt in [false, true] {
+        only_owners(is_prompt);
+    }
+}
+
+fn only_owners(is_prompt: bool) {
     let mut world = world();
+    world.disk_is_prompt = is_prompt;
     let data = vec![9; 512];
     let write = || range(0, 512, &data);
     // Nobody owns the device at first.
@@ -222,7 +237,14 @@ fn only_owners_with_the_current_epoch_are_served() {
 
 #[test]
 fn errors_of_the_medium_arrive_as_what_they_are() {
+    for is_prompt in [false, true] {
+        errors_of(is_prompt);
+    }
+}
+
+fn errors_of(is_prompt: bool) {
     let mut world = owned();
+    world.disk_is_prompt = is_prompt;
     for (error, expected) in [
         (DiskError::Media(5), Status::MediaError),
         (DiskError::NoSpace, Status::NoSpace),
@@ -602,6 +624,7 @@ fn no_write_of_an_old_owner_is_applied_after_its_revocation() {
                 for host in [HOST_A, HOST_B] {
                     if world.client(host, 1).outstanding() < 8 {
                         number += 1;
+                        world.disk_is_prompt = seed % 2 == 1 && number.is_multiple_of(3);
                         let mut data = [host.0 as u8; 512];
                         data[1..5].copy_from_slice(&number.to_be_bytes());
                         let at = u64::from(number % 64) * 512;

@@ -525,6 +525,7 @@ fn no_write_of_an_old_owner_is_applied_to_an_extent_after_its_revocation() {
                 for (host, row) in [(HOST_A, LEFT), (HOST_B, LEFT), (HOST_B, RIGHT)] {
                     if world.client(host, 1).outstanding() < 8 {
                         number += 1;
+                        world.disk_is_prompt = seed % 2 == 1 && number.is_multiple_of(3);
                         let range = IoRange {
                             extent: row,
                             offset: number % 64 * 512,

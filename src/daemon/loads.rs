@@ -77,10 +77,7 @@ impl Loads {
         for running in self.running.values_mut().filter(|r| !r.is_unwanted) {
             let high = LOAD | u64::from(running.number) << 32;
             let device = running.device;
-            while let Some((slot, io)) = running
-                .load
-                .next(now, |len| initiator.take_buffer(device, len))
-            {
+            while let Some((slot, io)) = running.load.next(now) {
                 any = true;
                 initiator.submit(now, device, io, high | u64::from(slot));
             }

@@ -32,6 +32,7 @@ pub mod unitd_config;
 pub mod unitd_keys;
 pub mod unitd_media;
 pub mod unitd_port;
+mod unitd_prompt;
 mod unitd_start;
 pub mod unitd_state;
 pub mod unitd_status;

@@ -421,7 +421,7 @@ impl Service {
             op: request.op,
             offset: request.offset,
             len: u64::from(request.len),
-            data: request.data,
+            data: Arc::new(request.data),
             fua: request.fua,
         };
         self.initiator

@@ -74,7 +74,7 @@ impl Running {
             op: io.op,
             offset: io.offset,
             len,
-            written: (io.op == IoOp::Write).then(|| Arc::new(io.data)),
+            written: (io.op == IoOp::Write).then_some(io.data),
             read: Vec::new(),
             fua: io.fua,
             flush: io.fua && io.op == IoOp::Discard,

@@ -1,6 +1,7 @@
 //! A load generator for one device: which I/O comes next, and how long each took. Pure; its user
 //! submits what it draws to an [`Initiator`](super::Initiator) and tells it what is done.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -158,8 +159,9 @@ pub struct Load {
     blocks: u64,
     rng: fastrand::Rng,
     next: u64,
-    /// What written blocks hold.
-    pattern: Vec<u8>,
+    /// What written blocks hold, and what reads have.
+    pattern: Arc<Vec<u8>>,
+    nothing: Arc<Vec<u8>>,
     slots: Vec<Option<Begun>>,
     free: Vec<u32>,
     measured_from: Time,
@@ -178,7 +180,7 @@ impl Load {
     pub fn new(now: Time, spec: LoadSpec, size_bytes: u64, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let block = u64::from(spec.block_bytes.max(1));
-        let pattern = std::iter::repeat_with(|| rng.u8(..))
+        let pattern: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
             .take(spec.block_bytes as usize)
             .collect();
         let depth = spec.depth.clamp(1, MAX_DEPTH);
@@ -187,7 +189,8 @@ impl Load {
             blocks: (spec.range_bytes(size_bytes) / block).max(1),
             rng,
             next: 0,
-            pattern,
+            pattern: Arc::new(pattern),
+            nothing: Arc::default(),
             slots: vec![None; depth as usize],
             free: (0..depth).rev().collect(),
             measured_from,
@@ -203,8 +206,8 @@ impl Load {
     }
 
     /// The next I/O and the number under which its end is to be told; nothing while the depth is
-    /// used up or the time is over. `room` gives empty buffers of a size for what is written.
-    pub fn next(&mut self, now: Time, room: impl FnOnce(usize) -> Vec<u8>) -> Option<(u32, Io)> {
+    /// used up or the time is over.
+    pub fn next(&mut self, now: Time) -> Option<(u32, Io)> {
         if now >= self.until {
             return None;
         }
@@ -225,13 +228,11 @@ impl Load {
             op: if is_read { IoOp::Read } else { IoOp::Write },
             offset: self.spec.offset + block * len,
             len,
-            data: if is_read {
-                Vec::new()
+            data: Arc::clone(if is_read {
+                &self.nothing
             } else {
-                let mut data = room(self.pattern.len());
-                data.extend_from_slice(&self.pattern);
-                data
-            },
+                &self.pattern
+            }),
             fua: !is_read && self.spec.fua,
         };
         Some((slot, io))
@@ -333,14 +334,11 @@ mod tests {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
         let mut offsets = Vec::new();
         for at in 0..5 {
-            let (first, io) = load.next(ms(at), Vec::with_capacity).unwrap();
+            let (first, io) = load.next(ms(at)).unwrap();
             offsets.push(io.offset);
-            let (second, io) = load.next(ms(at), Vec::with_capacity).unwrap();
+            let (second, io) = load.next(ms(at)).unwrap();
             offsets.push(io.offset);
-            assert!(
-                load.next(ms(at), Vec::with_capacity).is_none(),
-                "the depth is used up"
-            );
+            assert!(load.next(ms(at)).is_none(), "the depth is used up");
             load.done(ms(at), second, Ok(()));
             load.done(ms(at), first, Ok(()));
         }
@@ -350,12 +348,12 @@ mod tests {
     #[test]
     fn only_what_begins_after_the_ramp_counts_and_what_is_under_way_is_awaited() {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
-        let (early, _) = load.next(ms(999), Vec::with_capacity).unwrap();
+        let (early, _) = load.next(ms(999)).unwrap();
         load.done(ms(1500), early, Ok(()));
-        let (slot, _) = load.next(ms(1500), Vec::with_capacity).unwrap();
+        let (slot, _) = load.next(ms(1500)).unwrap();
         load.done(ms(1600), slot, Ok(()));
-        let (late, _) = load.next(ms(1999), Vec::with_capacity).unwrap();
-        assert!(load.next(ms(2000), Vec::with_capacity).is_none() && !load.is_over(ms(2000)));
+        let (late, _) = load.next(ms(1999)).unwrap();
+        assert!(load.next(ms(2000)).is_none() && !load.is_over(ms(2000)));
         load.done(ms(2100), late, Ok(()));
         assert!(load.is_over(ms(2100)));
         let report = load.report();
@@ -370,9 +368,9 @@ mod tests {
     #[test]
     fn an_error_is_told_and_ends_the_run() {
         let mut load = Load::new(ms(0), spec(), 1 << 20, 1);
-        let (slot, _) = load.next(ms(5), Vec::with_capacity).unwrap();
+        let (slot, _) = load.next(ms(5)).unwrap();
         load.done(ms(6), slot, Err(IoError::Closed));
-        assert!(load.next(ms(7), Vec::with_capacity).is_none() && load.is_over(ms(7)));
+        assert!(load.next(ms(7)).is_none() && load.is_over(ms(7)));
         let report = load.report();
         assert_eq!((report.errors, report.ios), (1, 0));
         assert_eq!(report.first_error, "the device is closed");
@@ -388,7 +386,7 @@ mod tests {
         let mut load = Load::new(ms(0), mixed, 1 << 20, 7);
         let mut reads = 0;
         for _ in 0..1000 {
-            let (slot, io) = load.next(ms(1), Vec::with_capacity).unwrap();
+            let (slot, io) = load.next(ms(1)).unwrap();
             assert!((8192..=16384).contains(&io.offset) && io.offset % 4096 == 0);
             assert_eq!(io.op == IoOp::Write, io.data.len() == 4096);
             reads += u32::from(io.op == IoOp::Read);

@@ -12,6 +12,7 @@ pub mod stats;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent, NicState, PathReport};
@@ -113,8 +114,8 @@ pub struct Io {
     pub offset: u64,
     /// Number of bytes, of any length within the device; for writes the length of `data`.
     pub len: u64,
-    /// The data of a write; otherwise empty.
-    pub data: Vec<u8>,
+    /// The data of a write, which is sent from where it is; otherwise empty.
+    pub data: Arc<Vec<u8>>,
     /// Whether a write (or discard, or write-zeroes) must be durable before it is done.
     pub fua: bool,
 }
@@ -403,14 +404,6 @@ impl Initiator {
         let key = key_of(&open.target);
         self.make_ready(device);
         self.feed(now, key);
-    }
-
-    /// An empty buffer with room for `len` bytes, for the data of a write to a device.
-    pub fn take_buffer(&mut self, device: DeviceId, len: usize) -> Vec<u8> {
-        match self.client_of(device) {
-            Some(client) => client.take_buffer(len),
-            None => Vec::with_capacity(len),
-        }
     }
 
     /// Takes back what was read from a device, to be used again.

@@ -102,6 +102,16 @@ impl Unit {
         self.service.answer(now, asked, status, body);
     }
 
+    /// A buffer of `len` bytes for what a read gives: whatever it holds has to be written over.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        self.service.take_buffer(len)
+    }
+
+    /// Takes the buffer of a write's data back, to be used again.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.service.give_buffer(buffer);
+    }
+
     /// The list of a controller as a cluster sees it, in memory once for all hosts that have been told it.
     fn list_devices(&mut self, cluster: ClusterName, ioc: IocNumber) -> Result<Kept, Status> {
         let list = match self.listing(cluster) {
@@ -204,8 +214,7 @@ impl Unit {
                 Some(outcome?.map(|()| buffer.into()))
             }
             Kind::Write if !op.fua => {
-                let outcome =
-                    media.write_at_once(device, op.offset, &asked.body[IO_RANGE_BYTES..]);
+                let outcome = media.write_at_once(device, op.offset, &asked.body[IO_RANGE_BYTES..]);
                 Some(outcome?.map(|()| Kept::default()))
             }
             _ => None,

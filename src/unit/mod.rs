@@ -397,16 +397,6 @@ impl Unit {
         self.drain(now);
     }
 
-    /// A buffer of `len` bytes for what a read gives: whatever it holds has to be written over.
-    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
-        self.service.take_buffer(len)
-    }
-
-    /// Takes the buffer of a write's data back, to be used again.
-    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
-        self.service.give_buffer(buffer);
-    }
-
     /// Takes the outcome of a [`UnitAction::PersistRegisters`]; with `ok` they are durable,
     /// otherwise nothing was changed.
     pub fn registers_persisted(&mut self, now: Time, token: u64, ok: bool) {
@@ -491,9 +481,8 @@ impl Unit {
                 self.serve_management(now, event);
             }
         }
-        while self.service.poll_event().is_some() {
-            // Who comes and goes changes nothing here.
-        }
+        // Who comes and goes changes nothing here.
+        while self.service.poll_event().is_some() {}
         self.follow_voter(now);
     }
 

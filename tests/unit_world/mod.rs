@@ -9,8 +9,8 @@ use rma::backend::{Backend, Memory};
 use rma::lease::StoredVote;
 use rma::session::{Client, ClientConfig, ClientEvent, Request};
 use rma::unit::{
-    ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitAction, UnitConfig,
-    UnitFacts,
+    AtOnce, ControllerSpec, DeviceSpec, DiskError, DiskOp, StoredRegisters, Unit, UnitAction,
+    UnitConfig, UnitFacts,
 };
 use rma::wire::kind::Role;
 use rma::wire::message::{Change, CompareAndSet, Notification, RegistersReply};
@@ -92,12 +92,58 @@ pub struct World {
     /// Operations stay where they are while it is set.
     pub disk_hangs: bool,
     pub disk_error: Option<DiskError>,
+    /// Disks do at once what they can.
+    pub disk_is_prompt: bool,
     busy: BTreeMap<(Time, u64), (Guid, DiskOp)>,
     pub applied: Vec<Applied>,
     pub joined: Vec<ClusterName>,
     pub seed: u64,
     incarnation: u64,
     steps: u64,
+}
+
+/// Media that are asked on the way of a frame.
+struct Prompt<'a> {
+    media: &'a BTreeMap<Guid, Memory>,
+    error: Option<DiskError>,
+    applied: &'a mut Vec<Applied>,
+    now: Time,
+}
+
+impl AtOnce for Prompt<'_> {
+    fn read_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Option<Result<(), DiskError>> {
+        match self.error {
+            Some(error) => Some(Err(error)),
+            None => self.media[&device].read_at_once(offset, into),
+        }
+    }
+
+    fn write_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        data: &[u8],
+    ) -> Option<Result<(), DiskError>> {
+        if let Some(error) = self.error {
+            return Some(Err(error));
+        }
+        let outcome = self.media[&device].write_at_once(offset, data)?;
+        if outcome.is_ok() {
+            let data = data.to_vec().into();
+            let fua = false;
+            self.applied.push(Applied {
+                at: self.now,
+                device,
+                op: DiskOp::Write { offset, data, fua },
+            });
+        }
+        Some(outcome)
+    }
 }
 
 pub fn unit_config(incarnation: u64, cluster: ClusterName) -> UnitConfig {
@@ -186,6 +232,7 @@ impl World {
             disk_time: Duration::ZERO,
             disk_hangs: false,
             disk_error: None,
+            disk_is_prompt: false,
             busy: BTreeMap::new(),
             applied: Vec::new(),
             joined: Vec::new(),
@@ -450,7 +497,18 @@ impl World {
     fn deliver(&mut self, service: bool, frame: &InFlight) {
         if frame.dst == UNIT_MAC {
             // What is wrong with a frame is counted; a faulty segment makes such frames.
-            let _ = self.unit.handle(self.now, service, frame.src, &frame.bytes);
+            let mut media = Prompt {
+                media: &self.media,
+                error: self.disk_error,
+                applied: &mut self.applied,
+                now: self.now,
+            };
+            let (unit, bytes) = (&mut self.unit, &frame.bytes);
+            let _ = if self.disk_is_prompt && !self.disk_hangs {
+                unit.handle_with(self.now, service, frame.src, bytes, &mut media)
+            } else {
+                unit.handle(self.now, service, frame.src, bytes)
+            };
             return;
         }
         let Ok((header, payload)) = Header::parse(&frame.bytes, service) else {

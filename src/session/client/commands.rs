@@ -540,11 +540,6 @@ impl Commands {
         Ok(())
     }
 
-    /// An empty buffer with room for `len` bytes, for a request's body.
-    pub(super) fn take_buffer(&mut self, len: usize) -> Vec<u8> {
-        self.spares.empty(len)
-    }
-
     /// Takes a reply's body back, to be used again.
     pub(super) fn give_buffer(&mut self, buffer: Vec<u8>) {
         self.spares.give(buffer);

@@ -279,11 +279,6 @@ impl Client {
         self.commands.submit(request, Some(data))
     }
 
-    /// An empty buffer with room for `len` bytes, for a request's body.
-    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
-        self.commands.take_buffer(len)
-    }
-
     /// Takes a reply's body back, to be used again.
     pub fn give_buffer(&mut self, buffer: Vec<u8>) {
         self.commands.give_buffer(buffer);

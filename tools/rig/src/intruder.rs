@@ -2,6 +2,7 @@
 //! every `rmad`.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -200,7 +201,7 @@ pub fn read_block(attempt: &Attempt) -> Result<String, RigError> {
         op: IoOp::Read,
         offset: 0,
         len: 4096,
-        data: Vec::new(),
+        data: Arc::default(),
         fua: false,
     };
     io_once(attempt, io)

@@ -150,7 +150,7 @@ impl Service {
                 block * BLOCK_BYTES
             },
             len,
-            data,
+            data: data.into(),
             fua,
         };
         self.initiator.submit(now, *id, io, token);

@@ -1,8 +1,15 @@
 //! What hosts do with their devices, and what must come to an end.
 
 use rma::rma::OwnedDevice;
+use rma::unit::AtOnce;
+use rma::wire::header::Packet;
+use rma::wire::message::{IoRange, OwnershipRegister};
+use rma::wire::{Kind, Reader, Wire};
 
-use super::{Ask, BLOCKS, Machine, NodeId, World};
+use super::{
+    Ask, BLOCKS, Data, DiskError, DiskOp, Guid, Machine, Model, NodeId, Standing, UnitContents,
+    World,
+};
 use crate::data::BLOCK_BYTES;
 
 /// Where on its device an extent begins; 0 of a device.
@@ -97,4 +104,83 @@ impl World {
             Some(format!("{what} of host {} does not end", host.name))
         })
     }
+}
+
+/// A unit's media that do what a packet asks for while the unit looks at it.
+pub(super) struct PromptMedia<'a> {
+    pub(super) data: &'a mut Data,
+    pub(super) model: &'a mut Model,
+    /// The row that the packet names.
+    pub(super) row: Guid,
+    /// Its register at the unit.
+    pub(super) register: Option<OwnershipRegister>,
+    /// The unit, and which of its lives this is.
+    pub(super) unit: (Guid, u64),
+}
+
+impl PromptMedia<'_> {
+    /// What comes of an operation; nothing where it is of another row than the one that is named, as a planted
+    /// mistake may make it.
+    fn apply(&mut self, device: Guid, op: &DiskOp) -> Option<Vec<u8>> {
+        if self.data.row_of(op).is_some_and(|row| row != self.row) {
+            return None;
+        }
+        let standing = Standing {
+            unit: self.unit,
+            register: self.register.clone(),
+            promised: self.model.promised.get(&self.row),
+        };
+        Some(match self.data.apply(device, op, &standing) {
+            Ok(bytes) => bytes,
+            Err(what) => {
+                self.model.violated(what);
+                Vec::new()
+            }
+        })
+    }
+}
+
+impl AtOnce for PromptMedia<'_> {
+    fn read_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Option<Result<(), DiskError>> {
+        let len = into.len() as u32;
+        let bytes = self.apply(device, &DiskOp::Read { offset, len })?;
+        let (into, _) = into.split_at_mut(bytes.len());
+        into.copy_from_slice(&bytes);
+        Some(Ok(()))
+    }
+
+    fn write_at_once(
+        &mut self,
+        device: Guid,
+        offset: u64,
+        data: &[u8],
+    ) -> Option<Result<(), DiskError>> {
+        let write = DiskOp::Write {
+            offset,
+            data: data.to_vec().into(),
+            fua: false,
+        };
+        self.apply(device, &write)?;
+        Some(Ok(()))
+    }
+}
+
+/// The row that an I/O command in one packet names, where the disk is to do that at once: it does every third.
+pub(super) fn named_row(contents: &UnitContents, packet: &Packet<'_>) -> Option<Guid> {
+    let header = &packet.header;
+    let is_io = matches!(header.kind, Kind::Read | Kind::Write) && !header.is_reply();
+    if !is_io || header.segment_offset > 0 || !header.command.0.is_multiple_of(3) {
+        return None;
+    }
+    let range = IoRange::get(&mut Reader::new(packet.payload)).ok()?;
+    if !range.extent.is_nil() {
+        return Some(range.extent);
+    }
+    let device = contents.devices.get(&(header.ioc, header.iod))?;
+    Some(device.guid)
 }

@@ -6,6 +6,7 @@ use super::{
     Standing, Time, Unit, World, nic_of, place_of,
 };
 
+use super::io::{PromptMedia, named_row};
 use crate::sessions::Beginning;
 
 impl World {
@@ -71,13 +72,13 @@ impl World {
             self.network.lost += 1;
             return;
         }
-        let mut behind = None;
+        let mut packet = None;
         if service && matches!(node.machine, Machine::Unit(_)) {
             // One by one: under which epoch a unit acts is known only of the packet that it is handed.
-            let packet = Header::parse_first(bytes, true);
-            self.io_epoch = packet.ok().map(|packet| packet.header.epoch);
-            behind = packet.ok().and_then(|packet| packet.behind);
+            packet = Header::parse_first(bytes, true).ok();
+            self.io_epoch = packet.map(|packet| packet.header.epoch);
         }
+        let behind = packet.and_then(|packet| packet.behind);
         let bytes = &bytes[..bytes.len() - behind.map_or(0, <[u8]>::len)];
         // What is wrong with a frame is counted by the receiver.
         let _dropped = match &mut node.machine {
@@ -89,7 +90,23 @@ impl World {
                 _ => Ok(()),
             },
             Machine::Unit(storage) => match &mut storage.unit {
-                Some(unit) => unit.handle(now, service, Hop { mac: src, nic }, bytes),
+                Some(unit) => {
+                    let hop = Hop { mac: src, nic };
+                    let named = packet.and_then(|packet| named_row(&storage.contents, &packet));
+                    match named {
+                        Some(row) => {
+                            let mut media = PromptMedia {
+                                data: &mut self.data,
+                                model: &mut self.model,
+                                row,
+                                register: unit.register(row),
+                                unit: (storage.facts.guid, node.life),
+                            };
+                            unit.handle_with(now, service, hop, bytes, &mut media)
+                        }
+                        None => unit.handle(now, service, hop, bytes),
+                    }
+                }
                 None => Ok(()),
             },
             Machine::Fabric(services) => match &mut services.fabric {

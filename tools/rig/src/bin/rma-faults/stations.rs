@@ -157,9 +157,7 @@ impl Station {
             load.done(time, slot, result);
         }
         for (index, (device, load)) in self.loads.iter_mut().enumerate() {
-            while let Some((slot, io)) =
-                load.next(time, |len| self.initiator.take_buffer(*device, len))
-            {
+            while let Some((slot, io)) = load.next(time) {
                 let token = (index as u64) << 32 | u64::from(slot);
                 self.initiator.submit(time, *device, io, token);
             }

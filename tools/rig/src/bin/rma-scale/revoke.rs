@@ -2,6 +2,7 @@
 //! after its revocation was acknowledged must be nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -199,7 +200,7 @@ fn block_write(number: u64) -> Io {
         op: IoOp::Write,
         offset: number.wrapping_mul(7919) % (DEVICE_BYTES / BLOCK_BYTES) * BLOCK_BYTES,
         len: BLOCK_BYTES,
-        data,
+        data: data.into(),
         fua: false,
     }
 }
@@ -211,7 +212,7 @@ fn snapshot(owner: &Daemon) -> Result<Vec<u8>> {
         op: IoOp::Read,
         offset: 0,
         len: DEVICE_BYTES,
-        data: Vec::new(),
+        data: Arc::default(),
         fua: false,
     };
     let read = owner.node().enter(|| {
