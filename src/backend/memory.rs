@@ -1,6 +1,7 @@
 //! A medium in memory, for tests and demonstrations: what was never written costs nothing, and
 //! nothing survives the end of the process.
 
+use std::ops::Range;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use memmap2::{Advice, MmapMut};
@@ -18,7 +19,8 @@ pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
 /// ones takes longer than reading a block from them.
 const CHUNK_BYTES: u64 = 2 << 20;
 
-type Chunk = RwLock<Option<MmapMut>>;
+/// Nothing: zeroes.
+type Chunk = Option<MmapMut>;
 
 /// A piece of zeroes, in a large page where the system has one.
 fn zeroes() -> Result<MmapMut, DiskError> {
@@ -44,6 +46,12 @@ pub struct Memory {
 /// The lock's content; a thread that panicked holding it left whole bytes behind, no invariant.
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The same where nobody else can have it.
+fn alone<T>(lock: &mut RwLock<T>) -> &mut T {
+    lock.get_mut()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -74,74 +82,58 @@ impl Memory {
     }
 }
 
-impl Memory {
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let state = read(&self.state);
-        let len = into.len() as u64;
-        check_range(state.size_bytes, offset, len)?;
-        state.for_each(offset, len, |chunk, part, from| {
-            let into = &mut into[from..from + part.len()];
-            match &*read(chunk) {
-                Some(bytes) => into.copy_from_slice(&bytes[part]),
-                None => into.fill(0),
-            }
-            Ok(())
-        })
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        let state = read(&self.state);
-        let len = data.len() as u64;
-        check_range(state.size_bytes, offset, len)?;
-        if self.read_only {
-            return Err(DiskError::ReadOnly);
-        }
-        state.for_each(offset, len, |chunk, part, from| {
-            let mut content = write(chunk);
-            let bytes = match &mut *content {
-                Some(bytes) => bytes,
-                none => none.insert(zeroes()?),
-            };
-            bytes[part.clone()].copy_from_slice(&data[from..from + part.len()]);
-            Ok(())
-        })
-    }
-}
-
 impl State {
-    /// Calls `each` with every chunk of a range inside the size: the chunk, the part of it that
-    /// is in the range, and that part's place in the range.
-    fn for_each(
-        &self,
-        offset: u64,
-        len: u64,
-        mut each: impl FnMut(&Chunk, std::ops::Range<usize>, usize) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+    /// The pieces of a range inside the size: for each the chunk's number, the part of it that is in the range,
+    /// and that part's place in the range.
+    fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
         let mut at = offset;
-        while at < offset + len {
+        std::iter::from_fn(move || {
+            let left = offset + len - at;
             let start = at % CHUNK_BYTES;
-            let count = (CHUNK_BYTES - start).min(offset + len - at);
-            let chunk = &self.chunks[(at / CHUNK_BYTES) as usize];
-            each(
-                chunk,
-                start as usize..(start + count) as usize,
-                (at - offset) as usize,
-            )?;
+            let count = (CHUNK_BYTES - start).min(left);
+            let (chunk, place) = ((at / CHUNK_BYTES) as usize, (at - offset) as usize);
             at += count;
+            let part = start as usize..(start + count) as usize;
+            (left > 0).then_some((chunk, part, place..place + count as usize))
+        })
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        let len = into.len() as u64;
+        check_range(self.size_bytes, offset, len)?;
+        for (chunk, part, place) in Self::pieces(offset, len) {
+            match &self.chunks[chunk] {
+                Some(bytes) => into[place].copy_from_slice(&bytes[part]),
+                None => into[place].fill(0),
+            }
         }
         Ok(())
     }
 
-    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.for_each(offset, len, |chunk, part, _| {
-            let mut content = write(chunk);
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        let len = data.len() as u64;
+        check_range(self.size_bytes, offset, len)?;
+        for (chunk, part, place) in Self::pieces(offset, len) {
+            let bytes = match &mut self.chunks[chunk] {
+                Some(bytes) => bytes,
+                none => none.insert(zeroes()?),
+            };
+            bytes[part].copy_from_slice(&data[place]);
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        check_range(self.size_bytes, offset, len)?;
+        for (chunk, part, _) in Self::pieces(offset, len) {
+            let chunk = &mut self.chunks[chunk];
             if part.len() as u64 == CHUNK_BYTES {
-                *content = None;
-            } else if let Some(bytes) = content.as_mut() {
+                *chunk = None;
+            } else if let Some(bytes) = chunk {
                 bytes[part].fill(0);
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 }
 
@@ -166,26 +158,27 @@ impl Backend for Memory {
         match op {
             DiskOp::Read { offset, len } => {
                 let mut out = vec![0; len as usize];
-                self.read(offset, &mut out)?;
+                read(&self.state).read(offset, &mut out)?;
                 return Ok(out);
             }
-            DiskOp::Write { offset, data, .. } => self.write(offset, &data)?,
+            DiskOp::Write { offset, data, .. } => write(&self.state).write(offset, &data)?,
             DiskOp::Flush => {}
             DiskOp::Discard { offset, len } | DiskOp::WriteZeroes { offset, len, .. } => {
-                let state = read(&self.state);
-                check_range(state.size_bytes, offset, len)?;
-                state.zero(offset, len)?;
+                write(&self.state).zero(offset, len)?;
             }
         }
         Ok(Vec::new())
     }
 
     fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
-        Some(self.read(offset, into))
+        Some(read(&self.state).read(offset, into))
     }
 
-    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
-        Some(self.write(offset, data))
+    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+        if self.read_only {
+            return Some(Err(DiskError::ReadOnly));
+        }
+        Some(alone(&mut self.state).write(offset, data))
     }
 
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError> {
@@ -239,12 +232,17 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn it_behaves_like_an_array(steps in prop::collection::vec(step(), 1..12)) {
-            let memory = Memory::new(SIZE as u64, None, false).unwrap();
+            let mut memory = Memory::new(SIZE as u64, None, false).unwrap();
             let mut model = vec![0; SIZE];
             for step in steps {
                 let op = match step {
                     Step::Write(at, byte, len) => {
                         model[at..at + len].fill(byte);
+                        if byte % 2 == 0 {
+                            let done = memory.write_at_once(at as u64, &vec![byte; len]);
+                            prop_assert_eq!(done, Some(Ok(())));
+                            continue;
+                        }
                         DiskOp::Write { offset: at as u64, data: vec![byte; len].into(), fua: false }
                     }
                     Step::Zero(at, len) => {

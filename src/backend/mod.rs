@@ -53,7 +53,8 @@ pub trait Backend: Send + Sync {
     }
 
     /// Writes `data`, not yet durable, where that needs no waiting. Nothing: [`Self::execute`] has to do it.
-    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+    /// Nobody else uses the medium meanwhile, so that no lock is needed.
+    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
         let _ = (offset, data);
         None
     }

@@ -292,7 +292,7 @@ impl Daemon {
                 }
             }
             served = false;
-            let mut prompt = Prompt::new(&self.media, SENT_AFTER_BYTES);
+            let mut prompt = Prompt::new(&mut self.media, SENT_AFTER_BYTES);
             for port in &mut self.ports {
                 if port.is_service || port.is_readable {
                     let (inbox, unit) = (&mut self.inbox, &mut self.unit);
@@ -434,36 +434,38 @@ impl Daemon {
         op: DiskOp,
         at_once: bool,
     ) -> Option<Result<Vec<u8>, DiskError>> {
-        let Some(served) = self.media.get(device) else {
-            return Some(Err(DiskError::Media(Errno::ENODEV as i32)));
-        };
-        let backend = &served.backend;
         let op = match op {
-            DiskOp::Read { offset, len } if at_once => {
-                let mut buffer = self.unit.take_buffer(len as usize);
-                match backend.read_at_once(offset, &mut buffer) {
-                    Some(outcome) => return Some(outcome.map(|()| buffer)),
-                    None => self.unit.give_buffer(buffer),
-                }
-                op
-            }
             DiskOp::Write {
                 offset,
                 data,
                 fua: false,
-            } if at_once => match backend.write_at_once(offset, &data) {
-                Some(outcome) => {
+            } if at_once => {
+                let medium = self.media.medium_mut(device);
+                if let Some(outcome) = medium.and_then(|m| m.write_at_once(offset, &data)) {
                     self.unit.give_buffer(data.into_buffer());
                     return Some(outcome.map(|()| Vec::new()));
                 }
-                None => DiskOp::Write {
+                DiskOp::Write {
                     offset,
                     data,
                     fua: false,
-                },
-            },
+                }
+            }
             op => op,
         };
+        let Some(served) = self.media.get(device) else {
+            return Some(Err(DiskError::Media(Errno::ENODEV as i32)));
+        };
+        let backend = &served.backend;
+        if let DiskOp::Read { offset, len } = op
+            && at_once
+        {
+            let mut buffer = self.unit.take_buffer(len as usize);
+            match backend.read_at_once(offset, &mut buffer) {
+                Some(outcome) => return Some(outcome.map(|()| buffer)),
+                None => self.unit.give_buffer(buffer),
+            }
+        }
         if backend.is_instant() {
             return Some(backend.execute(op));
         }

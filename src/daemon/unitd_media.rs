@@ -126,9 +126,9 @@ impl Backend for Metered {
         Some(file)
     }
 
-    fn write_at_once(&self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
         let outcome = self.inner.write_at_once(offset, data)?;
-        self.operations.fetch_add(1, Ordering::Relaxed);
+        *self.operations.get_mut() += 1;
         Some(outcome.inspect_err(|e| self.failed("write", *e)))
     }
 
@@ -250,6 +250,12 @@ impl Media {
     /// The device with this GUID.
     pub fn get(&self, device: Guid) -> Option<&Served> {
         self.devices.get(self.places.get(&device)?)
+    }
+
+    /// Its medium, where nobody else is using it now.
+    pub fn medium_mut(&mut self, device: Guid) -> Option<&mut Metered> {
+        let served = self.devices.get_mut(self.places.get(&device)?)?;
+        Arc::get_mut(&mut served.backend)
     }
 
     /// The device at this place.

@@ -1,6 +1,6 @@
 //! What the media of `rma-unitd` do at once, on the way of the frame that asks for it.
 
-use super::unitd_media::{Media, Metered};
+use super::unitd_media::Media;
 use crate::backend::Backend;
 use crate::unit::{AtOnce, DiskError};
 use crate::wire::Guid;
@@ -8,13 +8,13 @@ use crate::wire::Guid;
 /// Media that are asked while frames are taken, until so much has been read and written that it should be
 /// answered before more is.
 pub(super) struct Prompt<'a> {
-    media: &'a Media,
+    media: &'a mut Media,
     left_bytes: usize,
 }
 
 impl<'a> Prompt<'a> {
     /// Reads and writes up to `most_bytes`, and what is begun before that.
-    pub(super) const fn new(media: &'a Media, most_bytes: usize) -> Self {
+    pub(super) const fn new(media: &'a mut Media, most_bytes: usize) -> Self {
         Self {
             media,
             left_bytes: most_bytes,
@@ -26,13 +26,11 @@ impl<'a> Prompt<'a> {
         self.left_bytes == 0
     }
 
-    fn backend(&mut self, device: Guid, bytes: usize) -> Option<&'a Metered> {
-        if self.is_used_up() {
-            return None;
-        }
-        let served = self.media.get(device)?;
+    /// Begins an operation of so many bytes, unless it has done all it does.
+    fn begins(&mut self, bytes: usize) -> Option<()> {
+        (!self.is_used_up()).then_some(())?;
         self.left_bytes = self.left_bytes.saturating_sub(bytes);
-        Some(&*served.backend)
+        Some(())
     }
 }
 
@@ -43,7 +41,9 @@ impl AtOnce for Prompt<'_> {
         offset: u64,
         into: &mut [u8],
     ) -> Option<Result<(), DiskError>> {
-        self.backend(device, into.len())?.read_at_once(offset, into)
+        self.begins(into.len())?;
+        let served = self.media.get(device)?;
+        served.backend.read_at_once(offset, into)
     }
 
     fn write_at_once(
@@ -52,7 +52,8 @@ impl AtOnce for Prompt<'_> {
         offset: u64,
         data: &[u8],
     ) -> Option<Result<(), DiskError>> {
-        self.backend(device, data.len())?
-            .write_at_once(offset, data)
+        self.begins(data.len())?;
+        let medium = self.media.medium_mut(device)?;
+        medium.write_at_once(offset, data)
     }
 }

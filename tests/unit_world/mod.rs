@@ -104,7 +104,7 @@ pub struct World {
 
 /// Media that are asked on the way of a frame.
 struct Prompt<'a> {
-    media: &'a BTreeMap<Guid, Memory>,
+    media: &'a mut BTreeMap<Guid, Memory>,
     error: Option<DiskError>,
     applied: &'a mut Vec<Applied>,
     now: Time,
@@ -132,7 +132,8 @@ impl AtOnce for Prompt<'_> {
         if let Some(error) = self.error {
             return Some(Err(error));
         }
-        let outcome = self.media[&device].write_at_once(offset, data)?;
+        let medium = self.media.get_mut(&device)?;
+        let outcome = medium.write_at_once(offset, data)?;
         if outcome.is_ok() {
             let data = data.to_vec().into();
             let fua = false;
@@ -498,7 +499,7 @@ impl World {
         if frame.dst == UNIT_MAC {
             // What is wrong with a frame is counted; a faulty segment makes such frames.
             let mut media = Prompt {
-                media: &self.media,
+                media: &mut self.media,
                 error: self.disk_error,
                 applied: &mut self.applied,
                 now: self.now,
