@@ -96,6 +96,19 @@ fn an_owner_reads_what_it_wrote_on_a_bad_wire() {
 }
 
 #[test]
+fn what_a_disk_does_at_once_waits_for_no_disk() {
+    let mut world = owned();
+    world.disk_is_prompt = true;
+    world.disk_time = Duration::from_secs(3600);
+    let data = [7; 512];
+    let write = world.io(HOST_A, 1, Kind::Write, range(512, 512, &data));
+    assert_eq!(write, (Status::Ok, vec![]));
+    let read = world.io(HOST_A, 1, Kind::Read, range(512, 512, &[]));
+    assert_eq!(read, (Status::Ok, data.to_vec()));
+    assert_eq!((world.applied.len(), world.disk_busy()), (1, 0));
+}
+
+#[test]
 fn requests_that_make_no_sense_get_a_status_and_touch_nothing() {
     for is_prompt in [false, true] {
         requests_that(is_prompt);

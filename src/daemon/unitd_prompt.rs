@@ -26,11 +26,15 @@ impl<'a> Prompt<'a> {
         self.left_bytes == 0
     }
 
-    /// Begins an operation of so many bytes, unless it has done all it does.
-    fn begins(&mut self, bytes: usize) -> Option<()> {
-        (!self.is_used_up()).then_some(())?;
+    /// What one of the media did at once with so many bytes, which count then; it is not asked where all is done
+    /// that is.
+    fn ask<T>(&mut self, bytes: usize, does: impl FnOnce(&mut Media) -> Option<T>) -> Option<T> {
+        if self.is_used_up() {
+            return None;
+        }
+        let outcome = does(self.media)?;
         self.left_bytes = self.left_bytes.saturating_sub(bytes);
-        Some(())
+        Some(outcome)
     }
 }
 
@@ -41,9 +45,9 @@ impl AtOnce for Prompt<'_> {
         offset: u64,
         into: &mut [u8],
     ) -> Option<Result<(), DiskError>> {
-        self.begins(into.len())?;
-        let served = self.media.get(device)?;
-        served.backend.read_at_once(offset, into)
+        self.ask(into.len(), |media| {
+            media.get(device)?.backend.read_at_once(offset, into)
+        })
     }
 
     fn write_at_once(
@@ -52,8 +56,8 @@ impl AtOnce for Prompt<'_> {
         offset: u64,
         data: &[u8],
     ) -> Option<Result<(), DiskError>> {
-        self.begins(data.len())?;
-        let medium = self.media.medium_mut(device)?;
-        medium.write_at_once(offset, data)
+        self.ask(data.len(), |media| {
+            media.medium_mut(device)?.write_at_once(offset, data)
+        })
     }
 }

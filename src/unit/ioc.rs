@@ -80,7 +80,7 @@ impl Wanted {
 }
 
 impl Unit {
-    pub(super) fn serve_io(&mut self, now: Time, asked: Asked<'_>, media: &mut impl AtOnce) {
+    pub(super) fn serve_io(&mut self, asked: Asked<'_>, media: &mut impl AtOnce) {
         let answer = match asked.kind {
             Kind::KeepAlive => Ok(Kept::default()),
             Kind::Devices | Kind::Identify if !asked.body.is_empty() => Err(Status::BadRequest),
@@ -99,7 +99,7 @@ impl Unit {
             Ok(body) => (Status::Ok, body),
             Err(status) => (status, Kept::default()),
         };
-        self.service.answer(now, asked, status, body);
+        self.service.answer(asked, status, body);
     }
 
     /// A buffer of `len` bytes for what a read gives: whatever it holds has to be written over.

@@ -386,7 +386,7 @@ impl Unit {
             return self.management.handle(now, src, header, payload);
         }
         if let Some(asked) = self.service.take(now, src, header, payload)? {
-            self.serve_io(now, asked, media);
+            self.serve_io(asked, media);
         }
         Ok(())
     }

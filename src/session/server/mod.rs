@@ -343,8 +343,7 @@ impl Server {
 
     /// Answers a command that was taken just now. A body over [`MAX_MESSAGE_BYTES`] becomes an empty one with
     /// [`Status::Unsupported`].
-    pub fn answer(&mut self, now: Time, asked: Asked<'_>, status: Status, body: impl Into<Kept>) {
-        let _ = now;
+    pub fn answer(&mut self, asked: Asked<'_>, status: Status, body: impl Into<Kept>) {
         if let Cow::Owned(body) = asked.body {
             self.spares.give(body);
         }
