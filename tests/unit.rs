@@ -6,6 +6,7 @@ mod unit_world;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rma::backend::Backend;
 use rma::session::Request;
 use rma::unit::{
     DiskError, DiskOp, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_QUEUED_CHANGES, MAX_UNIT_REGISTERS,
@@ -17,8 +18,8 @@ use rma::wire::message::{
     RegistersRequest,
 };
 use rma::wire::{
-    ClusterName, DropReason, Epoch, Flags, Guid, HEADER_LEN, IocNumber, IodNumber, Kind, Mac,
-    Ownership, OwnershipStamp, Status, Time, Wire,
+    ClusterName, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header, IocNumber, IodNumber, Kind,
+    Mac, Ownership, OwnershipStamp, Status, Time, Wire,
 };
 use session_pair::{Faults, InFlight};
 use unit_world::*;
@@ -106,6 +107,42 @@ fn what_a_disk_does_at_once_waits_for_no_disk() {
     let read = world.io(HOST_A, 1, Kind::Read, range(512, 512, &[]));
     assert_eq!(read, (Status::Ok, data.to_vec()));
     assert_eq!((world.applied.len(), world.disk_busy()), (1, 0));
+}
+
+/// Loses what a unit sends for the first time of what was read.
+fn is_fresh_read(_: u64, frame: &InFlight) -> bool {
+    let header = Header::parse(&frame.bytes, true).map(|(header, _)| header);
+    header.is_ok_and(|h| h.is_reply() && h.kind == Kind::Read && !h.flags.contains(Flags::RETRY))
+}
+
+#[test]
+fn a_reply_that_is_sent_again_has_what_was_read_and_nothing_is_copied_that_was_not_lent() {
+    let mut world = owned();
+    world.disk_is_prompt = true;
+    let write = |byte| io_request(Kind::Write, 1, 1, range(0, 4096, &[byte; 4096]));
+    let ask = |world: &mut World, byte| world.ask(HOST_A, 1, write(byte));
+    assert_eq!(ask(&mut world, 7), (Status::Ok, vec![]));
+    let place = |world: &World| {
+        let lent = world.media[&DISK].lend(0, 4096).unwrap().unwrap();
+        lent.bytes().as_ptr()
+    };
+    let before = place(&world);
+    world.segments[1].lose = Some(is_fresh_read);
+    let reads = [0, 1024, 0].map(|offset| {
+        let request = io_request(Kind::Read, 1, 1, range(offset, 3072, &[]));
+        world.submit(HOST_A, 1, request)
+    });
+    world.until(Duration::from_secs(1), |world| {
+        world.media[&DISK].is_lent(0, 512)
+    });
+    assert_eq!(ask(&mut world, 8), (Status::Ok, vec![]));
+    assert_eq!(place(&world), before, "the medium was not copied");
+    assert!(!world.media[&DISK].is_lent(0, 512));
+    for read in reads {
+        assert_eq!(world.reply(HOST_A, 1, read), (Status::Ok, vec![7; 3072]));
+    }
+    let read = world.io(HOST_A, 1, Kind::Read, range(0, 4096, &[]));
+    assert_eq!(read, (Status::Ok, vec![8; 4096]));
 }
 
 #[test]

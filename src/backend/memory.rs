@@ -2,7 +2,7 @@
 //! nothing survives the end of the process.
 
 use std::ops::Range;
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use memmap2::{Advice, MmapMut};
 
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use crate::unit::disk::{DiskError, DiskOp};
 use crate::wire::row::features;
+use crate::wire::{Lender, Tail};
 
 /// The most bytes of a memory backend.
 pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
@@ -19,21 +20,51 @@ pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
 /// ones takes longer than reading a block from them.
 const CHUNK_BYTES: u64 = 2 << 20;
 
-/// Nothing: zeroes.
-type Chunk = Option<MmapMut>;
+/// A piece of content, which replies may be sent from.
+#[derive(Debug)]
+struct Chunk(MmapMut);
 
-/// A piece of zeroes, in a large page where the system has one.
-fn zeroes() -> Result<MmapMut, DiskError> {
-    let chunk = MmapMut::map_anon(CHUNK_BYTES as usize)
-        .map_err(|e| DiskError::Media(e.raw_os_error().unwrap_or(Errno::ENOMEM as i32)))?;
-    // Without large pages it is only slower.
-    let _ = chunk.advise(Advice::HugePage);
-    Ok(chunk)
+impl Lender for Chunk {
+    fn octets(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Chunk {
+    /// Zeroes, in a large page where the system has one.
+    fn zeroes() -> std::io::Result<Self> {
+        let chunk = MmapMut::map_anon(CHUNK_BYTES as usize)?;
+        // Without large pages it is only slower.
+        let _ = chunk.advise(Advice::HugePage);
+        Ok(Self(chunk))
+    }
+
+    /// One more.
+    fn another() -> Result<Self, DiskError> {
+        Self::zeroes()
+            .map_err(|e| DiskError::Media(e.raw_os_error().unwrap_or(Errno::ENOMEM as i32)))
+    }
+
+    /// The content, to be changed; a copy of it where it is lent.
+    fn own(chunk: &mut Arc<Self>) -> Result<&mut MmapMut, DiskError> {
+        if Arc::get_mut(chunk).is_none() {
+            let mut copy = Self::another()?;
+            copy.0.copy_from_slice(&chunk.0);
+            *chunk = Arc::new(copy);
+        }
+        match Arc::get_mut(chunk) {
+            Some(own) => Ok(&mut own.0),
+            None => unreachable!("nobody else has the copy"),
+        }
+    }
 }
 
 struct State {
     size_bytes: u64,
-    chunks: Vec<Chunk>,
+    /// Nothing: zeroes.
+    chunks: Vec<Option<Arc<Chunk>>>,
+    /// What is lent where there is nothing.
+    zeroes: Arc<Chunk>,
 }
 
 /// Memory that looks like a disk.
@@ -68,9 +99,14 @@ impl Memory {
         read_only: bool,
     ) -> Result<Self, OpenError> {
         let block_size = settle_block_size(block_size, super::MIN_BLOCK_SIZE)?;
+        let zeroes = Chunk::zeroes().map_err(|source| OpenError::Io {
+            what: "get memory",
+            source,
+        })?;
         let state = State {
             size_bytes: 0,
             chunks: Vec::new(),
+            zeroes: Arc::new(zeroes),
         };
         let memory = Self {
             block_size,
@@ -103,7 +139,7 @@ impl State {
         check_range(self.size_bytes, offset, len)?;
         for (chunk, part, place) in Self::pieces(offset, len) {
             match &self.chunks[chunk] {
-                Some(bytes) => into[place].copy_from_slice(&bytes[part]),
+                Some(chunk) => into[place].copy_from_slice(&chunk.0[part]),
                 None => into[place].fill(0),
             }
         }
@@ -114,11 +150,11 @@ impl State {
         let len = data.len() as u64;
         check_range(self.size_bytes, offset, len)?;
         for (chunk, part, place) in Self::pieces(offset, len) {
-            let bytes = match &mut self.chunks[chunk] {
-                Some(bytes) => bytes,
-                none => none.insert(zeroes()?),
+            let chunk = match &mut self.chunks[chunk] {
+                Some(chunk) => chunk,
+                none => none.insert(Arc::new(Chunk::another()?)),
             };
-            bytes[part].copy_from_slice(&data[place]);
+            Chunk::own(chunk)?[part].copy_from_slice(&data[place]);
         }
         Ok(())
     }
@@ -129,11 +165,33 @@ impl State {
             let chunk = &mut self.chunks[chunk];
             if part.len() as u64 == CHUNK_BYTES {
                 *chunk = None;
-            } else if let Some(bytes) = chunk {
-                bytes[part].fill(0);
+            } else if let Some(chunk) = chunk {
+                Chunk::own(chunk)?[part].fill(0);
             }
         }
         Ok(())
+    }
+
+    /// Nothing where a range is in several pieces.
+    fn lend(&self, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        if let Err(error) = check_range(self.size_bytes, offset, len) {
+            return Some(Err(error));
+        }
+        let (chunk, part, _) = Self::pieces(offset, len).next()?;
+        if part.len() as u64 != len {
+            return None;
+        }
+        Some(Ok(match &self.chunks[chunk] {
+            Some(chunk) => Tail::lent(chunk.clone(), part.start, part.end),
+            // The same ones for all, which the processor has near.
+            None => Tail::lent(self.zeroes.clone(), 0, part.len()),
+        }))
+    }
+
+    /// The pieces that there are in a range; none where it leaves the size.
+    fn there(&self, offset: u64, len: u64) -> impl Iterator<Item = &Arc<Chunk>> {
+        let len = check_range(self.size_bytes, offset, len).map_or(0, |()| len);
+        Self::pieces(offset, len).filter_map(|(chunk, ..)| self.chunks[chunk].as_ref())
     }
 }
 
@@ -174,6 +232,24 @@ impl Backend for Memory {
         Some(read(&self.state).read(offset, into))
     }
 
+    fn lend(&self, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        read(&self.state).lend(offset, len)
+    }
+
+    fn is_lent(&self, offset: u64, len: u64) -> bool {
+        let state = read(&self.state);
+        state
+            .there(offset, len)
+            .any(|chunk| Arc::strong_count(chunk) > 1)
+    }
+
+    fn is_lent_as(&self, lent: &Tail, offset: u64, len: u64) -> bool {
+        let state = read(&self.state);
+        state
+            .there(offset, len)
+            .any(|chunk| lent.is_lent_by(&**chunk))
+    }
+
     fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
         if self.read_only {
             return Some(Err(DiskError::ReadOnly));
@@ -193,7 +269,7 @@ impl Backend for Memory {
             let mut state = write(&self.state);
             let count = size_bytes.div_ceil(CHUNK_BYTES) as usize;
             let kept = count.max(state.chunks.len());
-            state.chunks.resize_with(kept, Chunk::default);
+            state.chunks.resize_with(kept, || None);
             state.size_bytes = size_bytes;
         }
         Ok(self.info())
@@ -259,6 +335,59 @@ mod tests {
             let all = memory.execute(DiskOp::Read { offset: 0, len: SIZE as u32 }).unwrap();
             prop_assert!(all == model);
         }
+    }
+
+    #[test]
+    fn what_is_lent_stays_as_it_was() {
+        let mut memory = Memory::new(SIZE as u64, None, false).unwrap();
+        let (chunk, block) = (CHUNK_BYTES, [3; 512]);
+        memory.write_at_once(1024, &block).unwrap().unwrap();
+        let lend = |memory: &Memory, offset, len| memory.lend(offset, len).unwrap().unwrap();
+        let (old, nothing) = (lend(&memory, 1024, 512), lend(&memory, chunk, 4096));
+        assert_eq!((old.bytes(), nothing.bytes()), (&block[..], &[0; 4096][..]));
+        assert!(memory.is_lent(0, 512) && memory.is_lent_as(&old, 0, 512));
+        assert!(
+            !memory.is_lent_as(&nothing, 0, chunk * 2),
+            "nothing is to be copied"
+        );
+        assert!(!memory.is_lent(chunk, 512) && !memory.is_lent(u64::MAX, 512));
+        memory.write_at_once(1024, &[4; 512]).unwrap().unwrap();
+        memory.write_at_once(chunk, &[4; 512]).unwrap().unwrap();
+        assert_eq!((old.bytes(), nothing.bytes()), (&block[..], &[0; 4096][..]));
+        assert!(
+            !memory.is_lent(0, chunk * 2),
+            "what is lent is not in use any more"
+        );
+        let new = lend(&memory, 1024, 512);
+        assert_eq!(new.bytes(), [4; 512]);
+        let zero = |offset, len| DiskOp::WriteZeroes {
+            offset,
+            len,
+            fua: false,
+        };
+        memory.execute(zero(1024, 512)).unwrap();
+        let newer = lend(&memory, 512, 1024);
+        memory.execute(zero(0, chunk)).unwrap();
+        assert_eq!(
+            (new.bytes(), newer.bytes()),
+            (&[4; 512][..], &[0; 1024][..])
+        );
+        assert!(memory.lend(chunk - 512, 1024).is_none(), "in two pieces");
+        assert_eq!(
+            memory.lend(SIZE as u64, 512).unwrap().err(),
+            Some(DiskError::OutOfRange)
+        );
+    }
+
+    #[test]
+    fn what_is_not_lent_any_more_is_changed_where_it_is() {
+        let mut memory = Memory::new(4096, None, false).unwrap();
+        let write = |memory: &mut Memory| memory.write_at_once(0, &[1; 512]).unwrap().unwrap();
+        let place = |memory: &Memory| memory.lend(0, 512).unwrap().unwrap().bytes().as_ptr();
+        write(&mut memory);
+        let before = place(&memory);
+        write(&mut memory);
+        assert_eq!(place(&memory), before);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod uring;
 use std::os::fd::BorrowedFd;
 
 use crate::unit::disk::{DiskError, DiskInfo, DiskOp};
+use crate::wire::Tail;
 
 pub use disk::{Disk, Options};
 pub use memory::{MAX_MEMORY_BYTES, Memory};
@@ -43,6 +44,25 @@ pub trait Backend: Send + Sync {
     fn read_at_once(&self, offset: u64, into: &mut [u8]) -> Option<Result<(), DiskError>> {
         let _ = (offset, into);
         None
+    }
+
+    /// Gives `len` bytes where they are, as they are now: as long as they are held, what is written there is
+    /// written somewhere else. Nothing: they are not in memory, or not one after the other.
+    fn lend(&self, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        let _ = (offset, len);
+        None
+    }
+
+    /// Whether something is lent that has to be copied before these bytes are changed.
+    fn is_lent(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
+    /// Whether that is because of this.
+    fn is_lent_as(&self, lent: &Tail, offset: u64, len: u64) -> bool {
+        let _ = (lent, offset, len);
+        false
     }
 
     /// The open file that these bytes are to be read from, at the same place, where there is one and they are

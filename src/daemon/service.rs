@@ -309,8 +309,10 @@ impl Service {
                 self.take(time, event);
             }
             quiet &= !self.loads.submit(time, &mut self.initiator);
-            for told in self.loads.reports(time) {
-                self.say(told);
+            if sockets {
+                for told in self.loads.reports(time) {
+                    self.say(told);
+                }
             }
             if !sockets && !self.sockets.has_answers() && !self.queues.has_answers() {
                 continue;

@@ -2,7 +2,7 @@
 
 use super::event_loop::{Event, Loop, now};
 use super::service::{Service, TOKEN_COMMANDS};
-use super::spin::Spin;
+use super::spin::{LOOKS_A_TIME, Spin};
 use crate::export::kernel::flusher;
 use crate::net::LinkState;
 use crate::wire::Time;
@@ -35,7 +35,8 @@ impl Service {
                 }
                 time = now();
             }
-            let received = self.state() == LinkState::Up && self.receive(time);
+            let tries = if looks { 1 } else { LOOKS_A_TIME };
+            let received = self.state() == LinkState::Up && (0..tries).any(|_| self.receive(time));
             if !received && polls && spin.yields(time) {
                 std::thread::yield_now();
             }

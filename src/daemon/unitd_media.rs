@@ -13,7 +13,7 @@ use super::unitd_keys::BackendKind;
 use super::unitd_state::{StateError, UnitState};
 use crate::backend::{Backend, Disk, Memory, OpenError, Options};
 use crate::unit::{ControllerSpec, DeviceSpec, DiskError, DiskInfo, DiskOp, SpecError, Unit};
-use crate::wire::{Guid, IocNumber, IodNumber, Time};
+use crate::wire::{Guid, IocNumber, IodNumber, Tail, Time};
 
 /// How often it is looked whether media have grown.
 const SIZES_INTERVAL: Duration = Duration::from_secs(2);
@@ -118,6 +118,20 @@ impl Backend for Metered {
         let outcome = self.inner.read_at_once(offset, into)?;
         self.operations.fetch_add(1, Ordering::Relaxed);
         Some(outcome.inspect_err(|e| self.failed("read", *e)))
+    }
+
+    fn lend(&self, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        let outcome = self.inner.lend(offset, len)?;
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        Some(outcome.inspect_err(|e| self.failed("read", *e)))
+    }
+
+    fn is_lent(&self, offset: u64, len: u64) -> bool {
+        self.inner.is_lent(offset, len)
+    }
+
+    fn is_lent_as(&self, lent: &Tail, offset: u64, len: u64) -> bool {
+        self.inner.is_lent_as(lent, offset, len)
     }
 
     fn readable(&self, offset: u64, len: u32) -> Option<BorrowedFd<'_>> {

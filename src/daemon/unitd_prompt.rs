@@ -3,7 +3,7 @@
 use super::unitd_media::Media;
 use crate::backend::Backend;
 use crate::unit::{AtOnce, DiskError};
-use crate::wire::Guid;
+use crate::wire::{Guid, Tail};
 
 /// Media that are asked while frames are taken, until so much has been read and written that it should be
 /// answered before more is.
@@ -39,6 +39,21 @@ impl<'a> Prompt<'a> {
 }
 
 impl AtOnce for Prompt<'_> {
+    // That takes no time whatever the length: what it gives is looked at when it is sent.
+    fn lend(&mut self, device: Guid, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        self.media.get(device)?.backend.lend(offset, len)
+    }
+
+    fn is_lent(&self, device: Guid, offset: u64, len: u64) -> bool {
+        let served = self.media.get(device);
+        served.is_some_and(|served| served.backend.is_lent(offset, len))
+    }
+
+    fn is_lent_as(&self, lent: &Tail, device: Guid, offset: u64, len: u64) -> bool {
+        let served = self.media.get(device);
+        served.is_some_and(|served| served.backend.is_lent_as(lent, offset, len))
+    }
+
     fn read_at_once(
         &mut self,
         device: Guid,

@@ -34,8 +34,9 @@ pub(super) struct Ring {
     slots_per_block: usize,
     block_bytes: usize,
     slots: usize,
-    /// The slot that the kernel fills next.
+    /// The slot that the kernel fills next, and where that is.
     next: usize,
+    at: usize,
 }
 
 impl Ring {
@@ -62,6 +63,7 @@ impl Ring {
             block_bytes,
             slots,
             next: 0,
+            at: 0,
         })
     }
 
@@ -71,8 +73,7 @@ impl Ring {
         held.release();
         let mut count = 0;
         while count < BATCH_FRAMES {
-            let at = self.next / self.slots_per_block * self.block_bytes
-                + self.next % self.slots_per_block * self.slot_bytes;
+            let at = self.at;
             if status(&self.map, at).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
                 break;
             }
@@ -95,6 +96,8 @@ impl Ring {
             held.slots.push(slot);
             lengths.push(if whole { len } else { usize::MAX });
             self.next = (self.next + 1) % self.slots;
+            self.at = self.next / self.slots_per_block * self.block_bytes
+                + self.next % self.slots_per_block * self.slot_bytes;
             count += 1;
         }
         if count > 0 {

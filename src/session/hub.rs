@@ -8,6 +8,9 @@ use crate::wire::{
     ConnectionId, DropReason, Guid, Header, Hop, Incarnation, Kind, Mac, Outgoing, Tail, Time,
 };
 
+/// Of how many clients it may not be noted yet when they have to be ticked: all of them are asked for a deadline.
+const MOST_UNNOTED: usize = 8;
+
 /// What a hub reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HubEvent<K> {
@@ -41,6 +44,8 @@ pub struct Hub<K> {
     /// Clients that were handed out since their entries here were brought up to date.
     touched: Vec<usize>,
     wakes: BTreeSet<(Time, usize)>,
+    /// Clients of which it is to be noted when they have to be ticked.
+    unnoted: Vec<usize>,
     /// Clients that may have something to send, in turn.
     ready: VecDeque<usize>,
     /// Last frames of clients that were removed.
@@ -61,6 +66,7 @@ struct Slot<K> {
     connection: ConnectionId,
     nonce: Option<u64>,
     wake: Option<Time>,
+    unnoted: bool,
     ready: bool,
     touched: bool,
 }
@@ -80,6 +86,7 @@ impl<K: Ord + Clone> Hub<K> {
             by_remote: BTreeMap::new(),
             touched: Vec::new(),
             wakes: BTreeSet::new(),
+            unnoted: Vec::new(),
             ready: VecDeque::new(),
             farewells: VecDeque::new(),
             server: None,
@@ -119,6 +126,7 @@ impl<K: Ord + Clone> Hub<K> {
             connection: ConnectionId(0),
             nonce: None,
             wake: None,
+            unnoted: false,
             ready: false,
             touched: false,
         });
@@ -288,6 +296,7 @@ impl<K: Ord + Clone> Hub<K> {
     /// Does what is due.
     pub fn tick(&mut self, now: Time) {
         self.bring_up_to_date();
+        self.note_wakes();
         while let Some(&(at, index)) = self.wakes.first() {
             if at > now {
                 break;
@@ -306,16 +315,14 @@ impl<K: Ord + Clone> Hub<K> {
 
     /// When `tick` must be called next.
     pub fn deadline(&self) -> Option<Time> {
-        let touched = self
-            .touched
-            .iter()
-            .filter_map(|i| self.slots[*i].as_ref()?.client.deadline());
+        let unnoted = self.touched.iter().chain(&self.unnoted);
+        let unnoted = unnoted.filter_map(|i| self.slots[*i].as_ref()?.client.deadline());
         self.wakes
             .first()
             .map(|(at, _)| *at)
             .into_iter()
             .chain(self.server.as_ref().and_then(Server::deadline))
-            .chain(touched)
+            .chain(unnoted)
             .min()
     }
 
@@ -369,11 +376,15 @@ impl<K: Ord + Clone> Hub<K> {
                 continue;
             };
             slot.ready = false;
-            if let Some(outgoing) = slot.client.poll_transmit_parts(now, out, tail) {
-                self.refresh(index);
-                return Some(outgoing);
+            let sent = slot.client.poll_transmit_parts(now, out, tail);
+            if sent.is_some() && slot.client.may_have_more() {
+                slot.ready = true;
+                self.ready.push_back(index);
             }
             self.rewake(index);
+            if sent.is_some() {
+                return sent;
+            }
         }
         None
     }
@@ -445,19 +456,34 @@ impl<K: Ord + Clone> Hub<K> {
         self.rewake(index);
     }
 
-    /// Notes when a client has to be ticked. One that is noted too early is looked at again then: that is once,
-    /// and noting it later would be at every I/O.
+    /// Has it noted, by the next tick, when a client has to be ticked: an I/O changes that several times.
     fn rewake(&mut self, index: usize) {
-        let Some(slot) = self.slots[index].as_mut() else {
-            return;
-        };
-        if let Some(due) = slot.client.deadline()
-            && slot.wake.is_none_or(|at| due < at)
+        if let Some(slot) = self.slots[index].as_mut()
+            && !std::mem::replace(&mut slot.unnoted, true)
         {
-            if let Some(at) = slot.wake.replace(due) {
-                self.wakes.remove(&(at, index));
+            self.unnoted.push(index);
+            if self.unnoted.len() >= MOST_UNNOTED {
+                self.note_wakes();
             }
-            self.wakes.insert((due, index));
+        }
+    }
+
+    /// Notes when clients have to be ticked. One that is noted too early is looked at again then: that is once,
+    /// and noting it later would be at every I/O.
+    fn note_wakes(&mut self) {
+        while let Some(index) = self.unnoted.pop() {
+            let Some(slot) = self.slots[index].as_mut() else {
+                continue;
+            };
+            slot.unnoted = false;
+            if let Some(due) = slot.client.deadline()
+                && slot.wake.is_none_or(|at| due < at)
+            {
+                if let Some(at) = slot.wake.replace(due) {
+                    self.wakes.remove(&(at, index));
+                }
+                self.wakes.insert((due, index));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a unit asks of the media behind its devices: operations, facts and errors, without any medium.
 
-use crate::wire::{Guid, Status};
+use crate::wire::{Guid, Status, Tail};
 
 /// The most bytes that one read or write moves.
 pub const MAX_IO_BYTES: u64 = 1 << 20;
@@ -108,6 +108,26 @@ impl DiskOp {
 
 /// Media that do some operations while they are asked, without waiting.
 pub trait AtOnce {
+    /// Gives `len` bytes of a device where they are, as they are now: as long as they are held, what is written
+    /// there is written somewhere else. Nothing: they are to be read.
+    fn lend(&mut self, device: Guid, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        let _ = (device, offset, len);
+        None
+    }
+
+    /// Whether these bytes of a device cannot be changed where they are, as something is lent. It had better be
+    /// copied and given back.
+    fn is_lent(&self, device: Guid, offset: u64, len: u64) -> bool {
+        let _ = (device, offset, len);
+        false
+    }
+
+    /// Whether that is because of this.
+    fn is_lent_as(&self, lent: &Tail, device: Guid, offset: u64, len: u64) -> bool {
+        let _ = (lent, device, offset, len);
+        false
+    }
+
     /// Reads `into.len()` bytes of a device. Nothing: it has to be done by a
     /// [`UnitAction::Disk`](super::UnitAction::Disk).
     fn read_at_once(

@@ -12,7 +12,7 @@ use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, Extent, Flags, Guid, IocNumber, IodNumber, Kept, Kind,
-    Reader, Status, Time, Wire,
+    Reader, Status, Tail, Time, Wire,
 };
 
 /// A disk operation under way.
@@ -88,10 +88,13 @@ impl Unit {
             Kind::Identify => self.identify(asked.cluster, asked.ioc, asked.iod),
             Kind::Flush if planted::is(Bug::FlushForgotten) => Ok(Kept::default()),
             _ => match self.admit_io(&asked) {
-                Ok(admitted) => match self.do_at_once(&asked, &admitted, media) {
-                    Some(outcome) => outcome.map_err(DiskError::status),
-                    None => return self.start_io(asked, admitted),
-                },
+                Ok(admitted) => {
+                    self.take_back_lent(&admitted, media);
+                    match self.do_at_once(&asked, &admitted, media) {
+                        Some(outcome) => outcome.map_err(DiskError::status),
+                        None => return self.start_io(asked, admitted),
+                    }
+                }
                 Err(status) => Err(status),
             },
         };
@@ -196,6 +199,15 @@ impl Unit {
         })
     }
 
+    /// Before a change: what replies have of it becomes theirs.
+    fn take_back_lent(&mut self, admitted: &Admitted, media: &impl AtOnce) {
+        let (device, op) = (admitted.device, admitted.op);
+        if op.is_change() && media.is_lent(device, op.offset, op.len) {
+            let is_concerned = |tail: &Tail| media.is_lent_as(tail, device, op.offset, op.len);
+            self.service.take_back_lent(is_concerned);
+        }
+    }
+
     /// Has `media` do an operation that they can do at once: what comes of it is the answer.
     fn do_at_once(
         &mut self,
@@ -206,6 +218,9 @@ impl Unit {
         let (device, op) = (admitted.device, admitted.op);
         match op.kind {
             Kind::Read => {
+                if let Some(lent) = media.lend(device, op.offset, op.len) {
+                    return Some(lent.map(Kept::from));
+                }
                 let mut buffer = self.service.take_buffer(op.len as usize);
                 let outcome = media.read_at_once(device, op.offset, &mut buffer);
                 if outcome != Some(Ok(())) {

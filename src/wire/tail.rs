@@ -2,10 +2,22 @@
 
 use std::sync::Arc;
 
+/// Octets that stay as they are as long as somebody holds them.
+pub trait Lender: std::fmt::Debug + Send + Sync {
+    /// All of them.
+    fn octets(&self) -> &[u8];
+}
+
+impl Lender for Vec<u8> {
+    fn octets(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Part of a message that ends a frame: whoever sends the frame takes the octets from here.
 #[derive(Debug, Clone)]
 pub struct Tail {
-    message: Arc<Vec<u8>>,
+    lender: Arc<dyn Lender>,
     start: usize,
     end: usize,
 }
@@ -16,17 +28,26 @@ impl Tail {
     /// # Panics
     /// When they leave the message: a programmer's mistake.
     pub fn new(message: &Arc<Vec<u8>>, start: usize, end: usize) -> Self {
-        assert!(start <= end && end <= message.len());
-        Self {
-            message: Arc::clone(message),
-            start,
-            end,
-        }
+        Self::lent(message.clone(), start, end)
+    }
+
+    /// The octets from `start` to `end` of what is lent.
+    ///
+    /// # Panics
+    /// When there are not so many: a programmer's mistake.
+    pub fn lent(lender: Arc<dyn Lender>, start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= lender.octets().len());
+        Self { lender, start, end }
+    }
+
+    /// Whether it is these octets that are lent.
+    pub fn is_lent_by(&self, lender: &impl Lender) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.lender), lender)
     }
 
     /// The octets.
     pub fn bytes(&self) -> &[u8] {
-        &self.message[self.start..self.end]
+        &self.lender.octets()[self.start..self.end]
     }
 
     /// Appends a whole frame to `out`: what `emit` appends, and the tail that it leaves. Gives what it gives.
@@ -44,7 +65,8 @@ impl Tail {
 
     /// The octets of these from `start` to `end`.
     fn part(&self, start: usize, end: usize) -> Self {
-        Self::new(&self.message, self.start + start, self.start + end)
+        let lender = Arc::clone(&self.lender);
+        Self::lent(lender, self.start + start, self.start + end)
     }
 }
 
@@ -82,6 +104,12 @@ impl From<Vec<u8>> for Kept {
         } else {
             Self::Shared(Arc::new(message))
         }
+    }
+}
+
+impl From<Tail> for Kept {
+    fn from(message: Tail) -> Self {
+        Self::Headed(Vec::new(), message)
     }
 }
 
@@ -129,6 +157,14 @@ impl Kept {
             }
         };
         Part { copied, rest, tail }
+    }
+
+    /// What it holds of somebody else's.
+    pub const fn lent(&self) -> Option<&Tail> {
+        match self {
+            Self::Own(_) | Self::Shared(_) => None,
+            Self::Headed(_, data) => Some(data),
+        }
     }
 
     /// The buffer, where nothing else holds it.

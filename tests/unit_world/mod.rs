@@ -16,7 +16,7 @@ use rma::wire::kind::Role;
 use rma::wire::message::{Change, CompareAndSet, Notification, RegistersReply};
 use rma::wire::{
     ClusterName, CommandId, DropReason, Epoch, Flags, Guid, Header, Incarnation, IocNumber,
-    IodNumber, Kind, Mac, Ownership, Status, Time, Wire,
+    IodNumber, Kind, Mac, Ownership, Status, Tail, Time, Wire,
 };
 
 use super::session_pair::{Faults, InFlight, Segment};
@@ -111,6 +111,21 @@ struct Prompt<'a> {
 }
 
 impl AtOnce for Prompt<'_> {
+    fn lend(&mut self, device: Guid, offset: u64, len: u64) -> Option<Result<Tail, DiskError>> {
+        match self.error {
+            Some(error) => Some(Err(error)),
+            None => self.media[&device].lend(offset, len),
+        }
+    }
+
+    fn is_lent(&self, device: Guid, offset: u64, len: u64) -> bool {
+        self.media[&device].is_lent(offset, len)
+    }
+
+    fn is_lent_as(&self, lent: &Tail, device: Guid, offset: u64, len: u64) -> bool {
+        self.media[&device].is_lent_as(lent, offset, len)
+    }
+
     fn read_at_once(
         &mut self,
         device: Guid,

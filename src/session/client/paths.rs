@@ -312,7 +312,7 @@ pub(super) struct Paths {
     best: usize,
     next_number: u32,
     /// Probes to be sent: the path, and the bytes of the frame.
-    queue: VecDeque<(usize, u16)>,
+    pub(super) queue: VecDeque<(usize, u16)>,
     /// When one of them has to be looked at.
     due: Option<Time>,
     /// Counts choices, for the turns of equal paths.

@@ -55,6 +55,14 @@ impl Client {
         })
     }
 
+    /// Whether there may be more to send, after something was sent, before anything else has happened.
+    pub(in crate::session) fn may_have_more(&self) -> bool {
+        match &self.state {
+            State::Connected(_) => !self.control.is_empty() || self.commands.may_have_more(),
+            _ => true,
+        }
+    }
+
     fn transmit_path_probe(
         &mut self,
         now: Time,
@@ -108,6 +116,14 @@ impl Commands {
                 return None;
             }
         }
+    }
+
+    fn may_have_more(&self) -> bool {
+        let unsent = self.next_send < self.floor + self.list.len() as u64;
+        unsent
+            || !self.sending.is_empty()
+            || !self.probing.is_empty()
+            || !self.paths.queue.is_empty()
     }
 
     /// Starts to send the next command, where the window has room for it.

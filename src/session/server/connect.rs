@@ -191,6 +191,9 @@ impl Server {
         if session.executing > 0 {
             *self.draining.entry(session.key()).or_insert(0) += session.executing;
         }
+        if session.has_lent {
+            self.lent.retain(|with| *with != slot);
+        }
         self.held -= session.held;
         self.free.push(slot);
         if session.confirmed {

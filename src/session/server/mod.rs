@@ -65,6 +65,8 @@ pub struct Server {
     relieved_at: Time,
     share: Share,
     spares: Spares,
+    /// Sessions with replies that are sent from where somebody lends them.
+    lent: Vec<usize>,
 }
 
 impl Server {
@@ -99,6 +101,7 @@ impl Server {
             relieved_at: Time::ZERO,
             share: Share::default(),
             spares: Spares::default(),
+            lent: Vec::new(),
             config: ServerConfig {
                 mtu,
                 credits: config.credits.clamp(1, MAX_CREDITS),
@@ -358,6 +361,9 @@ impl Server {
         };
         if let Some(session) = self.sessions[slot].as_mut() {
             let before = session.held;
+            if body.lent().is_some() && !std::mem::replace(&mut session.has_lent, true) {
+                self.lent.push(slot);
+            }
             session.on_answer(command.0, status, body);
             self.charge(slot, before);
             self.look_after(slot);
@@ -389,6 +395,16 @@ impl Server {
                 self.draining.remove(&executing.key);
             }
         }
+    }
+
+    /// Copies of replies what was lent for them, where `is_wanted` says so, and gives it back.
+    pub fn take_back_lent(&mut self, is_wanted: impl Fn(&Tail) -> bool) {
+        let spares = &mut self.spares;
+        let sessions = &mut self.sessions;
+        self.lent.retain(|slot| {
+            let session = sessions[*slot].as_mut();
+            session.is_some_and(|session| session.take_back_lent(&is_wanted, spares))
+        });
     }
 
     /// A buffer of `len` bytes for a reply's body: whatever it holds has to be written over.

@@ -19,7 +19,7 @@ use crate::wire::kind::{Event, Progress};
 use crate::wire::message::{Missing, Notification, ProgressReport};
 use crate::wire::{
     ClusterName, ConnectionId, DropReason, Epoch, Flags, Guid, HEADER_LEN, Header, IocNumber,
-    IodNumber, Kept, Kind, ObservationStamp, Status, Time,
+    IodNumber, Kept, Kind, ObservationStamp, Status, Tail, Time,
 };
 
 /// What all frames of a request have in common.
@@ -132,6 +132,8 @@ pub(super) struct Session {
     pub(super) wake: Option<Time>,
     /// Whether the session is in the list of those with something to send.
     pub(super) ready: bool,
+    /// Whether it is in the list of those with replies that are lent.
+    pub(super) has_lent: bool,
     floor: u64,
     window: VecDeque<Option<Entry>>,
     sending: VecDeque<u64>,
@@ -174,6 +176,7 @@ impl Session {
             held: 0,
             wake: None,
             ready: false,
+            has_lent: false,
             floor: 0,
             window: VecDeque::new(),
             sending: VecDeque::new(),
@@ -404,6 +407,27 @@ impl Session {
         entry.state = State::Answered(answer);
         self.held = self.held - before + held;
         self.queue(id);
+    }
+
+    /// Copies what is lent for its replies, where `is_wanted` says so; whether any is left.
+    pub(super) fn take_back_lent(
+        &mut self,
+        is_wanted: impl Fn(&Tail) -> bool,
+        spares: &mut Spares,
+    ) -> bool {
+        self.has_lent = false;
+        for entry in self.window.iter_mut().flatten() {
+            if let State::Answered(answer) = &mut entry.state
+                && let Some(lent) = answer.body.lent()
+            {
+                if is_wanted(lent) {
+                    answer.body = spares.copy(lent.bytes()).into();
+                } else {
+                    self.has_lent = true;
+                }
+            }
+        }
+        self.has_lent
     }
 
     fn queue(&mut self, id: u64) {
