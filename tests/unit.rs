@@ -146,6 +146,28 @@ fn a_reply_that_is_sent_again_has_what_was_read_and_nothing_is_copied_that_was_n
 }
 
 #[test]
+fn nothing_of_a_medium_stays_lent_when_its_device_is_gone() {
+    let mut world = owned();
+    world.disk_is_prompt = true;
+    for remove in [false, true] {
+        let read = world.io(HOST_A, 1, Kind::Read, range(0, 4096, &[]));
+        assert_eq!(read.0, Status::Ok);
+        if !remove {
+            let write = range(0, 512, &[7; 512]);
+            assert_eq!(world.io(HOST_A, 1, Kind::Write, write).0, Status::Ok);
+            continue;
+        }
+        assert!(world.media[&DISK].is_lent(0, 512), "not acknowledged yet");
+        let now = world.now;
+        world
+            .unit
+            .remove_device(now, IocNumber(1), IodNumber(1))
+            .unwrap();
+        assert!(!world.media[&DISK].is_lent(0, 512));
+    }
+}
+
+#[test]
 fn requests_that_make_no_sense_get_a_status_and_touch_nothing() {
     for is_prompt in [false, true] {
         requests_that(is_prompt);

@@ -2,7 +2,7 @@
 
 use super::event_loop::{Event, Loop, now};
 use super::service::{Service, TOKEN_COMMANDS};
-use super::spin::{LOOKS_A_TIME, Spin};
+use super::spin::Spin;
 use crate::export::kernel::flusher;
 use crate::net::LinkState;
 use crate::wire::Time;
@@ -35,8 +35,7 @@ impl Service {
                 }
                 time = now();
             }
-            let tries = if looks { 1 } else { LOOKS_A_TIME };
-            let received = self.state() == LinkState::Up && (0..tries).any(|_| self.receive(time));
+            let received = self.state() == LinkState::Up && self.receive(time);
             if !received && polls && spin.yields(time) {
                 std::thread::yield_now();
             }

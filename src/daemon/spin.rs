@@ -11,8 +11,6 @@ const POLL_FOR: Duration = Duration::from_micros(120);
 const LOOK_EVERY: Duration = Duration::from_micros(20);
 /// How long after the last frame, and after giving the processor away, another thread may have it.
 const YIELD_AFTER: Duration = Duration::from_micros(8);
-/// How many times in a row it is looked for a frame before the clock is read again: that takes as long as all of them.
-pub(super) const LOOKS_A_TIME: u32 = 8;
 /// The score at its best and, negated, at its worst.
 const SCORE_LIMIT: i8 = 16;
 /// What polling in vain takes from the score; a frame in time gives 1.

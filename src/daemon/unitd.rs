@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use super::args::UnitdArgs;
 use super::config::ConfigError;
 use super::event_loop::{self, Event, Interest, Loop, notify, notify_reloading};
-use super::spin::{LOOKS_A_TIME, Spin};
+use super::spin::Spin;
 use super::start::{MAX_DEFAULT_MTU, MtuError, random_seed, settle_mtu};
 use super::unitd_config::UnitdConfig;
 use super::unitd_media::{Media, MediaError};
@@ -293,11 +293,10 @@ impl Daemon {
             }
             served = false;
             let mut prompt = Prompt::new(&mut self.media, SENT_AFTER_BYTES);
-            let tries = if looks { 1 } else { LOOKS_A_TIME };
             for port in &mut self.ports {
                 if port.is_service || port.is_readable {
                     let (inbox, unit) = (&mut self.inbox, &mut self.unit);
-                    let received = port.receive(tries, now, inbox, unit, &mut prompt)?;
+                    let received = port.receive(now, inbox, unit, &mut prompt)?;
                     served |= received && port.is_service;
                 }
             }

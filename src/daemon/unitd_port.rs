@@ -101,23 +101,18 @@ impl Port {
         }
     }
 
-    /// Receives one batch for the unit, where there is one, for which it looks several times; what is left over is
-    /// reported readable again. Whether anything came.
+    /// Receives one batch for the unit, where there is one; what is left over is reported readable
+    /// again. Whether anything came.
     pub fn receive(
         &mut self,
-        tries: u32,
         now: Time,
         inbox: &mut Inbox,
         unit: &mut Unit,
         media: &mut impl AtOnce,
     ) -> Result<bool, PortError> {
         self.is_readable = false;
-        let mut left = tries;
-        while self.nics.recv(inbox)? == 0 {
-            left = left.saturating_sub(1);
-            if left == 0 {
-                return Ok(false);
-            }
+        if self.nics.recv(inbox)? == 0 {
+            return Ok(false);
         }
         let nic = self.nics.heard_by();
         for frame in inbox.frames() {

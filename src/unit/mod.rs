@@ -250,6 +250,7 @@ impl Unit {
     /// Removes a controller with its devices. Operations under way are finished.
     pub fn remove_controller(&mut self, now: Time, ioc: IocNumber) -> Result<(), SpecError> {
         self.inventory.remove_controller(ioc)?;
+        self.service.take_back_lent(|_| true);
         self.notify(now, Event::ControllersChanged, IocNumber(0));
         Ok(())
     }
@@ -286,6 +287,8 @@ impl Unit {
         iod: IodNumber,
     ) -> Result<(), SpecError> {
         self.inventory.remove_device(ioc, iod)?;
+        // Nothing of its medium stays for the sake of answers that nobody acknowledges.
+        self.service.take_back_lent(|_| true);
         self.notify(now, Event::DevicesChanged, ioc);
         Ok(())
     }
