@@ -296,7 +296,7 @@ impl Service {
         any
     }
 
-    /// Moves requests from the sockets (where they are to be looked at) and loads to the initiator
+    /// Moves requests from loads and the sockets (the latter, and what loads report, where `sockets` says so) to the initiator
     /// and answers back, until all are quiet.
     pub(super) fn serve(&mut self, time: Time, sockets: bool) {
         let (mut quiet, mut rounds) = (false, 0);
