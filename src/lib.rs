@@ -8,6 +8,7 @@
 //! admin      control socket, verbs, text and JSON output
 //! export     NBD server, udev rules        backend  what a unit serves
 //! store      mmap'd files, SQLite          net      interfaces, AF_PACKET
+//! caches     what the processor is told of them
 //! ---------- above: the shell; below: the sans-I/O core ----------------------
 //! rma        the agent's state machine: Fig. 5, allocation
 //! unit       UMS and I/O controllers
@@ -24,6 +25,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod caches;
 pub mod crt;
 pub mod daemon;
 pub mod export;

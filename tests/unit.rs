@@ -146,6 +146,39 @@ fn a_reply_that_is_sent_again_has_what_was_read_and_the_medium_is_not_copied() {
 }
 
 #[test]
+fn a_block_that_the_medium_has_spoilt_is_an_error_and_nothing_that_is_asked_for_for_ever() {
+    for is_written in [false, true] {
+        let registers = Some(StoredRegisters::default());
+        let mut world = World::empty(Faults::NONE, 1, cluster("A"), registers);
+        world.disk_is_prompt = true;
+        world.host_mtu = 9000;
+        world.add_host(HOST_A, "A");
+        world.own_disk(dedicated(HOST_A));
+        let medium = world.media.get_mut(&DISK).unwrap();
+        let other = Some(rma::wire::sum::sum(&[8; 4096]));
+        assert_eq!(medium.write_at_once(4096, &[7; 4096], other), Some(Ok(())));
+        let read = |offset, len| io_request(Kind::Read, 1, 1, range(offset, len, &[]));
+        let spoilt = world.submit(HOST_A, 1, read(4096, 4096));
+        if is_written {
+            // The reply gets a copy.
+            world.until(SECOND, |world| world.media[&DISK].is_lent(4096, 512));
+            let write = range(4096, 512, &[9; 512]);
+            let written = world.io(HOST_A, 1, Kind::Write, write);
+            assert_eq!(written, (Status::Ok, vec![]));
+        }
+        let reply = world.reply(HOST_A, 1, spoilt);
+        assert_eq!(reply, (Status::MediaError, vec![]));
+        let whole = world.ask(HOST_A, 1, read(0, 4096));
+        assert_eq!(whole, (Status::Ok, vec![0; 4096]));
+        let write = range(4096, 4096, &[6; 4096]);
+        let written = world.io(HOST_A, 1, Kind::Write, write);
+        assert_eq!(written, (Status::Ok, vec![]));
+        let again = world.ask(HOST_A, 1, read(4096, 4096));
+        assert_eq!(again, (Status::Ok, vec![6; 4096]));
+    }
+}
+
+#[test]
 fn nothing_of_a_medium_stays_lent_when_its_device_is_gone() {
     let mut world = owned();
     world.disk_is_prompt = true;

@@ -2,6 +2,7 @@
 //! nothing survives the end of the process.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use memmap2::{Advice, MmapMut};
@@ -9,8 +10,10 @@ use memmap2::{Advice, MmapMut};
 use super::{Backend, BackendInfo, OpenError, check_range, settle_block_size};
 use nix::errno::Errno;
 
+use crate::caches;
 use crate::unit::disk::{DiskError, DiskOp};
 use crate::wire::row::features;
+use crate::wire::sum::{self, BLOCK_BYTES};
 use crate::wire::{Lender, Tail};
 
 /// The most bytes of a memory backend.
@@ -19,14 +22,35 @@ pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
 /// Content is kept in pieces of this many bytes: as large as the processor's large pages, as looking up small
 /// ones takes longer than reading a block from them.
 const CHUNK_BYTES: u64 = 2 << 20;
+const CHUNK_BLOCKS: usize = CHUNK_BYTES as usize / BLOCK_BYTES;
+
+/// How much of what is lent the processor is told to fetch: the rest it finds out by itself.
+const FETCHED_BYTES: usize = 256;
 
 /// A piece of content, which replies may be sent from.
 #[derive(Debug)]
-struct Chunk(MmapMut);
+struct Chunk {
+    octets: MmapMut,
+    /// The checksum of each block; 0 where it is to be found out.
+    sums: Box<[AtomicU32]>,
+}
 
 impl Lender for Chunk {
     fn octets(&self) -> &[u8] {
-        &self.0
+        &self.octets
+    }
+
+    // Nothing is changed where it is lent: of several who find a sum out all find the same.
+    fn block_sum(&self, at: usize) -> Option<u32> {
+        let kept = self.sums.get(at / BLOCK_BYTES)?;
+        Some(match kept.load(Ordering::Relaxed) {
+            0 => {
+                let sum = sum::sum(self.octets.get(at..at + BLOCK_BYTES)?);
+                kept.store(sum, Ordering::Relaxed);
+                sum
+            }
+            sum => sum,
+        })
     }
 }
 
@@ -36,7 +60,11 @@ impl Chunk {
         let chunk = MmapMut::map_anon(CHUNK_BYTES as usize)?;
         // Without large pages it is only slower.
         let _ = chunk.advise(Advice::HugePage);
-        Ok(Self(chunk))
+        let sums = std::iter::repeat_with(AtomicU32::default);
+        Ok(Self {
+            octets: chunk,
+            sums: sums.take(CHUNK_BLOCKS).collect(),
+        })
     }
 
     /// One more.
@@ -45,17 +73,33 @@ impl Chunk {
             .map_err(|e| DiskError::Media(e.raw_os_error().unwrap_or(Errno::ENOMEM as i32)))
     }
 
-    /// The content, to be changed; a copy of it where it is lent.
-    fn own(chunk: &mut Arc<Self>) -> Result<&mut MmapMut, DiskError> {
+    /// Part of the content is going to be sent.
+    fn announce(&self, part: Range<usize>) {
+        let sum: *const AtomicU32 = &raw const self.sums[part.start / BLOCK_BYTES];
+        caches::fetch(sum.cast(), 1);
+        let octets = &self.octets[part];
+        caches::fetch(octets.as_ptr(), octets.len().min(FETCHED_BYTES));
+    }
+
+    /// Part of the content, to be written over; of a copy where it is lent.
+    fn own(chunk: &mut Arc<Self>, part: Range<usize>) -> Result<&mut [u8], DiskError> {
         if Arc::get_mut(chunk).is_none() {
             let mut copy = Self::another()?;
-            copy.0.copy_from_slice(&chunk.0);
+            copy.octets.copy_from_slice(&chunk.octets);
+            copy.sums = chunk
+                .sums
+                .iter()
+                .map(|sum| sum.load(Ordering::Relaxed).into())
+                .collect();
             *chunk = Arc::new(copy);
         }
-        match Arc::get_mut(chunk) {
-            Some(own) => Ok(&mut own.0),
-            None => unreachable!("nobody else has the copy"),
+        let Some(own) = Arc::get_mut(chunk) else {
+            unreachable!("nobody else has the copy");
+        };
+        for sum in &mut own.sums[part.start / BLOCK_BYTES..part.end.div_ceil(BLOCK_BYTES)] {
+            *sum.get_mut() = 0;
         }
+        Ok(&mut own.octets[part])
     }
 }
 
@@ -139,14 +183,15 @@ impl State {
         check_range(self.size_bytes, offset, len)?;
         for (chunk, part, place) in Self::pieces(offset, len) {
             match &self.chunks[chunk] {
-                Some(chunk) => into[place].copy_from_slice(&chunk.0[part]),
+                Some(chunk) => into[place].copy_from_slice(&chunk.octets[part]),
                 None => into[place].fill(0),
             }
         }
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+    /// Writes; `sum` is the checksum of `data` where that is a block and it is known.
+    fn write(&mut self, offset: u64, data: &[u8], sum: Option<u32>) -> Result<(), DiskError> {
         let len = data.len() as u64;
         check_range(self.size_bytes, offset, len)?;
         for (chunk, part, place) in Self::pieces(offset, len) {
@@ -154,7 +199,15 @@ impl State {
                 Some(chunk) => chunk,
                 none => none.insert(Arc::new(Chunk::another()?)),
             };
-            Chunk::own(chunk)?[part].copy_from_slice(&data[place]);
+            let block = part.start / BLOCK_BYTES;
+            let is_block = part.start.is_multiple_of(BLOCK_BYTES) && part.len() == BLOCK_BYTES;
+            caches::copy_past(Chunk::own(chunk, part)?, &data[place]);
+            if is_block
+                && data.len() == BLOCK_BYTES
+                && let (Some(chunk), Some(sum)) = (Arc::get_mut(chunk), sum)
+            {
+                *chunk.sums[block].get_mut() = sum;
+            }
         }
         Ok(())
     }
@@ -166,7 +219,7 @@ impl State {
             if part.len() as u64 == CHUNK_BYTES {
                 *chunk = None;
             } else if let Some(chunk) = chunk {
-                Chunk::own(chunk)?[part].fill(0);
+                Chunk::own(chunk, part)?.fill(0);
             }
         }
         Ok(())
@@ -182,7 +235,10 @@ impl State {
             return None;
         }
         Some(Ok(match &self.chunks[chunk] {
-            Some(chunk) => Tail::lent(chunk.clone(), part.start, part.end),
+            Some(chunk) => {
+                chunk.announce(part.clone());
+                Tail::lent(chunk.clone(), part.start, part.end)
+            }
             // The same ones for all, which the processor has near.
             None => Tail::lent(self.zeroes.clone(), 0, part.len()),
         }))
@@ -219,7 +275,7 @@ impl Backend for Memory {
                 read(&self.state).read(offset, &mut out)?;
                 return Ok(out);
             }
-            DiskOp::Write { offset, data, .. } => write(&self.state).write(offset, &data)?,
+            DiskOp::Write { offset, data, .. } => write(&self.state).write(offset, &data, None)?,
             DiskOp::Flush => {}
             DiskOp::Discard { offset, len } | DiskOp::WriteZeroes { offset, len, .. } => {
                 write(&self.state).zero(offset, len)?;
@@ -250,11 +306,16 @@ impl Backend for Memory {
             .any(|chunk| lent.is_lent_by(&**chunk))
     }
 
-    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
+    fn write_at_once(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        sum: Option<u32>,
+    ) -> Option<Result<(), DiskError>> {
         if self.read_only {
             return Some(Err(DiskError::ReadOnly));
         }
-        Some(alone(&mut self.state).write(offset, data))
+        Some(alone(&mut self.state).write(offset, data, sum))
     }
 
     fn resize(&self, wanted: Option<u64>) -> Result<BackendInfo, OpenError> {
@@ -291,6 +352,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Write(usize, u8, usize),
+        Block(usize, u8),
         Zero(usize, usize),
         Discard(usize, usize),
     }
@@ -299,6 +361,7 @@ mod tests {
         let range = || (0..SIZE, 0..SIZE).prop_map(|(at, len)| (at, len.min(SIZE - at)));
         prop_oneof![
             (range(), 1_u8..).prop_map(|((at, len), byte)| Step::Write(at, byte, len)),
+            (0..SIZE / BLOCK_BYTES, 1_u8..).prop_map(|(block, byte)| Step::Block(block, byte)),
             range().prop_map(|(at, len)| Step::Zero(at, len)),
             range().prop_map(|(at, len)| Step::Discard(at, len)),
         ]
@@ -315,11 +378,18 @@ mod tests {
                     Step::Write(at, byte, len) => {
                         model[at..at + len].fill(byte);
                         if byte % 2 == 0 {
-                            let done = memory.write_at_once(at as u64, &vec![byte; len]);
+                            let done = memory.write_at_once(at as u64, &vec![byte; len], None);
                             prop_assert_eq!(done, Some(Ok(())));
                             continue;
                         }
                         DiskOp::Write { offset: at as u64, data: vec![byte; len].into(), fua: false }
+                    }
+                    Step::Block(block, byte) => {
+                        let (at, data) = (block * BLOCK_BYTES, [byte; BLOCK_BYTES]);
+                        model[at..at + BLOCK_BYTES].fill(byte);
+                        let done = memory.write_at_once(at as u64, &data, Some(sum::sum(&data)));
+                        prop_assert_eq!(done, Some(Ok(())));
+                        continue;
                     }
                     Step::Zero(at, len) => {
                         model[at..at + len].fill(0);
@@ -331,6 +401,10 @@ mod tests {
                     }
                 };
                 memory.execute(op).unwrap();
+                for at in (0..SIZE).step_by(BLOCK_BYTES * 61) {
+                    let block = memory.lend(at as u64, BLOCK_BYTES as u64).unwrap().unwrap();
+                    prop_assert!(block.is_sound() && block.bytes() == &model[at..at + BLOCK_BYTES]);
+                }
             }
             let all = memory.execute(DiskOp::Read { offset: 0, len: SIZE as u32 }).unwrap();
             prop_assert!(all == model);
@@ -338,10 +412,30 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_is_spoilt_is_told_from_one_that_is_not() {
+        let mut memory = Memory::new(SIZE as u64, None, false).unwrap();
+        let block = [5; BLOCK_BYTES];
+        let mut write = |sum| {
+            memory.write_at_once(4096, &block, sum).unwrap().unwrap();
+            let lent = |offset, len| memory.lend(offset, len).unwrap().unwrap();
+            [
+                lent(4096, 4096),
+                lent(4096, 512),
+                lent(0, 8192),
+                lent(0, 4096),
+            ]
+            .map(|t| t.is_sound())
+        };
+        assert_eq!(write(Some(1)), [false, true, true, true]);
+        assert_eq!(write(None), [true; 4]);
+        assert_eq!(write(Some(sum::sum(&block))), [true; 4]);
+    }
+
+    #[test]
     fn what_is_lent_stays_as_it_was() {
         let mut memory = Memory::new(SIZE as u64, None, false).unwrap();
         let (chunk, block) = (CHUNK_BYTES, [3; 512]);
-        memory.write_at_once(1024, &block).unwrap().unwrap();
+        memory.write_at_once(1024, &block, None).unwrap().unwrap();
         let lend = |memory: &Memory, offset, len| memory.lend(offset, len).unwrap().unwrap();
         let (old, nothing) = (lend(&memory, 1024, 512), lend(&memory, chunk, 4096));
         assert_eq!((old.bytes(), nothing.bytes()), (&block[..], &[0; 4096][..]));
@@ -351,8 +445,14 @@ mod tests {
             "nothing is to be copied"
         );
         assert!(!memory.is_lent(chunk, 512) && !memory.is_lent(u64::MAX, 512));
-        memory.write_at_once(1024, &[4; 512]).unwrap().unwrap();
-        memory.write_at_once(chunk, &[4; 512]).unwrap().unwrap();
+        memory
+            .write_at_once(1024, &[4; 512], None)
+            .unwrap()
+            .unwrap();
+        memory
+            .write_at_once(chunk, &[4; 512], None)
+            .unwrap()
+            .unwrap();
         assert_eq!((old.bytes(), nothing.bytes()), (&block[..], &[0; 4096][..]));
         assert!(
             !memory.is_lent(0, chunk * 2),
@@ -382,7 +482,8 @@ mod tests {
     #[test]
     fn what_is_not_lent_any_more_is_changed_where_it_is() {
         let mut memory = Memory::new(4096, None, false).unwrap();
-        let write = |memory: &mut Memory| memory.write_at_once(0, &[1; 512]).unwrap().unwrap();
+        let write =
+            |memory: &mut Memory| memory.write_at_once(0, &[1; 512], None).unwrap().unwrap();
         let place = |memory: &Memory| memory.lend(0, 512).unwrap().unwrap().bytes().as_ptr();
         write(&mut memory);
         let before = place(&memory);

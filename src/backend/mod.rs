@@ -73,9 +73,15 @@ pub trait Backend: Send + Sync {
     }
 
     /// Writes `data`, not yet durable, where that needs no waiting. Nothing: [`Self::execute`] has to do it.
-    /// Nobody else uses the medium meanwhile, so that no lock is needed.
-    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
-        let _ = (offset, data);
+    /// Nobody else uses the medium meanwhile, so that no lock is needed. `sum` is the checksum of `data` where that is
+    /// a block (of [`sum::BLOCK_BYTES`](crate::wire::sum::BLOCK_BYTES)) and it is known.
+    fn write_at_once(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        sum: Option<u32>,
+    ) -> Option<Result<(), DiskError>> {
+        let _ = (offset, data, sum);
         None
     }
 

@@ -441,7 +441,7 @@ impl Daemon {
                 fua: false,
             } if at_once => {
                 let medium = self.media.medium_mut(device);
-                if let Some(outcome) = medium.and_then(|m| m.write_at_once(offset, &data)) {
+                if let Some(outcome) = medium.and_then(|m| m.write_at_once(offset, &data, None)) {
                     self.unit.give_buffer(data.into_buffer());
                     return Some(outcome.map(|()| Vec::new()));
                 }

@@ -140,8 +140,13 @@ impl Backend for Metered {
         Some(file)
     }
 
-    fn write_at_once(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
-        let outcome = self.inner.write_at_once(offset, data)?;
+    fn write_at_once(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        sum: Option<u32>,
+    ) -> Option<Result<(), DiskError>> {
+        let outcome = self.inner.write_at_once(offset, data, sum)?;
         *self.operations.get_mut() += 1;
         Some(outcome.inspect_err(|e| self.failed("write", *e)))
     }

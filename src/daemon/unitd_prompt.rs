@@ -70,9 +70,11 @@ impl AtOnce for Prompt<'_> {
         device: Guid,
         offset: u64,
         data: &[u8],
+        sum: Option<u32>,
     ) -> Option<Result<(), DiskError>> {
         self.ask(data.len(), |media| {
-            media.medium_mut(device)?.write_at_once(offset, data)
+            let medium = media.medium_mut(device)?;
+            medium.write_at_once(offset, data, sum)
         })
     }
 }

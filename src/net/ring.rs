@@ -17,14 +17,13 @@ use nix::libc;
 use socket2::Socket;
 
 use super::{BATCH_FRAMES, ETHERNET_HEADER_LEN, raw};
+use crate::caches::{LINE_BYTES, fetch};
 
 /// Octets in front of the Ethernet header in a slot: so placed that what follows that header is aligned.
 const HEADROOM: usize =
     (libc::TPACKET2_HDRLEN + 16).next_multiple_of(libc::TPACKET_ALIGNMENT) - ETHERNET_HEADER_LEN;
 /// The least octets of the pieces that the memory consists of.
 const BLOCK_BYTES: usize = 64 << 10;
-/// What a slot's beginning is aligned to: a line of the processor's caches.
-const SLOT_ALIGNMENT: usize = 64;
 
 /// A ring of slots, each for one frame.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ impl Ring {
     /// The kernel's, `ENOMEM` among them.
     pub(super) fn new(socket: &Socket, mtu: u16, bytes: usize) -> io::Result<Self> {
         let frame = HEADROOM + ETHERNET_HEADER_LEN + usize::from(mtu);
-        let slot_bytes = frame.next_multiple_of(SLOT_ALIGNMENT);
+        let slot_bytes = frame.next_multiple_of(LINE_BYTES);
         let block_bytes = BLOCK_BYTES.max(slot_bytes.next_power_of_two());
         let slots_per_block = block_bytes / slot_bytes;
         let blocks = (bytes / block_bytes).max(1);
@@ -128,23 +127,9 @@ impl Slot {
     /// Has the processor fetch the frame, which another one has written: all of it at a time, instead of piece
     /// by piece when it is read.
     fn fetch(&self, map: &MmapRaw) {
-        for at in (self.start..self.start + self.len).step_by(SLOT_ALIGNMENT) {
-            fetch(map.as_ptr().wrapping_add(at));
-        }
+        fetch(map.as_ptr().wrapping_add(self.start), self.len);
     }
 }
-
-/// Has the processor fetch what is at a place.
-#[cfg(target_arch = "x86_64")]
-fn fetch(place: *const u8) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a hint, which accesses nothing: any address is as good.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
-}
-
-/// Elsewhere the processor has to find out by itself.
-#[cfg(not(target_arch = "x86_64"))]
-fn fetch(_: *const u8) {}
 
 /// The slots of one batch.
 #[derive(Debug, Default)]

@@ -137,12 +137,14 @@ pub trait AtOnce {
         into: &mut [u8],
     ) -> Option<Result<(), DiskError>>;
 
-    /// Writes `data` to a device, not yet durable. Nothing: as for [`Self::read_at_once`].
+    /// Writes `data` to a device, not yet durable. Nothing: as for [`Self::read_at_once`]. `sum` is the checksum of
+    /// `data` where that is a block (of [`sum::BLOCK_BYTES`](crate::wire::sum::BLOCK_BYTES)) and it is known.
     fn write_at_once(
         &mut self,
         device: Guid,
         offset: u64,
         data: &[u8],
+        sum: Option<u32>,
     ) -> Option<Result<(), DiskError>>;
 }
 
@@ -155,7 +157,13 @@ impl AtOnce for NothingAtOnce {
         None
     }
 
-    fn write_at_once(&mut self, _: Guid, _: u64, _: &[u8]) -> Option<Result<(), DiskError>> {
+    fn write_at_once(
+        &mut self,
+        _: Guid,
+        _: u64,
+        _: &[u8],
+        _: Option<u32>,
+    ) -> Option<Result<(), DiskError>> {
         None
     }
 }

@@ -1,5 +1,6 @@
 //! The I/O controllers: lists of devices, identification, and I/O for hosts that own the device.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::disk::{AtOnce, DiskError, DiskOp, MAX_IO_BYTES, Payload};
@@ -10,6 +11,7 @@ use crate::planted::{self, Bug};
 use crate::session::Asked;
 use crate::wire::message::{IO_RANGE_BYTES, IdentifyReply, IoRange};
 use crate::wire::row::features;
+use crate::wire::sum::BLOCK_BYTES;
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, Extent, Flags, Guid, IocNumber, IodNumber, Kept, Kind,
     Reader, Status, Tail, Time, Wire,
@@ -80,7 +82,18 @@ impl Wanted {
 }
 
 impl Unit {
-    pub(super) fn serve_io(&mut self, asked: Asked<'_>, media: &mut impl AtOnce) {
+    /// Serves a command. `last_block` is of the packet that completed it.
+    pub(super) fn serve_io(
+        &mut self,
+        asked: Asked<'_>,
+        last_block: Option<u32>,
+        media: &mut impl AtOnce,
+    ) {
+        let is_block = asked.body.len() == IO_RANGE_BYTES + BLOCK_BYTES;
+        // Where it came in pieces, the packet's last block is not its.
+        let is_whole = matches!(asked.body, Cow::Borrowed(_));
+        let sum = last_block.filter(|_| is_block && is_whole);
+
         let answer = match asked.kind {
             Kind::KeepAlive => Ok(Kept::default()),
             Kind::Devices | Kind::Identify if !asked.body.is_empty() => Err(Status::BadRequest),
@@ -90,7 +103,7 @@ impl Unit {
             _ => match self.admit_io(&asked) {
                 Ok(admitted) => {
                     self.take_back_lent(&admitted, media);
-                    match self.do_at_once(&asked, &admitted, media) {
+                    match self.do_at_once(&asked, &admitted, sum, media) {
                         Some(outcome) => outcome.map_err(DiskError::status),
                         None => return self.start_io(asked, admitted),
                     }
@@ -213,6 +226,7 @@ impl Unit {
         &mut self,
         asked: &Asked<'_>,
         admitted: &Admitted,
+        sum: Option<u32>,
         media: &mut impl AtOnce,
     ) -> Option<Result<Kept, DiskError>> {
         let (device, op) = (admitted.device, admitted.op);
@@ -229,7 +243,8 @@ impl Unit {
                 Some(outcome?.map(|()| buffer.into()))
             }
             Kind::Write if !op.fua => {
-                let outcome = media.write_at_once(device, op.offset, &asked.body[IO_RANGE_BYTES..]);
+                let data = &asked.body[IO_RANGE_BYTES..];
+                let outcome = media.write_at_once(device, op.offset, data, sum);
                 Some(outcome?.map(|()| Kept::default()))
             }
             _ => None,

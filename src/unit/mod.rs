@@ -45,7 +45,7 @@ use crate::wire::kind::{Event, Role};
 use crate::wire::message::{ControllersReply, DevicesReply, OwnershipRegister, Placement};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, EntityType, Guid, Header, Hop, Incarnation,
-    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Outgoing, Status, Tail, Time,
+    IocNumber, IodNumber, Kind, Mac, ObservationStamp, Outgoing, Packet, Status, Tail, Time,
 };
 use inventory::Inventory;
 use ioc::InFlight;
@@ -344,9 +344,7 @@ impl Unit {
         let src = src.into();
         let mut outcome = Ok(());
         for packet in Header::packets(frame, service) {
-            let taken = packet.and_then(|packet| {
-                self.dispatch(now, service, src, &packet.header, packet.payload, media)
-            });
+            let taken = packet.and_then(|packet| self.dispatch(now, service, src, &packet, media));
             if let Err(reason) = taken {
                 let drops = if service {
                     &mut self.service_drops
@@ -366,10 +364,10 @@ impl Unit {
         now: Time,
         service: bool,
         src: Hop,
-        header: &Header,
-        payload: &[u8],
+        packet: &Packet<'_>,
         media: &mut impl AtOnce,
     ) -> Result<(), DropReason> {
+        let (header, payload) = (&packet.header, packet.payload);
         if src.mac.is_multicast() || self.inventory.facts().macs.contains(&src.mac) {
             return Err(DropReason::Source);
         }
@@ -389,7 +387,7 @@ impl Unit {
             return self.management.handle(now, src, header, payload);
         }
         if let Some(asked) = self.service.take(now, src, header, payload)? {
-            self.serve_io(asked, media);
+            self.serve_io(asked, packet.last_block, media);
         }
         Ok(())
     }

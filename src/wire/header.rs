@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::id::{ClusterName, CommandId, ConnectionId, Epoch, IocNumber, IodNumber};
 use super::kind::{Kind, Status};
+use super::sum::{BLOCK_BYTES, sum, sum_on, sum_with_block};
 use super::tail::{Kept, Tail};
 
 /// The protocol version this code speaks.
@@ -194,6 +195,8 @@ pub struct Packet<'a> {
     pub header: Header,
     /// Its payload.
     pub payload: &'a [u8],
+    /// Of a write the checksum of the last [`BLOCK_BYTES`] of the payload, where there are as many.
+    pub last_block: Option<u32>,
     /// What is behind it where that is another packet, not padding: nothing on the management EtherType.
     pub behind: Option<&'a [u8]>,
 }
@@ -228,7 +231,7 @@ impl Header {
     /// # Panics
     /// When the payload is over 65,535 bytes or leaves the message: a programmer's mistake.
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.emit_head([payload, &[]], out);
+        self.emit_head([payload, &[]], None, out);
         out.extend_from_slice(payload);
     }
 
@@ -245,7 +248,7 @@ impl Header {
         tail: &mut Option<Tail>,
     ) {
         let part = message.part(start as usize, end as usize);
-        self.emit_head([part.copied, part.rest], out);
+        self.emit_head([part.copied, part.rest], part.tail.as_ref(), out);
         out.extend_from_slice(part.copied);
         if part.tail.is_none() {
             out.extend_from_slice(part.rest);
@@ -253,8 +256,8 @@ impl Header {
         *tail = part.tail;
     }
 
-    /// Appends the header alone.
-    fn emit_head(&self, payload: [&[u8]; 2], out: &mut Vec<u8>) {
+    /// Appends the header alone. Where there is a `tail`, it is the second part of the payload.
+    fn emit_head(&self, payload: [&[u8]; 2], tail: Option<&Tail>, out: &mut Vec<u8>) {
         let len = payload[0].len() + payload[1].len();
         let payload_len = u16::try_from(len).expect("payload fits a frame");
         assert!(self.segment_offset as usize + len <= self.message_len as usize);
@@ -280,7 +283,11 @@ impl Header {
         };
         let start = out.len();
         out.extend_from_slice(raw.as_bytes());
-        let sum = checksum(raw.as_bytes(), payload);
+        let front = checksum(raw.as_bytes(), payload[0]);
+        let sum = match tail {
+            Some(tail) => tail.sum_on(front),
+            None => sum_on(front, payload[1]),
+        };
         out[start + CHECKSUM_AT..start + CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
     }
 
@@ -323,7 +330,13 @@ impl Header {
             .ok_or(DropReason::Truncated)?;
         let mut summed = *raw;
         summed.checksum = 0.into();
-        if checksum(summed.as_bytes(), [payload, &[]]) != raw.checksum.get() {
+        let (front, block) = match payload.len().checked_sub(BLOCK_BYTES) {
+            Some(front) if raw.kind == Kind::Write.code() => payload.split_at(front),
+            _ => (payload, &[][..]),
+        };
+        let front = checksum(summed.as_bytes(), front);
+        let last_block = (!block.is_empty()).then(|| sum(block));
+        if last_block.map_or(front, |block| sum_with_block(front, block)) != raw.checksum.get() {
             return Err(DropReason::Checksum);
         }
         let kind = Kind::from_code(raw.kind)
@@ -363,19 +376,15 @@ impl Header {
         Ok(Packet {
             header,
             payload,
+            last_block,
             behind: is_packet.then_some(behind),
         })
     }
 }
 
 /// Of a header whose own checksum is 0, and the payload.
-fn checksum(header: &[u8], payload: [&[u8]; 2]) -> u32 {
-    let mut sum = crc32fast::Hasher::new();
-    sum.update(header);
-    for part in payload {
-        sum.update(part);
-    }
-    sum.finalize()
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    sum_on(sum(header), payload)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod kind;
 pub mod message;
 pub mod outgoing;
 pub mod row;
+pub mod sum;
 pub mod tail;
 
 pub use body::Body;

@@ -2,10 +2,19 @@
 
 use std::sync::Arc;
 
+use super::sum::{BLOCK_BYTES, sum, sum_on, sum_with_block};
+
 /// Octets that stay as they are as long as somebody holds them.
 pub trait Lender: std::fmt::Debug + Send + Sync {
     /// All of them.
     fn octets(&self) -> &[u8];
+
+    /// The checksum of the block that begins at `at`, where it is kept: found once, and used until the octets are
+    /// others.
+    fn block_sum(&self, at: usize) -> Option<u32> {
+        let _ = at;
+        None
+    }
 }
 
 impl Lender for Vec<u8> {
@@ -48,6 +57,29 @@ impl Tail {
     /// The octets.
     pub fn bytes(&self) -> &[u8] {
         &self.lender.octets()[self.start..self.end]
+    }
+
+    /// The checksum of these octets, where they are one block of which it is kept. Of more blocks it is not asked for:
+    /// the processor fetches them, one after the other, sooner than whoever sends them would.
+    fn kept_sum(&self) -> Option<u32> {
+        let is_block =
+            self.start.is_multiple_of(BLOCK_BYTES) && self.end - self.start == BLOCK_BYTES;
+        is_block
+            .then(|| self.lender.block_sum(self.start))
+            .flatten()
+    }
+
+    /// The checksum of what `front` is that of, followed by these octets.
+    pub(super) fn sum_on(&self, front: u32) -> u32 {
+        match self.kept_sum() {
+            Some(block) => sum_with_block(front, block),
+            None => sum_on(front, self.bytes()),
+        }
+    }
+
+    /// Whether these octets are those of which a checksum is kept, where one is.
+    pub fn is_sound(&self) -> bool {
+        self.kept_sum().is_none_or(|kept| kept == sum(self.bytes()))
     }
 
     /// Appends a whole frame to `out`: what `emit` appends, and the tail that it leaves. Gives what it gives.

@@ -94,6 +94,8 @@ pub struct World {
     pub disk_error: Option<DiskError>,
     /// Disks do at once what they can.
     pub disk_is_prompt: bool,
+    /// Of hosts that are added.
+    pub host_mtu: u16,
     busy: BTreeMap<(Time, u64), (Guid, DiskOp)>,
     pub applied: Vec<Applied>,
     pub joined: Vec<ClusterName>,
@@ -143,12 +145,13 @@ impl AtOnce for Prompt<'_> {
         device: Guid,
         offset: u64,
         data: &[u8],
+        sum: Option<u32>,
     ) -> Option<Result<(), DiskError>> {
         if let Some(error) = self.error {
             return Some(Err(error));
         }
         let medium = self.media.get_mut(&device)?;
-        let outcome = medium.write_at_once(offset, data)?;
+        let outcome = medium.write_at_once(offset, data, sum)?;
         if outcome.is_ok() {
             let data = data.to_vec().into();
             let fua = false;
@@ -178,7 +181,7 @@ pub fn unit_config(incarnation: u64, cluster: ClusterName) -> UnitConfig {
         assignment: 0,
         // Nobody answers there: these tests are about hosts.
         fabric_mac: Some(Mac([2, 0, 0, 0, 9, 9])),
-        mtu: 1500,
+        mtu: 9000,
         credits: 2048,
         max_connections: 64,
         vote: Some(StoredVote::default()),
@@ -249,6 +252,7 @@ impl World {
             disk_hangs: false,
             disk_error: None,
             disk_is_prompt: false,
+            host_mtu: 1500,
             busy: BTreeMap::new(),
             applied: Vec::new(),
             joined: Vec::new(),
@@ -303,7 +307,7 @@ impl World {
                 remote: UNIT,
                 ioc: IocNumber(port),
                 service: port != 0,
-                mtu: 1500,
+                mtu: self.host_mtu,
                 credits,
             };
             let seed = self.seed ^ (guid.0 as u64) << 8 ^ u64::from(port);
@@ -425,7 +429,7 @@ impl World {
         let mut any = false;
         while let Some((service, dst)) = self.unit.poll_transmit(now, &mut out) {
             let bytes = std::mem::take(&mut out);
-            assert!(bytes.len() <= 1500, "a frame over the MTU");
+            assert!(bytes.len() <= self.host_mtu.into(), "a frame over the MTU");
             let src = UNIT_MAC;
             self.segments[usize::from(service)].send(now, InFlight { src, dst, bytes });
             any = true;

@@ -26,12 +26,25 @@ impl Answer {
     /// never sent, otherwise its last segment. If the rest is only late, that is all that is sent
     /// twice; if the rest is lost, the last segment shows the gap and a probe names it.
     pub(super) fn repeat(&mut self, segment: usize) {
+        self.check();
         if self.sent_at.is_none() || self.body.len() <= segment {
             return self.send_whole();
         }
         let len = self.body.len();
         let start = (len - 1) / segment * segment;
         self.unsent.insert(start as u32, len as u32);
+    }
+
+    /// What has been spoilt in the medium, as the checksum tells that is kept of it, becomes an error: an initiator
+    /// drops every frame of it and would ask for ever.
+    pub(super) fn check(&mut self) {
+        if self.body.lent().is_some_and(|lent| !lent.is_sound()) {
+            self.status = Status::MediaError;
+            self.body = Kept::default();
+            if !self.unsent.is_empty() {
+                self.send_whole();
+            }
+        }
     }
 
     pub(super) fn send_whole(&mut self) {

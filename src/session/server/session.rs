@@ -417,14 +417,17 @@ impl Session {
     ) -> bool {
         self.has_lent = false;
         for entry in self.window.iter_mut().flatten() {
-            if let State::Answered(answer) = &mut entry.state
-                && let Some(lent) = answer.body.lent()
-            {
-                if is_wanted(lent) {
-                    answer.body = spares.copy(lent.bytes()).into();
-                } else {
-                    self.has_lent = true;
+            let State::Answered(answer) = &mut entry.state else {
+                continue;
+            };
+            match answer.body.lent() {
+                Some(lent) if is_wanted(lent) => {
+                    answer.check();
+                    if let Some(lent) = answer.body.lent() {
+                        answer.body = spares.copy(lent.bytes()).into();
+                    }
                 }
+                lent => self.has_lent |= lent.is_some(),
             }
         }
         self.has_lent

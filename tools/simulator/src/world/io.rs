@@ -171,7 +171,12 @@ impl AtOnce for PromptMedia<'_> {
         device: Guid,
         offset: u64,
         data: &[u8],
+        sum: Option<u32>,
     ) -> Option<Result<(), DiskError>> {
+        if sum.is_some_and(|sum| sum != rma::wire::sum::sum(data)) {
+            self.model
+                .violated("a wrong checksum comes with a write".into());
+        }
         let write = DiskOp::Write {
             offset,
             data: data.to_vec().into(),

@@ -42,9 +42,9 @@ struct Args {
     /// What is behind the devices
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Backend::ALL)]
     backends: Vec<Backend>,
-    /// Write memory once before it is read; files are always
+    /// Do not write memory before it is read; files are always
     #[arg(long)]
-    fill: bool,
+    empty: bool,
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Candidate::ALL)]
     candidates: Vec<Candidate>,
@@ -178,7 +178,7 @@ fn run(args: &Args) -> Result<()> {
     println!("{}", Row::HEADING);
     for mtu in &args.mtu {
         let bench = Bench::start(*mtu)?;
-        bench.fill(args.fill)?;
+        bench.fill(!args.empty)?;
         for backend in args.backends.iter().filter(|b| b.has(*mtu, args)) {
             let wanted = WORKLOADS.iter().filter(|w| w.name.contains(&args.only));
             for workload in wanted {

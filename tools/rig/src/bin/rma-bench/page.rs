@@ -34,11 +34,11 @@ pub(super) fn write(page: &Path, rows: &[Row], args: &Args) -> Result<()> {
         args.rounds,
         args.seconds,
         machine(),
-        if args.fill {
-            "Every device was written once before."
-        } else {
+        if args.empty {
             "Memory was not written before it\n\
-             is read: both unit and nbdkit give zeroes then, without fetching them (`--fill` has it otherwise)."
+             is read: both unit and nbdkit give zeroes then, without fetching them."
+        } else {
+            "Every device was written once before."
         }
     );
     let sections = args
