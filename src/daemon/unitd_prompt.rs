@@ -78,3 +78,21 @@ impl AtOnce for Prompt<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_begun_is_done_and_nothing_more_is_asked_for_behind_that() {
+        let mut media = Media::default();
+        let mut prompt = Prompt::new(&mut media, 6000);
+        assert_eq!(prompt.ask(4096, |_| Some("read")), Some("read"));
+        assert_eq!(prompt.ask(4096, |_| None::<()>), None);
+        assert!(!prompt.is_used_up(), "what was not done does not count");
+        assert_eq!(prompt.ask(4096, |_| Some("read")), Some("read"));
+        assert!(prompt.is_used_up());
+        let ask_in_vain = |_: &mut Media| -> Option<()> { panic!("asked for more") };
+        assert_eq!(prompt.ask(512, ask_in_vain), None);
+    }
+}
