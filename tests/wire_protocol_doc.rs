@@ -338,6 +338,7 @@ fn session_constants_are_those_of_the_code() {
         PATH_TRIES,
         PATH_INTERVAL,
         PATH_AGAIN,
+        PATH_AGAIN_FIRST,
         PATH_STRIKES,
         WINDOW_START,
         WINDOW_MIN,

@@ -82,6 +82,8 @@ pub const PATH_TRIES: u8 = 3;
 pub const PATH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a path that does not carry what its NICs would take is left in peace.
 pub const PATH_AGAIN: Duration = Duration::from_secs(60);
+/// How long at first: on a busy way what was tried in vain may have been lost. It doubles.
+pub const PATH_AGAIN_FIRST: Duration = Duration::from_millis(500);
 /// Timeouts of commands on a path, without one in between that was answered, after which it is tried
 /// whether long frames still pass.
 pub const PATH_STRIKES: u32 = 3;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::session::limits::{PATH_INTERVAL, PATH_TRIES};
+use crate::session::limits::{PATH_AGAIN, PATH_AGAIN_FIRST, PATH_INTERVAL, PATH_TRIES};
 use crate::wire::{MIN_MTU, Time};
 
 /// Sizes at which links are usually limited.
@@ -158,6 +158,47 @@ impl Checks {
         self.pause = if is_first { CHECK_PAUSE } else { longer };
         self.next = now + self.pause;
         true
+    }
+}
+
+/// When more is tried than what was found: soon, as what was tried in vain may have been lost rather than too long,
+/// and less and less often while nothing else is found.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    at: Option<Time>,
+    pause: Duration,
+}
+
+impl Again {
+    /// When, if at all.
+    pub(super) const fn at(&self) -> Option<Time> {
+        self.at
+    }
+
+    /// Not now: a search is going on, or there is no more to find.
+    pub(super) const fn cancel(&mut self) {
+        self.at = None;
+    }
+
+    /// After `pause`.
+    pub(super) fn wait(&mut self, now: Time, pause: Duration) {
+        self.at = Some(now + pause);
+    }
+
+    /// If at all.
+    pub(super) fn not_before(&mut self, at: Time) {
+        self.at = self.at.map(|again| again.max(at));
+    }
+
+    /// A search has ended.
+    pub(super) fn wait_longer(&mut self, now: Time) {
+        self.pause = (self.pause * 2).clamp(PATH_AGAIN_FIRST, PATH_AGAIN);
+        self.wait(now, self.pause);
+    }
+
+    /// Something else was found than before.
+    pub(super) const fn begin_anew(&mut self) {
+        self.pause = Duration::ZERO;
     }
 }
 

@@ -1,24 +1,22 @@
 //! The paths of a connection: which pairs of NICs reach each other, what they carry, which one a command
 //! takes. A command's identity is the connection's; paths only carry its frames.
 
+mod long;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::mtu::{Checks, LEAST, MtuSearch};
+use super::mtu::{Again, Checks, LEAST, MtuSearch};
 use super::nics::{NicState, PathReport, Standing};
 use crate::session::flow::{RoundTrip, Window};
-use crate::session::limits::{
-    MAX_PATHS, PATH_AGAIN, PATH_INTERVAL, PATH_MTU_START, PATH_STRIKES, RTO_INITIAL, RTO_MAX,
-};
+use crate::session::limits::{MAX_PATHS, PATH_INTERVAL, PATH_MTU_START, RTO_INITIAL, RTO_MAX};
 use crate::wire::message::PathProbe;
 use crate::wire::{Hop, Mac, Time};
 
 /// Probes of a path that may be unanswered; older ones are forgotten.
 const MAX_ASKED: usize = 16;
-/// How often what was sent of a length is awaited twice as long.
-const MAX_PUT_OFF: u32 = 6;
 /// Answers in a row after which a path that had been silent for longer is used again.
 const RETURN_ANSWERS: u8 = 3;
 
@@ -56,8 +54,8 @@ pub(super) struct Path {
     /// What the responder knows it may send.
     told: u16,
     search: MtuSearch,
-    /// Whether the search is for the length in use, and when there may be another such.
-    is_checking: bool,
+    /// The length in use, where the search is for that, and when there may be another such.
+    checking: Option<u16>,
     checks: Checks,
     /// How often in a row the search was put off, because nothing that was sent later had passed.
     put_off: u32,
@@ -65,7 +63,7 @@ pub(super) struct Path {
     long_sent: u32,
     least_passed: u32,
     /// When what lies above its result is tried again.
-    again_at: Option<Time>,
+    again: Again,
     asked: SmallVec<[Asked; 4]>,
     /// When the least probe is sent (again).
     ask_at: Option<Time>,
@@ -91,12 +89,12 @@ impl Path {
             limits,
             told: mtu,
             search: MtuSearch::default(),
-            is_checking: false,
+            checking: None,
             checks: Checks::default(),
             put_off: 0,
             long_sent: 0,
             least_passed: 0,
-            again_at: None,
+            again: Again::default(),
             asked: SmallVec::new(),
             ask_at: None,
             asks: 0,
@@ -119,74 +117,6 @@ impl Path {
 
     fn limit(&self) -> u16 {
         self.limits.0.min(self.limits.1).max(LEAST)
-    }
-
-    /// Looks for the longest frames from what is used on.
-    fn search(&mut self, now: Time) {
-        self.search.begin(now, self.mtu, self.limit());
-        self.is_checking = false;
-        self.put_off = 0;
-        self.again_at = None;
-    }
-
-    /// Looks whether what is used passes at all. Not again and again: what is late rather than too long
-    /// would be made later still.
-    fn check(&mut self, now: Time) {
-        if self.checks.begin(now) {
-            self.search.begin(now, LEAST, self.mtu);
-            self.is_checking = true;
-            self.put_off = 0;
-            self.ask_soon(now);
-        }
-    }
-
-    /// Whether frames of the length in use are in doubt, and nobody looks yet.
-    fn is_doubtful(&self) -> bool {
-        self.strikes >= PATH_STRIKES && !self.is_checking
-    }
-
-    /// The sizes to try now. A length counts as not passing only where something short that was sent
-    /// later has passed: that nothing comes back, or late, is no question of length.
-    fn next_sizes(&mut self, now: Time) -> SmallVec<[u16; 8]> {
-        let patience = self.rtt.timeout(1, RTO_MAX).max(RTO_INITIAL);
-        let is_shown = self.least_passed.wrapping_sub(self.long_sent).cast_signed() > 0;
-        if !self.search.is_overdue(now) || is_shown {
-            self.put_off = 0;
-            return self.search.send(now, patience);
-        }
-        if self.put_off < MAX_PUT_OFF {
-            self.put_off += 1;
-            let until = now + (patience * (1 << self.put_off)).min(RTO_MAX);
-            self.search.put_off(until);
-            self.ask_at = Some(now);
-        } else {
-            self.search = MtuSearch::default();
-            self.is_checking = false;
-            self.strikes = 0;
-            self.again_at = (self.mtu < self.limits.0).then(|| now + PATH_INTERVAL);
-        }
-        SmallVec::new()
-    }
-
-    /// Takes over what the search has found; whether the path carries less than was thought.
-    fn follow_search(&mut self, now: Time) -> bool {
-        let before = self.mtu;
-        if self.search.refutes(self.mtu) {
-            self.mtu = self.search.low().max(LEAST);
-        } else if self.search.low() > self.mtu {
-            self.mtu = self.search.low().min(self.limit());
-        }
-        if !self.search.is_going() {
-            self.strikes = 0;
-            // A search for more may have made way for this one.
-            let was_right = std::mem::take(&mut self.is_checking) && self.mtu == before;
-            let pause = if was_right { PATH_INTERVAL } else { PATH_AGAIN };
-            self.again_at = (self.mtu < self.limits.0).then(|| now + pause);
-        }
-        if self.mtu != before {
-            self.ask_soon(now);
-        }
-        self.mtu < before
     }
 
     /// A command with long frames was answered at its first sending.
@@ -234,15 +164,6 @@ impl Path {
             self.relimit(now);
         }
         Some(less)
-    }
-
-    /// One of the NICs takes longer or shorter frames than before.
-    fn relimit(&mut self, now: Time) {
-        if self.mtu > self.limit() {
-            self.mtu = self.limit();
-            self.ask_soon(now);
-        }
-        self.search(now);
     }
 
     /// It has answered.
@@ -297,7 +218,8 @@ impl Path {
             return None;
         }
         let check = self.is_doubtful().then(|| self.checks.next());
-        let times = [self.ask_at, self.search.due(), self.again_at, check];
+        let again = self.again.at().filter(|_| !self.search.is_going());
+        let times = [self.ask_at, self.search.due(), again, check];
         times.into_iter().flatten().min()
     }
 }
@@ -530,7 +452,7 @@ impl Paths {
             if path.standing == Standing::Down {
                 continue;
             }
-            if path.again_at.is_some_and(|again| again <= now) {
+            if path.again.at().is_some_and(|again| again <= now) && !path.search.is_going() {
                 path.search(now);
                 path.ask_soon(now);
             }

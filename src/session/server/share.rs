@@ -17,8 +17,9 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
 /// The way is too narrow where more than this part of all bytes is lost: a wire that loses a frame now and then is not.
 const LOST_PART: u64 = 16;
-/// Of longer requests only a part is lost, and what is missing is asked for at once: windows look after them.
-const LONG_BYTES: u64 = 32 << 10;
+/// Of longer requests only a part is lost, and what is missing is asked for at once: windows look after them. Writes of
+/// 64 KiB are none.
+const LONG_BYTES: u64 = 80 << 10;
 /// The least commands that an initiator may have under way.
 const LEAST_CREDITS: u16 = 2;
 
