@@ -88,6 +88,7 @@ fn stories_of_old_end_well_now() {
         (13359, 3, 2, 8),
         (17187, 3, 2, 8),
         (19942, 3, 2, 8),
+        (50306, 3, 2, 8),
     ] {
         end_well(seed..seed + 1, hosts, units, devices, 15);
     }

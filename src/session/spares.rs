@@ -1,6 +1,8 @@
 //! Large buffers that were used and will be used again: a message on the hot path does not ask the
 //! allocator, and does not fault fresh pages in.
 
+use std::collections::VecDeque;
+
 /// Shorter buffers are not kept: the allocator is as quick for them.
 const LEAST_BYTES: usize = 1024;
 /// The most bytes that are kept.
@@ -10,10 +12,10 @@ const MOST_BUFFERS: usize = 512;
 /// How many of the last buffers are looked at for one that fits.
 const LOOKED_AT: usize = 8;
 
-/// Buffers that wait to be used again, a bounded number of bytes.
+/// Buffers that wait to be used again, a bounded number of bytes: those that were used last.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    buffers: Vec<Vec<u8>>,
+    buffers: VecDeque<Vec<u8>>,
     bytes: usize,
 }
 
@@ -26,8 +28,8 @@ impl Spares {
         let most = len.saturating_mul(4).saturating_add(4096);
         let from = self.buffers.len().saturating_sub(LOOKED_AT);
         let fits = |buffer: &Vec<u8>| (len..=most).contains(&buffer.capacity());
-        let at = from + self.buffers[from..].iter().rposition(fits)?;
-        let buffer = self.buffers.swap_remove(at);
+        let at = from + self.buffers.range(from..).rposition(fits)?;
+        let buffer = self.buffers.swap_remove_back(at)?;
         self.bytes -= buffer.capacity();
         Some(buffer)
     }
@@ -57,16 +59,18 @@ impl Spares {
         buffer
     }
 
-    /// Keeps a buffer that is not needed any more, or drops it.
+    /// Keeps a buffer that is not needed any more, instead of others that have not been needed for longer, or drops it.
     pub(super) fn give(&mut self, buffer: Vec<u8>) {
         let bytes = buffer.capacity();
-        if bytes >= LEAST_BYTES
-            && self.bytes + bytes <= MOST_BYTES
-            && self.buffers.len() < MOST_BUFFERS
-        {
-            self.bytes += bytes;
-            self.buffers.push(buffer);
+        if !(LEAST_BYTES..=MOST_BYTES).contains(&bytes) {
+            return;
         }
+        while self.bytes + bytes > MOST_BYTES || self.buffers.len() >= MOST_BUFFERS {
+            let oldest = self.buffers.pop_front();
+            self.bytes -= oldest.map_or(0, |oldest| oldest.capacity());
+        }
+        self.bytes += bytes;
+        self.buffers.push_back(buffer);
     }
 }
 
@@ -87,6 +91,21 @@ mod tests {
         spares.give(again);
         assert!(spares.empty(4096).is_empty());
         assert_eq!(spares.bytes, 0);
+    }
+
+    #[test]
+    fn what_was_large_makes_way_for_what_is_used_now() {
+        let mut spares = Spares::default();
+        for _ in 0..MOST_BYTES >> 20 {
+            spares.give(vec![0; 1 << 20]);
+        }
+        let small = vec![0; 4096];
+        let place = small.as_ptr();
+        spares.give(small);
+        assert_eq!(spares.empty(4096).as_ptr(), place);
+        assert!(spares.bytes <= MOST_BYTES);
+        spares.give(vec![0; MOST_BYTES + 1]);
+        assert!(!spares.buffers.is_empty(), "too large to make way for");
     }
 
     #[test]

@@ -376,6 +376,8 @@ impl Model {
             for row in rows_of(storage) {
                 self.promised.remove(&row);
             }
+            // Also of what is out of the unit just now.
+            self.promised.retain(|row, _| !storage.owns(*row));
         }
         // What was purged may be in no table any more, or only in an old one.
         let told: BTreeMap<Guid, &OwnershipRegister> =
