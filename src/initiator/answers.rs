@@ -1,8 +1,8 @@
 //! What the answers of controllers mean for the I/Os that their commands are parts of.
 
-use super::controller::Place;
-use super::io::{Part, Progress, Running};
-use super::{ControllerKey, Initiator, Sent, Target, key_of};
+use super::controller::{Errand, Place};
+use super::io::{FLUSH, Progress};
+use super::{ControllerKey, Initiator, Sent, key_of};
 use crate::wire::{CommandId, Status, Time};
 
 impl Initiator {
@@ -22,11 +22,11 @@ impl Initiator {
         match sent {
             None => {}
             Some(Sent::List) => self.on_list(now, key, status, &body),
-            Some(Sent::Part { io, part, target }) => {
+            Some(Sent::Part { io, part, to }) => {
                 if self.ios.contains(io) {
-                    self.on_part(now, io, part, &target, status, body);
+                    self.on_part(now, io, part, to, status, body);
                 } else {
-                    self.on_ghost(now, &target);
+                    self.on_ghost(now, to.place);
                 }
                 self.close_unused(now, key);
             }
@@ -40,7 +40,7 @@ impl Initiator {
         now: Time,
         id: u64,
         part: u32,
-        sent_to: &Target,
+        sent_to: Errand,
         status: Status,
         body: Vec<u8>,
     ) {
@@ -50,13 +50,11 @@ impl Initiator {
         let Some(device) = self.devices.get(&io.device) else {
             return;
         };
-        let moved =
-            (Place::of(sent_to), sent_to.epoch) != (Place::of(&device.target), device.target.epoch);
         let again = match status {
             Status::Busy | Status::NotReady => Some(now + io.back_off()),
             // The refusal is about a place or an epoch that is not the device's any more.
             Status::NotOwner | Status::StaleEpoch | Status::NoDevice | Status::NoController
-                if moved =>
+                if sent_to != Errand::of(&device.target) =>
             {
                 Some(now)
             }
@@ -79,7 +77,7 @@ impl Initiator {
             Progress::Flush => {
                 let device = io.device;
                 if let Some(open) = self.devices.get_mut(&device) {
-                    open.waiting.push_front((id, Part::FLUSH));
+                    open.waiting.push_front((id, FLUSH));
                 }
                 self.make_ready(device);
             }
@@ -97,25 +95,22 @@ impl Initiator {
 
     /// Reports an I/O of which nothing is waiting or under way any more.
     fn end(&mut self, now: Time, id: u64) {
-        if !self.ios.get(id).is_some_and(Running::has_ended) {
-            return;
-        }
-        let Some(mut io) = self.ios.remove(id) else {
+        let Some(io) = self.ios.get_mut(id).filter(|io| io.has_ended()) else {
             return;
         };
+        let (device, written) = (io.device, io.take_written());
+        let (token, result) = (io.token, io.take_result());
         self.held -= io.held();
-        if let Some(device) = self.devices.get_mut(&io.device) {
-            io.count_in(&mut device.stats, now);
+        if let Some(open) = self.devices.get_mut(&device) {
+            io.count_in(&mut open.stats, now);
         }
-        let written = io.take_written();
-        self.give_buffer(io.device, written);
-        let (token, result) = io.into_result();
+        self.ios.drop(id);
+        self.give_buffer(device, written);
         self.done(token, result);
     }
 
     /// A command of a closed device has ended.
-    pub(super) fn on_ghost(&mut self, now: Time, target: &Target) {
-        let place = Place::of(target);
+    pub(super) fn on_ghost(&mut self, now: Time, place: Place) {
         let Some(count) = self.ghosts.get_mut(&place) else {
             return;
         };

@@ -25,6 +25,22 @@ impl Place {
     }
 }
 
+/// Where a command was sent, and under which epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Errand {
+    pub(super) place: Place,
+    epoch: Epoch,
+}
+
+impl Errand {
+    pub(super) const fn of(target: &Target) -> Self {
+        Self {
+            place: Place::of(target),
+            epoch: target.epoch,
+        }
+    }
+}
+
 /// A session to a controller.
 #[derive(Debug)]
 pub(super) struct Controller {
@@ -237,10 +253,10 @@ impl Initiator {
             return;
         };
         let idle = controller.leaving || (controller.ready.is_empty() && !controller.list_wanted);
-        if idle || !self.hub.client(&key).is_some_and(Client::is_connected) {
+        if idle {
             return;
         }
-        let Some(client) = self.hub.client_mut(&key) else {
+        let Some(client) = self.hub.client_mut(&key).filter(|c| c.is_connected()) else {
             return;
         };
         if controller.list_wanted && !controller.listing {
@@ -272,20 +288,8 @@ impl Initiator {
                 continue;
             };
             if let Some(running) = self.ios.get_mut(io) {
-                let command = running.send(part, device.target.extent);
-                let request = Request {
-                    kind: command.kind,
-                    flags: command.flags,
-                    iod: device.target.iod,
-                    epoch: device.target.epoch,
-                    body: command.body,
-                    expect: command.expect,
-                };
-                let submitted = match command.data {
-                    Some(data) => client.submit_with(now, request, data),
-                    None => client.submit(now, request),
-                };
-                let Ok(command) = submitted else {
+                let mut request = running.send(part, &device.target);
+                let Ok(command) = client.submit_io(now, &mut request) else {
                     // The session is full: it will be asked again after a reply.
                     running.put_back();
                     device.waiting.push_front((io, part));
@@ -293,10 +297,8 @@ impl Initiator {
                     controller.ready.push_front(id);
                     return;
                 };
-                let target = device.target;
-                controller
-                    .sent
-                    .push(command.0, Sent::Part { io, part, target });
+                let to = Errand::of(&device.target);
+                controller.sent.push(command.0, Sent::Part { io, part, to });
                 self.under_way += 1;
             }
             if !device.waiting.is_empty() {
@@ -331,8 +333,8 @@ impl Initiator {
         }
         self.hub.remove(&key);
         for sent in ghosts {
-            if let Sent::Part { target, .. } = sent {
-                self.on_ghost(now, &target);
+            if let Sent::Part { to, .. } = sent {
+                self.on_ghost(now, to.place);
             }
         }
     }

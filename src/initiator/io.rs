@@ -6,27 +6,14 @@ use std::time::Duration;
 use super::stats::DeviceStats;
 use super::{
     DeviceId, Io, IoError, IoOp, MAX_PART_BYTES, MAX_RANGE_PARTS, RANGE_PART_BYTES, RETRY_FIRST,
-    RETRY_MAX,
+    RETRY_MAX, Target,
 };
+use crate::session::IoRequest;
 use crate::wire::message::IoRange;
-use crate::wire::{Flags, Guid, Kind, Status, Tail, Time, Wire};
+use crate::wire::{Flags, Kind, Status, Tail, Time};
 
-/// A part as a command.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) kind: Kind,
-    pub(super) flags: Flags,
-    pub(super) body: Vec<u8>,
-    /// What the body goes on with.
-    pub(super) data: Option<Tail>,
-    /// Reply bytes to expect.
-    pub(super) expect: usize,
-}
-
-impl Part {
-    /// The number of the flush that makes a discard durable.
-    pub(super) const FLUSH: u32 = u32::MAX;
-}
+/// The number of the part that makes a discard durable.
+pub(super) const FLUSH: u32 = u32::MAX;
 
 /// What the answer to a part means for the I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,10 +115,10 @@ impl Running {
     }
 
     /// A part as a command that is being sent.
-    pub(super) fn send(&mut self, part: u32, extent: Guid) -> Part {
+    pub(super) fn send(&mut self, part: u32, target: &Target) -> IoRequest {
         self.sent += 1;
         let kind = match self.op {
-            _ if part == Part::FLUSH => Kind::Flush,
+            _ if part == FLUSH => Kind::Flush,
             IoOp::Read => Kind::Read,
             IoOp::Write => Kind::Write,
             IoOp::Flush => Kind::Flush,
@@ -145,7 +132,7 @@ impl Running {
             (start, self.offset + start, len)
         };
         let range = IoRange {
-            extent,
+            extent: target.extent,
             offset,
             len,
         };
@@ -155,17 +142,17 @@ impl Running {
             }
             _ => None,
         };
-        let expect = if kind == Kind::Read { len as usize } else { 0 };
-        Part {
+        IoRequest {
             kind,
             flags: if self.fua && matches!(kind, Kind::Write | Kind::WriteZeroes) {
                 Flags::FUA
             } else {
                 Flags::NONE
             },
-            body: range.to_body(),
+            iod: target.iod,
+            epoch: target.epoch,
+            range,
             data,
-            expect,
         }
     }
 
@@ -243,13 +230,11 @@ impl Running {
         written.and_then(Arc::into_inner).unwrap_or_default()
     }
 
-    /// Its token and result.
-    pub(super) fn into_result(self) -> (u64, Result<Vec<u8>, IoError>) {
-        let result = match (self.error, self.op) {
-            (Some(error), _) => Err(error),
-            (None, IoOp::Read) => Ok(self.read),
-            (None, _) => Ok(Vec::new()),
-        };
-        (self.token, result)
+    /// How it went, and what was read.
+    pub(super) fn take_result(&mut self) -> Result<Vec<u8>, IoError> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut self.read)),
+        }
     }
 }

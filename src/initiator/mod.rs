@@ -23,7 +23,7 @@ use crate::wire::{
     ClusterName, DropReason, Epoch, Guid, Hop, Incarnation, IocNumber, IodNumber, Mac, Outgoing,
     Status, Tail, Time,
 };
-use controller::{Controller, Place};
+use controller::{Controller, Errand, Place};
 use io::Running;
 pub use policy::Policy;
 use stats::{DeviceReport, DeviceStats};
@@ -258,7 +258,7 @@ enum Sent {
     /// A controller's device list.
     List,
     /// A part of an I/O.
-    Part { io: u64, part: u32, target: Target },
+    Part { io: u64, part: u32, to: Errand },
 }
 
 impl Initiator {
@@ -408,6 +408,9 @@ impl Initiator {
 
     /// Takes back what was read from a device, to be used again.
     pub fn give_buffer(&mut self, device: DeviceId, buffer: Vec<u8>) {
+        if buffer.capacity() == 0 {
+            return;
+        }
         if let Some(client) = self.client_of(device) {
             client.give_buffer(buffer);
         }

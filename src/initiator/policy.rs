@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use super::controller::Place;
 use super::io::Running;
 use super::{ControllerKey, DeviceId, Initiator, IoError, Sent, key_of};
 use crate::wire::Time;
@@ -139,10 +138,10 @@ impl Initiator {
     pub(super) fn count_ghosts(&mut self) {
         self.ghosts.clear();
         for sent in self.controllers.values().flat_map(|c| c.sent.values()) {
-            if let Sent::Part { io, target, .. } = sent
+            if let Sent::Part { io, to, .. } = sent
                 && !self.ios.contains(*io)
             {
-                *self.ghosts.entry(Place::of(target)).or_insert(0) += 1;
+                *self.ghosts.entry(to.place).or_insert(0) += 1;
             }
         }
     }

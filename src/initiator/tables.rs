@@ -52,11 +52,12 @@ impl<T> Slots<T> {
     }
 
     pub(super) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
+        self.slot_mut(key)?.entry.as_mut()
+    }
+
+    fn slot_mut(&mut self, key: u64) -> Option<&mut Slot<T>> {
         let slot = self.slots.get_mut(key as u32 as usize)?;
-        if slot.generation != (key >> 32) as u32 {
-            return None;
-        }
-        slot.entry.as_mut()
+        (slot.generation == (key >> 32) as u32).then_some(slot)
     }
 
     pub(super) fn contains(&self, key: u64) -> bool {
@@ -64,13 +65,28 @@ impl<T> Slots<T> {
     }
 
     pub(super) fn remove(&mut self, key: u64) -> Option<T> {
-        self.slot(key)?;
-        let index = key as u32;
-        let slot = &mut self.slots[index as usize];
-        let entry = slot.entry.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(index);
+        let entry = self.slot_mut(key)?.entry.take()?;
+        self.free(key);
         Some(entry)
+    }
+
+    /// Drops an entry where it is; whether it was there.
+    pub(super) fn drop(&mut self, key: u64) -> bool {
+        let Some(slot) = self.slot_mut(key) else {
+            return false;
+        };
+        let was_there = slot.entry.is_some();
+        slot.entry = None;
+        if was_there {
+            self.free(key);
+        }
+        was_there
+    }
+
+    fn free(&mut self, key: u64) {
+        let slot = &mut self.slots[key as u32 as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(key as u32);
     }
 
     /// The keys of the entries that `wanted` likes.
@@ -151,8 +167,14 @@ mod tests {
                     in_window.insert(number, number);
                 } else {
                     if let Some(key) = in_slots.keys().nth(which).copied() {
-                        prop_assert_eq!(slots.remove(key), in_slots.remove(&key));
+                        let value = in_slots.remove(&key);
+                        if which % 2 == 0 {
+                            prop_assert_eq!(slots.remove(key), value);
+                        } else {
+                            prop_assert!(value.is_some() && slots.drop(key));
+                        }
                         prop_assert_eq!(slots.remove(key), None);
+                        prop_assert!(!slots.drop(key));
                         prop_assert!(!slots.contains(key) && slots.get_mut(key).is_none());
                     }
                     if let Some(key) = in_window.keys().nth(which).copied() {

@@ -235,7 +235,7 @@ impl Agent {
             }
             _ if self.boot.is_stopped() => self.counted(|_| Err(DropReason::Unexpected)),
             // Counts by itself, malformed frames included.
-            Ok((header, body)) => self.hub.handle_parsed(now, src, header, body),
+            Ok((header, body)) => self.hub.handle_parsed(now, src, &header, body),
             Err(_) => self.hub.handle(now, src, frame),
         };
         self.pump(now);

@@ -15,23 +15,32 @@ use super::limits::{
 pub(super) fn reply_charge(kind: Kind, body: &[u8]) -> usize {
     match kind {
         Kind::Read => Reader::new(body)
-            .get::<IoRange>()
-            .map_or(0, |range| range.len.min(MAX_MESSAGE_BYTES as u64) as usize),
+            .get()
+            .map_or(0, |range| range_bytes(kind, &range).unwrap_or(0)),
         Kind::Membership
         | Kind::TableRows
         | Kind::TableDigests
         | Kind::Controllers
         | Kind::Registers
         | Kind::Devices => MAX_MESSAGE_BYTES,
-        _ => 4096,
+        _ => SHORT_REPLY_BYTES,
     }
+}
+
+/// What the reply to any other request may have.
+pub(super) const SHORT_REPLY_BYTES: usize = 4096;
+
+/// The bytes of the reply to an I/O, where it is one that has any.
+pub(super) fn range_bytes(kind: Kind, range: &IoRange) -> Option<usize> {
+    (kind == Kind::Read).then(|| range.len.min(MAX_MESSAGE_BYTES as u64) as usize)
 }
 
 /// Measured round trips (commands that were not retried, after Karn) and the timeout they make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RoundTrip {
-    smoothed: Option<Duration>,
-    variation: Duration,
+    /// Nanoseconds, and how much they vary: of each answer a [`Duration`] would be taken apart and put together again.
+    smoothed: Option<u64>,
+    variation: u64,
     timeout: Duration,
     least: Duration,
     /// What the last answers that came only after a retry took, at most: until a round trip is measured
@@ -45,7 +54,7 @@ impl RoundTrip {
     pub(super) const fn new(service: bool) -> Self {
         Self {
             smoothed: None,
-            variation: Duration::ZERO,
+            variation: 0,
             timeout: RTO_INITIAL,
             least: if service { RTO_MIN } else { RTO_INITIAL },
             doubt: Duration::ZERO,
@@ -58,12 +67,14 @@ impl RoundTrip {
     }
 
     /// How long an answer takes, where that was measured.
-    pub(super) const fn smoothed(&self) -> Option<Duration> {
-        self.smoothed
+    pub(super) fn smoothed(&self) -> Option<Duration> {
+        self.smoothed.map(Duration::from_nanos)
     }
 
     /// Takes a measurement.
     pub(super) fn sample(&mut self, measured: Duration) {
+        // Sums of eight of them do not overflow.
+        let measured = u64::try_from(measured.as_nanos()).map_or(MOST_NANOS, |n| n.min(MOST_NANOS));
         let smoothed = match self.smoothed {
             None => {
                 self.variation = measured / 2;
@@ -75,9 +86,10 @@ impl RoundTrip {
             }
         };
         self.smoothed = Some(smoothed);
+        let timeout = Duration::from_nanos(smoothed + self.variation * 4);
         // A path that is slow all the time is not asked twice for every answer.
-        let most = RTO_FIRST_MAX.max(smoothed * 2);
-        self.timeout = (smoothed + self.variation * 4).clamp(self.least, most);
+        let most = RTO_FIRST_MAX.max(Duration::from_nanos(smoothed * 2));
+        self.timeout = timeout.clamp(self.least, most);
         self.doubt = Duration::ZERO;
     }
 
@@ -91,6 +103,9 @@ impl RoundTrip {
             .min(RTO_MAX)
     }
 }
+
+/// The longest round trip that is told from others: a day.
+const MOST_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 
 /// Bytes in flight and how many there may be: additive increase, multiplicative decrease.
 #[derive(Debug, Clone, Copy)]

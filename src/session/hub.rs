@@ -53,6 +53,8 @@ pub struct Hub<K> {
     server: Option<Server>,
     /// Whether the server is asked first for a frame to send.
     server_turn: bool,
+    /// Clients that have events, in turn.
+    eventful: VecDeque<usize>,
     events: VecDeque<HubEvent<K>>,
     connectionless: usize,
     drops: Counters,
@@ -68,6 +70,7 @@ struct Slot<K> {
     wake: Option<Time>,
     unnoted: bool,
     ready: bool,
+    eventful: bool,
     touched: bool,
 }
 
@@ -91,6 +94,7 @@ impl<K: Ord + Clone> Hub<K> {
             farewells: VecDeque::new(),
             server: None,
             server_turn: false,
+            eventful: VecDeque::new(),
             events: VecDeque::new(),
             connectionless: 0,
             drops: Counters::default(),
@@ -128,6 +132,7 @@ impl<K: Ord + Clone> Hub<K> {
             wake: None,
             unnoted: false,
             ready: false,
+            eventful: false,
             touched: false,
         });
         self.by_key.insert(key, index);
@@ -195,9 +200,13 @@ impl<K: Ord + Clone> Hub<K> {
     ) -> Result<(), DropReason> {
         let src = src.into();
         let mut outcome = Ok(());
-        for packet in Header::packets(frame, self.service) {
-            let taken = match packet {
-                Ok(packet) => self.handle_parsed(now, src, packet.header, packet.payload),
+        let mut next = Some(frame);
+        while let Some(frame) = next.take() {
+            let taken = match Header::parse_first(frame, self.service) {
+                Ok(packet) => {
+                    next = packet.behind;
+                    self.handle_parsed(now, src, &packet.header, packet.payload)
+                }
                 Err(reason) => {
                     self.drops.add(reason);
                     Err(reason)
@@ -213,7 +222,7 @@ impl<K: Ord + Clone> Hub<K> {
         &mut self,
         now: Time,
         src: impl Into<Hop>,
-        header: Header,
+        header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
         let src = src.into();
@@ -236,7 +245,7 @@ impl<K: Ord + Clone> Hub<K> {
         &mut self,
         now: Time,
         src: Hop,
-        header: Header,
+        header: &Header,
         payload: &[u8],
     ) -> Result<(), DropReason> {
         if matches!(header.kind, Kind::Discover | Kind::Here) {
@@ -246,7 +255,7 @@ impl<K: Ord + Clone> Hub<K> {
             self.connectionless += 1;
             self.events.push_back(HubEvent::Connectionless {
                 src: src.mac,
-                header,
+                header: *header,
                 body: payload.to_vec(),
             });
             return Ok(());
@@ -255,7 +264,7 @@ impl<K: Ord + Clone> Hub<K> {
             || matches!(header.kind, Kind::Progress | Kind::Notify | Kind::Refused);
         if !to_initiator {
             let server = self.server.as_mut().ok_or(DropReason::Unexpected)?;
-            server.handle(now, src, &header, payload)?;
+            server.handle(now, src, header, payload)?;
             if let Some(peer) = server.peer(header.connection) {
                 let (guid, incarnation) = (peer.guid, peer.incarnation);
                 self.heard_elsewhere(now, guid, incarnation);
@@ -277,7 +286,7 @@ impl<K: Ord + Clone> Hub<K> {
                 DropReason::Connection
             });
         };
-        let result = slot.client.handle(now, src, &header, payload);
+        let result = slot.client.handle(now, src, header, payload);
         self.refresh(index);
         result
     }
@@ -392,6 +401,15 @@ impl<K: Ord + Clone> Hub<K> {
     /// The next event.
     pub fn poll_event(&mut self) -> Option<HubEvent<K>> {
         self.bring_up_to_date();
+        while let Some(&index) = self.eventful.front() {
+            if let Some(slot) = self.slots[index].as_mut() {
+                if let Some(event) = slot.client.poll_event() {
+                    return Some(HubEvent::Client(slot.key.clone(), event));
+                }
+                slot.eventful = false;
+            }
+            self.eventful.pop_front();
+        }
         if let Some(event) = self.events.pop_front() {
             if matches!(event, HubEvent::Connectionless { .. }) {
                 self.connectionless -= 1;
@@ -423,7 +441,7 @@ impl<K: Ord + Clone> Hub<K> {
         }
     }
 
-    /// Brings what the tables hold of a client up to date, and takes its events.
+    /// Brings what the tables hold of a client up to date.
     fn refresh(&mut self, index: usize) {
         let Some(slot) = self.slots[index].as_mut() else {
             return;
@@ -446,9 +464,8 @@ impl<K: Ord + Clone> Hub<K> {
             }
             slot.nonce = nonce;
         }
-        while let Some(event) = slot.client.poll_event() {
-            self.events
-                .push_back(HubEvent::Client(slot.key.clone(), event));
+        if slot.client.has_events() && !std::mem::replace(&mut slot.eventful, true) {
+            self.eventful.push_back(index);
         }
         if !std::mem::replace(&mut slot.ready, true) {
             self.ready.push_back(index);

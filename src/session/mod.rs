@@ -16,7 +16,9 @@ mod server;
 mod spares;
 mod steps;
 
-pub use client::{Client, ClientConfig, ClientEvent, NicState, PathReport, Request, SubmitError};
+pub use client::{
+    Client, ClientConfig, ClientEvent, IoRequest, NicState, PathReport, Request, SubmitError,
+};
 pub use hub::{Hub, HubEvent};
 pub(crate) use numbers::NumberMap;
 pub use server::{Asked, Peer, Server, ServerConfig, ServerEvent};

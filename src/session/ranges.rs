@@ -15,11 +15,12 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    /// Everything from 0 to `len`.
-    pub(super) fn whole(len: u32) -> Self {
-        let mut all = Self::default();
-        all.insert(0, len);
-        all
+    /// Becomes everything from 0 to `len`.
+    pub(super) fn set_whole(&mut self, len: u32) {
+        self.spans.clear();
+        if len > 0 {
+            self.spans.push((0, len));
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

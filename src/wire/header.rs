@@ -231,8 +231,7 @@ impl Header {
     /// # Panics
     /// When the payload is over 65,535 bytes or leaves the message: a programmer's mistake.
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.emit_head([payload, &[]], None, out);
-        out.extend_from_slice(payload);
+        self.emit_head(payload, &[], None, out);
     }
 
     /// Appends the segment from `start` to `end` of `message` to `out`; or only its header, where the payload
@@ -248,17 +247,16 @@ impl Header {
         tail: &mut Option<Tail>,
     ) {
         let part = message.part(start as usize, end as usize);
-        self.emit_head([part.copied, part.rest], part.tail.as_ref(), out);
-        out.extend_from_slice(part.copied);
+        self.emit_head(part.copied, part.rest, part.tail.as_ref(), out);
         if part.tail.is_none() {
             out.extend_from_slice(part.rest);
         }
         *tail = part.tail;
     }
 
-    /// Appends the header alone. Where there is a `tail`, it is the second part of the payload.
-    fn emit_head(&self, payload: [&[u8]; 2], tail: Option<&Tail>, out: &mut Vec<u8>) {
-        let len = payload[0].len() + payload[1].len();
+    /// Appends the header and what of the payload is `copied`, not the `rest`. Where there is a `tail`, that is it.
+    fn emit_head(&self, copied: &[u8], rest: &[u8], tail: Option<&Tail>, out: &mut Vec<u8>) {
+        let len = copied.len() + rest.len();
         let payload_len = u16::try_from(len).expect("payload fits a frame");
         assert!(self.segment_offset as usize + len <= self.message_len as usize);
         let raw = RawHeader {
@@ -283,10 +281,11 @@ impl Header {
         };
         let start = out.len();
         out.extend_from_slice(raw.as_bytes());
-        let front = checksum(raw.as_bytes(), payload[0]);
+        out.extend_from_slice(copied);
+        let front = sum(&out[start..]);
         let sum = match tail {
             Some(tail) => tail.sum_on(front),
-            None => sum_on(front, payload[1]),
+            None => sum_on(front, rest),
         };
         out[start + CHECKSUM_AT..start + CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
     }
@@ -328,13 +327,11 @@ impl Header {
         let (payload, behind) = rest
             .split_at_checked(raw.payload_len.get() as usize)
             .ok_or(DropReason::Truncated)?;
-        let mut summed = *raw;
-        summed.checksum = 0.into();
         let (front, block) = match payload.len().checked_sub(BLOCK_BYTES) {
             Some(front) if raw.kind == Kind::Write.code() => payload.split_at(front),
             _ => (payload, &[][..]),
         };
-        let front = checksum(summed.as_bytes(), front);
+        let front = checksum(frame, front);
         let last_block = (!block.is_empty()).then(|| sum(block));
         if last_block.map_or(front, |block| sum_with_block(front, block)) != raw.checksum.get() {
             return Err(DropReason::Checksum);
@@ -382,10 +379,19 @@ impl Header {
     }
 }
 
-/// Of a header whose own checksum is 0, and the payload.
-fn checksum(header: &[u8], payload: &[u8]) -> u32 {
-    sum_on(sum(header), payload)
+/// Of the header that `frame` begins with, its own checksum taken as 0, and the payload.
+fn checksum(frame: &[u8], payload: &[u8]) -> u32 {
+    // With a short beginning of the payload at once: a few octets cost as much as many.
+    let mut first = [0; HEADER_LEN + SUMMED_AT_ONCE];
+    let (short, long) = payload.split_at(payload.len().min(SUMMED_AT_ONCE));
+    first[..HEADER_LEN].copy_from_slice(&frame[..HEADER_LEN]);
+    first[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+    first[HEADER_LEN..HEADER_LEN + short.len()].copy_from_slice(short);
+    sum_on(sum(&first[..HEADER_LEN + short.len()]), long)
 }
+
+/// Octets of a payload that are summed up together with the header: as many as an I/O's range has.
+const SUMMED_AT_ONCE: usize = 32;
 
 #[cfg(test)]
 mod tests {

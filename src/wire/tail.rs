@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::sum::{BLOCK_BYTES, sum, sum_on, sum_with_block};
 
 /// Octets that stay as they are as long as somebody holds them.
@@ -54,6 +56,11 @@ impl Tail {
         std::ptr::addr_eq(Arc::as_ptr(&self.lender), lender)
     }
 
+    /// How many there are.
+    const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
     /// The octets.
     pub fn bytes(&self) -> &[u8] {
         &self.lender.octets()[self.start..self.end]
@@ -62,8 +69,7 @@ impl Tail {
     /// The checksum of these octets, where they are one block of which it is kept. Of more blocks it is not asked for:
     /// the processor fetches them, one after the other, sooner than whoever sends them would.
     fn kept_sum(&self) -> Option<u32> {
-        let is_block =
-            self.start.is_multiple_of(BLOCK_BYTES) && self.end - self.start == BLOCK_BYTES;
+        let is_block = self.start.is_multiple_of(BLOCK_BYTES) && self.len() == BLOCK_BYTES;
         is_block
             .then(|| self.lender.block_sum(self.start))
             .flatten()
@@ -109,9 +115,12 @@ pub enum Kept {
     Own(Vec<u8>),
     /// Long: frames may hold it too, until they are sent.
     Shared(Arc<Vec<u8>>),
-    /// A short beginning, and data of whoever had the message sent.
-    Headed(Vec<u8>, Tail),
+    /// A short beginning, and what follows of it: data of whoever had the message sent.
+    Headed(Head, Option<Tail>),
 }
+
+/// A short beginning of a message, where the rest of it is kept: an I/O's is allocated nowhere else.
+pub type Head = SmallVec<[u8; 32]>;
 
 /// Some octets of a message, to be put into a frame.
 #[derive(Debug)]
@@ -141,7 +150,7 @@ impl From<Vec<u8>> for Kept {
 
 impl From<Tail> for Kept {
     fn from(message: Tail) -> Self {
-        Self::Headed(Vec::new(), message)
+        Self::Headed(Head::new(), Some(message))
     }
 }
 
@@ -157,7 +166,7 @@ impl Kept {
         match self {
             Self::Own(message) => message.len(),
             Self::Shared(message) => message.len(),
-            Self::Headed(head, data) => head.len() + data.bytes().len(),
+            Self::Headed(head, data) => head.len() + data.as_ref().map_or(0, Tail::len),
         }
     }
 
@@ -184,8 +193,16 @@ impl Kept {
                 let border = head.len();
                 let copied = &head[start.min(border)..end.min(border)];
                 let (from, to) = (start.max(border) - border, end.max(border) - border);
-                let tail = (to - from >= LENT_BYTES).then(|| data.part(from, to));
-                (copied, &data.bytes()[from..to], tail)
+                match data {
+                    Some(data) => {
+                        let tail = (to - from >= LENT_BYTES).then(|| data.part(from, to));
+                        (copied, &data.bytes()[from..to], tail)
+                    }
+                    None => {
+                        assert!(to == 0, "what the message has not");
+                        (copied, &[][..], None)
+                    }
+                }
             }
         };
         Part { copied, rest, tail }
@@ -195,7 +212,7 @@ impl Kept {
     pub const fn lent(&self) -> Option<&Tail> {
         match self {
             Self::Own(_) | Self::Shared(_) => None,
-            Self::Headed(_, data) => Some(data),
+            Self::Headed(_, data) => data.as_ref(),
         }
     }
 
@@ -204,7 +221,7 @@ impl Kept {
         match self {
             Self::Own(message) => message,
             Self::Shared(message) => Arc::try_unwrap(message).unwrap_or_default(),
-            Self::Headed(head, _) => head,
+            Self::Headed(..) => Vec::new(),
         }
     }
 }
@@ -234,7 +251,8 @@ mod tests {
     #[test]
     fn a_head_and_data_are_one_message_wherever_it_is_cut() {
         let data = Arc::new((0..=255).cycle().take(6000).collect::<Vec<u8>>());
-        let kept = Kept::Headed(vec![7; 32], Tail::new(&data, 500, 5500));
+        let tail = Tail::new(&data, 500, 5500);
+        let kept = Kept::Headed(Head::from([7; 32]), Some(tail));
         let mut whole = vec![7; 32];
         whole.extend_from_slice(&data[500..5500]);
         assert_eq!(kept.len(), whole.len());
@@ -251,7 +269,9 @@ mod tests {
             }
             assert!(got == whole, "cut into pieces of {size}");
         }
-        assert_eq!(kept.into_buffer(), [7; 32]);
+        assert!(kept.into_buffer().is_empty());
         assert_eq!(Arc::strong_count(&data), 1);
+        let kept = Kept::Headed(Head::from([7; 32]), None);
+        assert_eq!((kept.len(), kept.part(3, 32).copied), (32, &[7; 29][..]));
     }
 }

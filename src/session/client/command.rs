@@ -1,12 +1,14 @@
 //! One command of a session, from its submission to its answer.
 
-use crate::session::flow::{RoundTrip, reply_charge};
+use crate::session::flow::{RoundTrip, SHORT_REPLY_BYTES, range_bytes, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{Epoch, Flags, HEADER_LEN, IodNumber, Kept, Kind, Status, Tail, Time};
+use crate::wire::{
+    Epoch, Flags, HEADER_LEN, Head, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Status, Time,
+};
 
-use super::Request;
 use super::mtu::LEAST;
+use super::{IoRequest, Request};
 
 /// How far a command has come at the initiator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,24 +96,16 @@ pub(super) struct Command {
 }
 
 impl Command {
-    pub(super) fn new(request: Request, data: Option<Tail>) -> Self {
-        let charge = reply_charge(request.kind, &request.body);
-        let body = match data {
-            None => request.body.into(),
-            Some(data) => Kept::Headed(request.body, data),
-        };
+    /// One that nothing is asked with yet.
+    pub(super) fn blank() -> Self {
         Self {
-            kind: request.kind,
-            flags: if request.flags.contains(Flags::FUA) {
-                Flags::FUA
-            } else {
-                Flags::NONE
-            },
-            iod: request.iod,
-            epoch: request.epoch,
-            cost: body.len() + request.expect.min(crate::wire::MAX_MESSAGE_BYTES),
-            charge: body.len() + charge,
-            body,
+            kind: Kind::KeepAlive,
+            flags: Flags::NONE,
+            iod: IodNumber(0),
+            epoch: Epoch(0),
+            body: Kept::default(),
+            cost: 0,
+            charge: 0,
             phase: Phase::Queued,
             path: 0,
             cancelled: false,
@@ -134,6 +128,75 @@ impl Command {
         }
     }
 
+    /// Becomes blank again, where it is: moving what was written just now has the processor wait for it.
+    pub(super) fn clear(&mut self) {
+        let Self {
+            kind: _,
+            flags: _,
+            iod: _,
+            epoch: _,
+            body,
+            cost: _,
+            charge: _,
+            phase,
+            path,
+            cancelled,
+            unsent,
+            unsent_empty,
+            sending,
+            probe,
+            arrived,
+            tries,
+            retried,
+            asked_again,
+            first_sent_at,
+            sent_at,
+            heard_at,
+            gap_since,
+            gap_probed,
+            missing_bytes,
+            reply,
+            timer,
+        } = self;
+        *body = Kept::default();
+        *phase = Phase::Queued;
+        *path = 0;
+        (*cancelled, *sending, *arrived) = (false, false, false);
+        (*retried, *asked_again, *unsent_empty) = (false, false, false);
+        unsent.clear();
+        (*probe, *timer) = (Probe::None, Timer::None);
+        *tries = 0;
+        *first_sent_at = None;
+        (*sent_at, *heard_at) = (Time::ZERO, Time::ZERO);
+        (*gap_since, *gap_probed) = (None, None);
+        *missing_bytes = u64::MAX;
+        *reply = None;
+    }
+
+    /// A blank one asks what is requested.
+    pub(super) fn ask(&mut self, request: Request) {
+        let charge = reply_charge(request.kind, &request.body);
+        self.kind = request.kind;
+        self.flags = known(request.flags);
+        (self.iod, self.epoch) = (request.iod, request.epoch);
+        self.cost = request.body.len() + request.expect.min(MAX_MESSAGE_BYTES);
+        self.charge = request.body.len() + charge;
+        self.body = request.body.into();
+    }
+
+    /// A blank one asks for an I/O.
+    pub(super) fn ask_io(&mut self, request: &mut IoRequest) {
+        let len = request.body_bytes();
+        self.kind = request.kind;
+        self.flags = known(request.flags);
+        (self.iod, self.epoch) = (request.iod, request.epoch);
+        let data = range_bytes(request.kind, &request.range);
+        self.cost = len + data.unwrap_or(0);
+        self.charge = len + data.unwrap_or(SHORT_REPLY_BYTES);
+        let head = Head::from(request.range.to_octets());
+        self.body = Kept::Headed(head, request.data.take());
+    }
+
     /// Whether its frames are longer than what every path carries.
     pub(super) const fn is_long(&self) -> bool {
         self.cost > LEAST as usize - HEADER_LEN
@@ -141,7 +204,7 @@ impl Command {
 
     /// Marks the whole request as to be sent.
     pub(super) fn send_whole(&mut self) {
-        self.unsent = Ranges::whole(self.body.len() as u32);
+        self.unsent.set_whole(self.body.len() as u32);
         self.unsent_empty = self.body.is_empty();
     }
 
@@ -182,9 +245,14 @@ impl Command {
         Some(reordered.max(asked))
     }
 
+    /// Whether something is to be done for the command if it is not heard of.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.phase == Phase::Flight && !self.has_unsent() && self.probe == Probe::None
+    }
+
     /// When something has to be done for the command if nothing happens until then.
     pub(super) fn due(&self, rtt: &RoundTrip) -> Option<Time> {
-        if self.phase != Phase::Flight || self.has_unsent() || self.probe != Probe::None {
+        if !self.is_awaited() {
             return None;
         }
         let max = if self.arrived {
@@ -194,5 +262,14 @@ impl Command {
         };
         let silent = self.sent_at.max(self.heard_at) + rtt.timeout(self.tries, max);
         Some(self.gap_due(rtt).map_or(silent, |gap| gap.min(silent)))
+    }
+}
+
+/// What of a request's flags is the requester's to say.
+const fn known(flags: Flags) -> Flags {
+    if flags.contains(Flags::FUA) {
+        Flags::FUA
+    } else {
+        Flags::NONE
     }
 }

@@ -3,9 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
-use super::paths::Paths;
-use super::{Request, SubmitError};
-use crate::session::flow::RoundTrip;
+use super::paths::{Path, Paths};
+use super::{IoRequest, Request, SubmitError};
 use crate::session::limits::{
     MAX_COMMANDS, MAX_QUEUED_BYTES, MAX_REPLY_BYTES, REORDER_DELAY, RTO_MAX,
 };
@@ -14,8 +13,11 @@ use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
 use crate::wire::message::ProgressReport;
 use crate::wire::{
-    CommandId, DropReason, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Tail, Time,
+    CommandId, DropReason, HEADER_LEN, Header, Kept, Kind, MAX_MESSAGE_BYTES, Status, Time,
 };
+
+/// Blank commands that are kept at most.
+const MOST_BLANK: usize = 64;
 
 /// An answered command.
 #[derive(Debug)]
@@ -29,7 +31,9 @@ pub(super) struct Answered {
 #[derive(Debug)]
 pub(super) struct Commands {
     /// Commands from `floor` on; none below it lacks its answer.
-    pub(super) list: VecDeque<Command>,
+    pub(super) list: VecDeque<Box<Command>>,
+    /// Commands that were answered, to be used again.
+    pub(super) blank: Vec<Box<Command>>,
     pub(super) floor: u64,
     /// The first command that was not sent yet in the responder's session.
     pub(super) next_send: u64,
@@ -57,6 +61,7 @@ impl Commands {
     pub(super) fn new(credits: u16, mtu: u16, service: bool) -> Self {
         Self {
             list: VecDeque::new(),
+            blank: Vec::new(),
             floor: 1,
             next_send: 1,
             credits,
@@ -75,12 +80,21 @@ impl Commands {
 
     pub(super) fn get(&mut self, id: u64) -> Option<&mut Command> {
         let index = id.checked_sub(self.floor)?;
-        self.list.get_mut(usize::try_from(index).ok()?)
+        let command = self.list.get_mut(usize::try_from(index).ok()?);
+        command.map(AsMut::as_mut)
     }
 
     /// The command, where it is in flight.
     pub(super) fn flying(&mut self, id: u64) -> Option<&mut Command> {
         self.get(id).filter(|c| c.phase == Phase::Flight)
+    }
+
+    /// The same, and the path that it takes.
+    fn flying_on(&mut self, id: u64) -> Option<(&mut Command, &mut Path)> {
+        let index = usize::try_from(id.checked_sub(self.floor)?).ok()?;
+        let command = self.list.get_mut(index)?;
+        let path = self.paths.list.get_mut(command.path)?;
+        (command.phase == Phase::Flight).then_some((command.as_mut(), path))
     }
 
     /// Commands that are not done, from the lowest such on.
@@ -90,6 +104,7 @@ impl Commands {
 
     /// Gives memory back where there are no commands.
     pub(super) fn rest(&mut self) {
+        self.blank = Vec::new();
         if self.list.is_empty() && self.sending.is_empty() && self.probing.is_empty() {
             self.list = VecDeque::new();
             self.sending = VecDeque::new();
@@ -115,14 +130,28 @@ impl Commands {
         )
     }
 
-    /// Takes a request, whose body goes on with `data`.
-    pub(super) fn submit(
+    /// Takes a request.
+    pub(super) fn submit(&mut self, request: Request) -> Result<CommandId, SubmitError> {
+        self.take(request.kind, request.body.len(), |command| {
+            command.ask(request);
+        })
+    }
+
+    /// Takes an I/O.
+    pub(super) fn submit_io(&mut self, request: &mut IoRequest) -> Result<CommandId, SubmitError> {
+        self.take(request.kind, request.body_bytes(), |command| {
+            command.ask_io(request);
+        })
+    }
+
+    /// Takes what a blank command is made to ask: so many bytes.
+    fn take(
         &mut self,
-        request: Request,
-        data: Option<Tail>,
+        kind: Kind,
+        len: usize,
+        ask: impl FnOnce(&mut Command),
     ) -> Result<CommandId, SubmitError> {
-        let len = request.body.len() + data.as_ref().map_or(0, |d| d.bytes().len());
-        if !request.kind.is_request() {
+        if !kind.is_request() {
             return Err(SubmitError::NotARequest);
         }
         if len > MAX_MESSAGE_BYTES {
@@ -133,7 +162,10 @@ impl Commands {
         }
         let id = self.floor + self.list.len() as u64;
         self.queued_bytes += len;
-        self.list.push_back(Command::new(request, data));
+        let blank = self.blank.pop();
+        let mut command = blank.unwrap_or_else(|| Box::new(Command::blank()));
+        ask(&mut command);
+        self.list.push_back(command);
         Ok(CommandId(id))
     }
 
@@ -151,41 +183,45 @@ impl Commands {
 
     /// Ends a command and moves the floor over the commands that are done.
     pub(super) fn finish(&mut self, id: u64) {
-        let Some(command) = self.get(id) else { return };
-        let phase = std::mem::replace(&mut command.phase, Phase::Done);
-        let (body, cost) = (std::mem::take(&mut command.body), command.cost);
+        let Some(command) = id
+            .checked_sub(self.floor)
+            .and_then(|index| self.list.get_mut(usize::try_from(index).ok()?))
+        else {
+            return;
+        };
         let path = command.path;
-        let reply = command.reply.take();
-        let timer = std::mem::replace(&mut command.timer, Timer::None);
-        command.unsent.clear();
-        command.unsent_empty = false;
-        if phase == Phase::Queued {
+        self.queued_bytes -= command.body.len();
+        if let Kept::Own(_) | Kept::Shared(_) = command.body {
+            let body = std::mem::take(&mut command.body);
+            self.spares.give(body.into_buffer());
+        }
+        if let Some(reply) = &command.reply {
+            self.reply_bytes -= reply.assembly.len() as usize;
+        }
+        match command.phase {
             // Never sent, so the responder keeps nothing for it.
-            command.charge = 0;
+            Phase::Queued => command.charge = 0,
+            Phase::Flight => self.paths.list[path].window.done(command.cost),
+            Phase::Done => {}
         }
-        self.queued_bytes -= body.len();
-        self.spares.give(body.into_buffer());
-        self.reply_bytes -= reply.map_or(0, |r| r.assembly.len() as usize);
-        if phase == Phase::Flight {
-            self.paths.list[path].window.done(cost);
-        }
-        if let Timer::At(at) = timer {
+        if let Timer::At(at) = command.timer {
             self.wakes.remove(&(at, id));
         }
+        command.clear();
+        command.phase = Phase::Done;
         while self.list.front().is_some_and(|c| c.phase == Phase::Done) {
-            let command = self.list.pop_front();
-            self.held -= command.map_or(0, |c| c.charge);
+            let Some(mut done) = self.list.pop_front() else {
+                break;
+            };
+            self.held -= done.charge;
             self.floor += 1;
+            if self.blank.len() < MOST_BLANK {
+                done.phase = Phase::Queued;
+                self.blank.push(done);
+            }
         }
         self.next_send = self.next_send.max(self.floor);
-        let fresh = |f: &(u64, Time)| self.is_fresh(*f);
-        let stale = self.paths.list[path]
-            .fresh
-            .front()
-            .is_some_and(|f| !fresh(f));
-        if stale {
-            self.drop_stale(path);
-        }
+        self.drop_stale(path);
     }
 
     fn drop_stale(&mut self, path: usize) {
@@ -196,13 +232,6 @@ impl Commands {
         }
     }
 
-    /// The round trips of the path that a command takes.
-    fn rtt_of(&self, id: u64) -> RoundTrip {
-        let index = usize::try_from(id.wrapping_sub(self.floor)).unwrap_or(usize::MAX);
-        let path = self.list.get(index).map_or(0, |command| command.path);
-        self.paths.list[path].rtt
-    }
-
     fn is_fresh(&self, (id, sent_at): (u64, Time)) -> bool {
         id.checked_sub(self.floor)
             .and_then(|i| self.list.get(i as usize))
@@ -211,34 +240,33 @@ impl Commands {
 
     /// Notes when the command has to be looked at.
     pub(super) fn arm(&mut self, id: u64) {
-        let rtt = self.rtt_of(id);
-        let Some(command) = self.flying(id) else {
+        let Some((command, path)) = self.flying_on(id) else {
             return;
         };
-        let due = command.due(&rtt);
         let first = command.timer == Timer::None
             && !command.retried
             && command.gap_since.is_none()
             && command.heard_at <= command.sent_at;
-        let (sent_at, path) = (command.sent_at, command.path);
-        let timer = match due {
-            None => Timer::None,
-            Some(_) if first => Timer::Fresh,
-            Some(at) => Timer::At(at),
+        let sent_at = command.sent_at;
+        let timer = if !command.is_awaited() {
+            Timer::None
+        } else if first {
+            Timer::Fresh
+        } else {
+            command.due(&path.rtt).map_or(Timer::None, Timer::At)
         };
         let old = std::mem::replace(&mut command.timer, timer);
+        if timer == Timer::Fresh && old != timer {
+            path.fresh.push_back((id, sent_at));
+        }
         if old == timer {
             return;
         }
         if let Timer::At(at) = old {
             self.wakes.remove(&(at, id));
         }
-        match timer {
-            Timer::None => {}
-            Timer::Fresh => self.paths.list[path].fresh.push_back((id, sent_at)),
-            Timer::At(at) => {
-                self.wakes.insert((at, id));
-            }
+        if let Timer::At(at) = timer {
+            self.wakes.insert((at, id));
         }
     }
 
@@ -276,13 +304,12 @@ impl Commands {
     }
 
     pub(super) fn wake(&mut self, now: Time, id: u64) {
-        let rtt = self.rtt_of(id);
         let next = self.next_send;
-        let Some(command) = self.flying(id) else {
+        let Some((command, on)) = self.flying_on(id) else {
             return;
         };
         command.timer = Timer::None;
-        match command.due(&rtt) {
+        match command.due(&on.rtt) {
             None => return,
             Some(due) if due > now => {
                 command.timer = Timer::At(due);
@@ -292,12 +319,12 @@ impl Commands {
             Some(_) => {}
         }
         command.retried = true;
-        if command.gap_due(&rtt).is_some_and(|due| due <= now) {
+        if command.gap_due(&on.rtt).is_some_and(|due| due <= now) {
             command.gap_since = None;
             command.gap_probed = Some(now);
-            let (reply, path) = (command.reply.as_ref(), command.path);
+            let reply = command.reply.as_ref();
             let bytes = reply.map_or(0, |r| r.assembly.gap_bytes());
-            self.paths.list[path].window.lost(id, next, bytes);
+            on.window.lost(id, next, bytes);
             self.queue_probe(id, Probe::Gaps);
         } else {
             command.tries = command.tries.saturating_add(1);
@@ -408,9 +435,6 @@ impl Commands {
                 }
             }
         };
-        let Some(command) = self.get(id) else {
-            return Err(DropReason::Unexpected);
-        };
         let sent_at = command.sent_at;
         let first_word = !std::mem::replace(&mut command.arrived, true);
         let first_sent_at = command.first_sent_at.filter(|_| first_word);
@@ -431,14 +455,11 @@ impl Commands {
             };
             self.paths.list[path].rtt.suspect(elapsed);
         }
+        let (cancelled, asked_again) = (command.cancelled, command.asked_again);
         let Some(body) = body else {
             self.on_part(now, id);
             return Ok(None);
         };
-        let Some(command) = self.get(id) else {
-            return Err(DropReason::Unexpected);
-        };
-        let (cancelled, asked_again) = (command.cancelled, command.asked_again);
         self.finish(id);
         if self.service && !asked_again {
             self.ask_after_overtaken(now, path, sent_at);

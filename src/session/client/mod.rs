@@ -19,7 +19,7 @@ use super::limits::{
 use super::steps::Steps;
 use crate::wire::header::MIN_MTU;
 use crate::wire::kind::{Event, Role};
-use crate::wire::message::{Notification, PathProbe, ProgressReport};
+use crate::wire::message::{IO_RANGE_BYTES, IoRange, Notification, PathProbe, ProgressReport};
 use crate::wire::{
     ClusterName, CommandId, ConnectionId, DropReason, Epoch, Flags, Guid, Header, Hop, Incarnation,
     IocNumber, IodNumber, Kind, Mac, Status, Tail, Time, Wire,
@@ -69,6 +69,30 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Reply bytes to expect, for the window; a guess is good enough.
     pub expect: usize,
+}
+
+/// An I/O on a device, to be done exactly once.
+#[derive(Debug, Clone)]
+pub struct IoRequest {
+    /// What is asked.
+    pub kind: Kind,
+    /// [`Flags::FUA`] or none.
+    pub flags: Flags,
+    /// The device.
+    pub iod: IodNumber,
+    /// The ownership epoch.
+    pub epoch: Epoch,
+    /// Where on the device; the reply to a read is expected to be that long.
+    pub range: IoRange,
+    /// What to write, which is sent from where it is.
+    pub data: Option<Tail>,
+}
+
+impl IoRequest {
+    /// Bytes of the message.
+    fn body_bytes(&self) -> usize {
+        IO_RANGE_BYTES + self.data.as_ref().map_or(0, |data| data.bytes().len())
+    }
 }
 
 /// Why a request is not taken.
@@ -262,21 +286,20 @@ impl Client {
         if matches!(self.state, State::Closed) {
             return Err(SubmitError::Closed);
         }
-        self.commands.submit(request, None)
+        self.commands.submit(request)
     }
 
-    /// Queues a request whose body goes on with `data`, which is sent from where it is.
-    pub fn submit_with(
+    /// The same with an I/O, whose data is taken out of the request where it is accepted.
+    pub fn submit_io(
         &mut self,
         now: Time,
-        request: Request,
-        data: Tail,
+        request: &mut IoRequest,
     ) -> Result<CommandId, SubmitError> {
         let _ = now;
         if matches!(self.state, State::Closed) {
             return Err(SubmitError::Closed);
         }
-        self.commands.submit(request, Some(data))
+        self.commands.submit_io(request)
     }
 
     /// Takes a reply's body back, to be used again.
@@ -510,6 +533,11 @@ impl Client {
             }
             State::Idle | State::Closed => None,
         }
+    }
+
+    /// Whether there is an event.
+    pub(super) fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next event.

@@ -48,7 +48,7 @@ impl Answer {
     }
 
     pub(super) fn send_whole(&mut self) {
-        self.unsent = Ranges::whole(self.body.len() as u32);
+        self.unsent.set_whole(self.body.len() as u32);
         self.unsent_empty = self.body.is_empty();
     }
 }

@@ -487,6 +487,15 @@ wire_struct!(IoRange {
 });
 
 impl IoRange {
+    /// As [`Wire::to_body`](crate::wire::Wire::to_body), where nothing is to be allocated.
+    pub fn to_octets(&self) -> [u8; IO_RANGE_BYTES] {
+        let mut octets = [0; IO_RANGE_BYTES];
+        octets[..16].copy_from_slice(&self.extent.0.to_be_bytes());
+        octets[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        octets[24..].copy_from_slice(&self.len.to_be_bytes());
+        octets
+    }
+
     /// A range of the device as a whole.
     pub const fn of_device(offset: u64, len: u64) -> Self {
         Self {
@@ -499,3 +508,19 @@ impl IoRange {
 
 /// Bytes of an [`IoRange`]; a write's data begins behind it.
 pub const IO_RANGE_BYTES: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Wire;
+
+    #[test]
+    fn a_range_has_one_layout() {
+        let range = IoRange {
+            extent: Guid(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
+            offset: 0x1122_3344_5566_7788,
+            len: 0x99aa_bbcc_ddee_ff00,
+        };
+        assert_eq!(range.to_octets()[..], range.to_body());
+    }
+}
