@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::id::{ClusterName, CommandId, ConnectionId, Epoch, IocNumber, IodNumber};
 use super::kind::{Kind, Status};
 use super::sum::{BLOCK_BYTES, sum, sum_on, sum_with_block};
-use super::tail::{Kept, Tail};
+use super::tail::{Kept, Part, Tail};
 
 /// The protocol version this code speaks.
 pub const VERSION: u8 = 1;
@@ -246,7 +246,14 @@ impl Header {
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
     ) {
-        let part = message.part(start as usize, end as usize);
+        self.emit_part(message.part(start as usize, end as usize), out, tail);
+    }
+
+    /// The same with what `part` is of the message.
+    ///
+    /// # Panics
+    /// As [`Self::emit`].
+    pub fn emit_part(&self, part: Part<'_>, out: &mut Vec<u8>, tail: &mut Option<Tail>) {
         self.emit_head(part.copied, part.rest, part.tail.as_ref(), out);
         if part.tail.is_none() {
             out.extend_from_slice(part.rest);

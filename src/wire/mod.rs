@@ -31,7 +31,7 @@ pub use outgoing::{MAX_SHARED_PACKETS, Outgoing, Shared};
 pub use row::{
     Granularity, ObservationStamp, Ownership, OwnershipStamp, Row, RowState, Settings, TableStamp,
 };
-pub use tail::{Head, Kept, Lender, Tail};
+pub use tail::{Kept, Lender, Part, Tail};
 
 /// Default EtherType of management traffic (fabric services, RMA to RMA, UMS): IEEE 802 local
 /// experimental 1.

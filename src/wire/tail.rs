@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::sum::{BLOCK_BYTES, sum, sum_on, sum_with_block};
 
 /// Octets that stay as they are as long as somebody holds them.
@@ -29,8 +27,8 @@ impl Lender for Vec<u8> {
 #[derive(Debug, Clone)]
 pub struct Tail {
     lender: Arc<dyn Lender>,
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Tail {
@@ -47,8 +45,12 @@ impl Tail {
     /// # Panics
     /// When there are not so many: a programmer's mistake.
     pub fn lent(lender: Arc<dyn Lender>, start: usize, end: usize) -> Self {
-        assert!(start <= end && end <= lender.octets().len());
-        Self { lender, start, end }
+        assert!(start <= end && end <= lender.octets().len() && end <= u32::MAX as usize);
+        Self {
+            lender,
+            start: start as u32,
+            end: end as u32,
+        }
     }
 
     /// Whether it is these octets that are lent.
@@ -57,21 +59,26 @@ impl Tail {
     }
 
     /// How many there are.
-    const fn len(&self) -> usize {
-        self.end - self.start
+    pub const fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.end == self.start
     }
 
     /// The octets.
     pub fn bytes(&self) -> &[u8] {
-        &self.lender.octets()[self.start..self.end]
+        &self.lender.octets()[self.start as usize..self.end as usize]
     }
 
     /// The checksum of these octets, where they are one block of which it is kept. Of more blocks it is not asked for:
     /// the processor fetches them, one after the other, sooner than whoever sends them would.
     fn kept_sum(&self) -> Option<u32> {
-        let is_block = self.start.is_multiple_of(BLOCK_BYTES) && self.len() == BLOCK_BYTES;
+        let is_block = self.len() == BLOCK_BYTES && self.start.is_multiple_of(BLOCK_BYTES as u32);
         is_block
-            .then(|| self.lender.block_sum(self.start))
+            .then(|| self.lender.block_sum(self.start as usize))
             .flatten()
     }
 
@@ -104,7 +111,11 @@ impl Tail {
     /// The octets of these from `start` to `end`.
     fn part(&self, start: usize, end: usize) -> Self {
         let lender = Arc::clone(&self.lender);
-        Self::lent(lender, self.start + start, self.start + end)
+        Self::lent(
+            lender,
+            self.start as usize + start,
+            self.start as usize + end,
+        )
     }
 }
 
@@ -115,12 +126,9 @@ pub enum Kept {
     Own(Vec<u8>),
     /// Long: frames may hold it too, until they are sent.
     Shared(Arc<Vec<u8>>),
-    /// A short beginning, and what follows of it: data of whoever had the message sent.
-    Headed(Head, Option<Tail>),
+    /// Somebody else's.
+    Lent(Tail),
 }
-
-/// A short beginning of a message, where the rest of it is kept: an I/O's is allocated nowhere else.
-pub type Head = SmallVec<[u8; 32]>;
 
 /// Some octets of a message, to be put into a frame.
 #[derive(Debug)]
@@ -131,6 +139,29 @@ pub struct Part<'a> {
     pub rest: &'a [u8],
     /// The rest where it is, where it is better not copied.
     pub tail: Option<Tail>,
+}
+
+impl<'a> Part<'a> {
+    /// Octets to be copied, and none behind them.
+    pub const fn copied(copied: &'a [u8]) -> Self {
+        Self {
+            copied,
+            rest: &[],
+            tail: None,
+        }
+    }
+
+    /// Octets to be copied, and behind them those from `start` to `end` of what is lent.
+    ///
+    /// # Panics
+    /// When there are not so many: a programmer's mistake.
+    pub fn lent(copied: &'a [u8], lent: &'a Tail, start: usize, end: usize) -> Self {
+        Self {
+            copied,
+            rest: &lent.bytes()[start..end],
+            tail: (end - start >= LENT_BYTES).then(|| lent.part(start, end)),
+        }
+    }
 }
 
 /// From this length on copying costs more than keeping.
@@ -150,7 +181,7 @@ impl From<Vec<u8>> for Kept {
 
 impl From<Tail> for Kept {
     fn from(message: Tail) -> Self {
-        Self::Headed(Head::new(), Some(message))
+        Self::Lent(message)
     }
 }
 
@@ -166,7 +197,7 @@ impl Kept {
         match self {
             Self::Own(message) => message.len(),
             Self::Shared(message) => message.len(),
-            Self::Headed(head, data) => head.len() + data.as_ref().map_or(0, Tail::len),
+            Self::Lent(message) => message.len(),
         }
     }
 
@@ -180,39 +211,23 @@ impl Kept {
     /// # Panics
     /// When they leave the message: a programmer's mistake.
     pub fn part(&self, start: usize, end: usize) -> Part<'_> {
-        let (copied, rest, tail) = match self {
-            Self::Own(message) => (&message[start..end], &[][..], None),
-            Self::Shared(message) if end - start < LENT_BYTES => {
-                (&message[start..end], &[][..], None)
-            }
-            Self::Shared(message) => {
-                let tail = Tail::new(message, start, end);
-                (&[][..], &message[start..end], Some(tail))
-            }
-            Self::Headed(head, data) => {
-                let border = head.len();
-                let copied = &head[start.min(border)..end.min(border)];
-                let (from, to) = (start.max(border) - border, end.max(border) - border);
-                match data {
-                    Some(data) => {
-                        let tail = (to - from >= LENT_BYTES).then(|| data.part(from, to));
-                        (copied, &data.bytes()[from..to], tail)
-                    }
-                    None => {
-                        assert!(to == 0, "what the message has not");
-                        (copied, &[][..], None)
-                    }
-                }
-            }
-        };
-        Part { copied, rest, tail }
+        match self {
+            Self::Own(message) => Part::copied(&message[start..end]),
+            Self::Shared(message) if end - start < LENT_BYTES => Part::copied(&message[start..end]),
+            Self::Shared(message) => Part {
+                copied: &[],
+                rest: &message[start..end],
+                tail: Some(Tail::new(message, start, end)),
+            },
+            Self::Lent(message) => Part::lent(&[], message, start, end),
+        }
     }
 
     /// What it holds of somebody else's.
     pub const fn lent(&self) -> Option<&Tail> {
         match self {
             Self::Own(_) | Self::Shared(_) => None,
-            Self::Headed(_, data) => data.as_ref(),
+            Self::Lent(message) => Some(message),
         }
     }
 
@@ -221,7 +236,7 @@ impl Kept {
         match self {
             Self::Own(message) => message,
             Self::Shared(message) => Arc::try_unwrap(message).unwrap_or_default(),
-            Self::Headed(..) => Vec::new(),
+            Self::Lent(_) => Vec::new(),
         }
     }
 }
@@ -246,32 +261,5 @@ mod tests {
         assert!(kept.into_buffer().is_empty(), "a frame still holds it");
         drop(tail);
         assert!(Kept::from(vec![1; 100]).part(0, 100).tail.is_none());
-    }
-
-    #[test]
-    fn a_head_and_data_are_one_message_wherever_it_is_cut() {
-        let data = Arc::new((0..=255).cycle().take(6000).collect::<Vec<u8>>());
-        let tail = Tail::new(&data, 500, 5500);
-        let kept = Kept::Headed(Head::from([7; 32]), Some(tail));
-        let mut whole = vec![7; 32];
-        whole.extend_from_slice(&data[500..5500]);
-        assert_eq!(kept.len(), whole.len());
-        for size in [1, 31, 32, 33, 1000, 1412, 4999, 5032] {
-            let mut got = Vec::new();
-            for start in (0..whole.len()).step_by(size) {
-                let end = (start + size).min(whole.len());
-                let part = kept.part(start, end);
-                if let Some(tail) = &part.tail {
-                    assert_eq!(tail.bytes(), part.rest);
-                }
-                got.extend_from_slice(part.copied);
-                got.extend_from_slice(part.rest);
-            }
-            assert!(got == whole, "cut into pieces of {size}");
-        }
-        assert!(kept.into_buffer().is_empty());
-        assert_eq!(Arc::strong_count(&data), 1);
-        let kept = Kept::Headed(Head::from([7; 32]), None);
-        assert_eq!((kept.len(), kept.part(3, 32).copied), (32, &[7; 29][..]));
     }
 }

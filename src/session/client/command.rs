@@ -3,10 +3,9 @@
 use crate::session::flow::{RoundTrip, SHORT_REPLY_BYTES, range_bytes, reply_charge};
 use crate::session::limits::{EXECUTING_PROBE_MAX, REORDER_DELAY, RTO_MAX};
 use crate::session::ranges::{Assembly, Ranges};
-use crate::wire::{
-    Epoch, Flags, HEADER_LEN, Head, IodNumber, Kept, Kind, MAX_MESSAGE_BYTES, Status, Time,
-};
+use crate::wire::{Epoch, Flags, HEADER_LEN, IodNumber, Kind, MAX_MESSAGE_BYTES, Status, Time};
 
+use super::body::Body;
 use super::mtu::LEAST;
 use super::{IoRequest, Request};
 
@@ -55,7 +54,7 @@ pub(super) struct Command {
     pub(super) flags: Flags,
     pub(super) iod: IodNumber,
     pub(super) epoch: Epoch,
-    pub(super) body: Kept,
+    pub(super) body: Body,
     /// Request and expected reply bytes, for the window.
     pub(super) cost: usize,
     /// Bytes that the responder charges for it.
@@ -103,7 +102,7 @@ impl Command {
             flags: Flags::NONE,
             iod: IodNumber(0),
             epoch: Epoch(0),
-            body: Kept::default(),
+            body: Body::default(),
             cost: 0,
             charge: 0,
             phase: Phase::Queued,
@@ -158,7 +157,7 @@ impl Command {
             reply,
             timer,
         } = self;
-        *body = Kept::default();
+        *body = Body::default();
         *phase = Phase::Queued;
         *path = 0;
         (*cancelled, *sending, *arrived) = (false, false, false);
@@ -181,7 +180,7 @@ impl Command {
         (self.iod, self.epoch) = (request.iod, request.epoch);
         self.cost = request.body.len() + request.expect.min(MAX_MESSAGE_BYTES);
         self.charge = request.body.len() + charge;
-        self.body = request.body.into();
+        self.body = request.into();
     }
 
     /// A blank one asks for an I/O.
@@ -193,8 +192,7 @@ impl Command {
         let data = range_bytes(request.kind, &request.range);
         self.cost = len + data.unwrap_or(0);
         self.charge = len + data.unwrap_or(SHORT_REPLY_BYTES);
-        let head = Head::from(request.range.to_octets());
-        self.body = Kept::Headed(head, request.data.take());
+        self.body = request.into();
     }
 
     /// Whether its frames are longer than what every path carries.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::body::Body;
 use super::command::{Command, PartialReply, Phase, Probe, Timer};
 use super::paths::{Path, Paths};
 use super::{IoRequest, Request, SubmitError};
@@ -13,7 +14,7 @@ use crate::session::spares::Spares;
 use crate::wire::kind::Progress;
 use crate::wire::message::ProgressReport;
 use crate::wire::{
-    CommandId, DropReason, HEADER_LEN, Header, Kept, Kind, MAX_MESSAGE_BYTES, Status, Time,
+    CommandId, DropReason, HEADER_LEN, Header, Kind, MAX_MESSAGE_BYTES, Status, Time,
 };
 
 /// Blank commands that are kept at most.
@@ -191,7 +192,7 @@ impl Commands {
         };
         let path = command.path;
         self.queued_bytes -= command.body.len();
-        if let Kept::Own(_) | Kept::Shared(_) = command.body {
+        if let Body::Whole(_) = command.body {
             let body = std::mem::take(&mut command.body);
             self.spares.give(body.into_buffer());
         }

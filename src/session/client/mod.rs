@@ -1,5 +1,6 @@
 //! The initiator's end of a session: commands in flight, their recovery, and staying connected.
 
+mod body;
 mod command;
 mod commands;
 mod connect;

@@ -205,7 +205,7 @@ impl Commands {
             message_len: command.body.len() as u32,
             ..*base
         };
-        header.emit_segment(&command.body, (start, end), out, tail);
+        header.emit_part(command.body.part((start, end)), out, tail);
         if !command.has_unsent() {
             command.sent_at = now;
             command.first_sent_at.get_or_insert(now);

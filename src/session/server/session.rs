@@ -223,12 +223,13 @@ impl Session {
         }
         let mut freed = 0;
         while self.floor < floor {
-            match self.window.pop_front() {
+            match self.window.front_mut() {
                 Some(entry) => {
                     if let Some(entry) = entry {
                         freed += entry.held;
                         entry.recycle(spares);
                     }
+                    self.window.pop_front();
                     self.floor += 1;
                 }
                 None => self.floor = floor,
@@ -395,18 +396,19 @@ impl Session {
         }
         let before = std::mem::replace(&mut entry.held, body.len());
         let held = entry.held;
-        let mut answer = Answer {
+        entry.state = State::Answered(Answer {
             status,
             body,
             unsent: Ranges::default(),
             unsent_empty: false,
-            queued: false,
+            queued: true,
             sent_at: None,
-        };
-        answer.send_whole();
-        entry.state = State::Answered(answer);
+        });
+        if let State::Answered(answer) = &mut entry.state {
+            answer.send_whole();
+        }
         self.held = self.held - before + held;
-        self.queue(id);
+        self.sending.push_back(id);
     }
 
     /// Copies what is lent for its replies, where `is_wanted` says so; whether any is left.
@@ -532,11 +534,15 @@ impl Session {
 
 impl Entry {
     /// Gives back what it kept.
-    fn recycle(self, spares: &mut Spares) {
-        match self.state {
-            State::Incomplete { assembly, .. } => spares.give(assembly.into_bytes()),
+    fn recycle(&mut self, spares: &mut Spares) {
+        match &mut self.state {
             State::Executing => {}
-            State::Answered(answer) => spares.give(answer.body.into_buffer()),
+            State::Answered(answer) if answer.body.lent().is_some() => {}
+            State::Answered(answer) => spares.give(std::mem::take(&mut answer.body).into_buffer()),
+            State::Incomplete { assembly, .. } => {
+                let empty = Assembly::new(0, spares);
+                spares.give(std::mem::replace(assembly, empty).into_bytes());
+            }
         }
     }
 }
