@@ -45,11 +45,12 @@ impl Tail {
     /// # Panics
     /// When there are not so many: a programmer's mistake.
     pub fn lent(lender: Arc<dyn Lender>, start: usize, end: usize) -> Self {
-        assert!(start <= end && end <= lender.octets().len() && end <= u32::MAX as usize);
+        assert!(start <= end && end <= lender.octets().len());
+        let short = |at| u32::try_from(at).expect("a message is no longer");
         Self {
+            start: short(start),
+            end: short(end),
             lender,
-            start: start as u32,
-            end: end as u32,
         }
     }
 

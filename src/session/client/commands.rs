@@ -34,6 +34,7 @@ pub(super) struct Commands {
     /// Commands from `floor` on; none below it lacks its answer.
     pub(super) list: VecDeque<Box<Command>>,
     /// Commands that were answered, to be used again.
+    #[expect(clippy::vec_box, reason = "they go into the list as they are")]
     pub(super) blank: Vec<Box<Command>>,
     pub(super) floor: u64,
     /// The first command that was not sent yet in the responder's session.
