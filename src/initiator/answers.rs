@@ -14,10 +14,11 @@ impl Initiator {
         status: Status,
         body: Vec<u8>,
     ) {
-        let sent = self
-            .controllers
-            .get_mut(&key)
-            .and_then(|controller| controller.sent.remove(command.0));
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        let sent = controller.sent.remove(command.0);
+        let is_leaving = controller.is_leaving();
         self.under_way -= usize::from(sent.is_some());
         match sent {
             None => {}
@@ -28,7 +29,9 @@ impl Initiator {
                 } else {
                     self.on_ghost(now, to.place);
                 }
-                self.close_unused(now, key);
+                if is_leaving {
+                    self.close_unused(now, key);
+                }
             }
         }
         self.feed(now, key);

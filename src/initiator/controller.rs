@@ -59,6 +59,11 @@ pub(super) struct Controller {
 }
 
 impl Controller {
+    /// Whether its session is only kept until what was sent has ended.
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
     /// Whether it answers, and is wanted.
     pub(super) const fn is_reached(&self) -> bool {
         self.up.is_some() && !self.leaving

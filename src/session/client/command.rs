@@ -90,7 +90,7 @@ pub(super) struct Command {
     pub(super) gap_probed: Option<Time>,
     /// Request bytes that the responder last said were missing.
     pub(super) missing_bytes: u64,
-    pub(super) reply: Option<PartialReply>,
+    pub(super) reply: Option<Box<PartialReply>>,
     pub(super) timer: Timer,
 }
 

@@ -413,10 +413,10 @@ impl Commands {
                 }
                 let mut assembly = Assembly::new(header.message_len, &mut self.spares);
                 assembly.insert(header.segment_offset, payload)?;
-                command.reply = Some(PartialReply {
+                command.reply = Some(Box::new(PartialReply {
                     status: header.status,
                     assembly,
-                });
+                }));
                 self.reply_bytes += len;
                 None
             }
