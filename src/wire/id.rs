@@ -320,12 +320,11 @@ impl ClusterName {
 
     /// The name from its 16 bytes on the wire; `None` where they are no name.
     pub fn from_bytes(bytes: [u8; 16]) -> Option<Self> {
-        let len = bytes.iter().position(|b| *b == 0).unwrap_or(16);
-        let (name, pad) = bytes.split_at(len);
+        let pad = u128::from_be_bytes(bytes).trailing_zeros() / 8;
+        let (name, _) = bytes.split_at(16 - pad as usize);
         let ok = name
             .iter()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-            && pad.iter().all(|b| *b == 0);
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         ok.then_some(Self(bytes))
     }
 
@@ -438,6 +437,21 @@ mod tests {
         }
         for text in ["", "seventeen-letters", "a b", "a\0"] {
             assert!(text.parse::<ClusterName>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_name_ends_with_its_first_zero() {
+        let read = |text: &str| {
+            let mut bytes = [0; 16];
+            bytes[..text.len()].copy_from_slice(text.as_bytes());
+            ClusterName::from_bytes(bytes)
+        };
+        for text in ["", "A", "a.B_c-9", "fifteen-letters", "sixteen-letters-"] {
+            assert_eq!(read(text).unwrap().as_str(), text);
+        }
+        for text in ["\0A", "A\0B", "a b", "sixteen-letters\u{7f}", "\u{e9}"] {
+            assert_eq!(read(text), None, "{text:?}");
         }
     }
 }
