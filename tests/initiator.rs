@@ -567,14 +567,30 @@ fn a_device_that_moves_takes_its_waiting_io_along() {
 }
 
 #[test]
+fn what_waits_goes_on_as_soon_as_a_controller_that_was_left_is_wanted_again() {
+    let mut bench = Bench::new(Faults::NONE, 1, 9000);
+    let device = bench.open();
+    bench.pass(SECONDS);
+    bench.units[0].disk.slowness = Duration::from_secs(60);
+    bench.submit(device, 1, IoOp::Write, 0, 512);
+    bench.pass(Duration::from_millis(5));
+    bench.units[0].disk.slowness = Duration::ZERO;
+    bench.remove(0);
+    bench.submit(device, 2, IoOp::Write, 512, 512);
+    bench.pass(SECONDS);
+    assert!(bench.done.is_empty());
+    bench.add(0);
+    bench.pass(SECONDS);
+    assert_eq!(bench.done.keys().collect::<Vec<_>>(), [&2]);
+}
+
+#[test]
 fn devices_are_listed_when_their_controller_can_be_reached() {
     let mut bench = Bench::new(Faults::NONE, 1, 9000);
     let unit = bench.units[0].guid;
     bench.units[0].up = false;
-    bench.initiator.list_devices(bench.now, unit, IOC);
-    bench
-        .initiator
-        .list_devices(bench.now, Guid(99), IocNumber(7));
+    bench.initiator.list_devices(unit, IOC);
+    bench.initiator.list_devices(Guid(99), IocNumber(7));
     bench.pass(SECONDS);
     bench.units[0].up = true;
     bench.pass(3 * SECONDS);
@@ -608,7 +624,7 @@ fn an_odd_device_does_not_cost_the_others_and_a_list_that_cannot_be_read_is_told
     let cut = both.to_body().split_last().unwrap().1.to_vec();
     for list in [both.to_body(), cut] {
         bench.units[0].list = Some(list);
-        bench.initiator.list_devices(bench.now, unit, IOC);
+        bench.initiator.list_devices(unit, IOC);
         bench.pump();
         bench.pass(SECONDS);
     }

@@ -201,7 +201,7 @@ impl Service {
                     self.initiator.remove_controller(now(), unit, ioc);
                 }
                 ServiceCommand::ListDevices(unit, ioc) => {
-                    self.initiator.list_devices(now(), unit, ioc);
+                    self.initiator.list_devices(unit, ioc);
                 }
                 ServiceCommand::Export(owned, warnings) => {
                     self.warnings = warnings;

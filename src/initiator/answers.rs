@@ -2,7 +2,7 @@
 
 use super::controller::{Errand, Place};
 use super::io::{FLUSH, Progress};
-use super::{ControllerKey, Initiator, Sent, key_of};
+use super::{ControllerKey, Initiator, Sent};
 use crate::wire::{CommandId, Status, Time};
 
 impl Initiator {
@@ -18,6 +18,9 @@ impl Initiator {
             return;
         };
         let sent = controller.sent.remove(command.0);
+        if controller.has_waiting() {
+            controller.feed_soon(key, &mut self.unfed);
+        }
         let is_leaving = controller.is_leaving();
         self.under_way -= usize::from(sent.is_some());
         match sent {
@@ -27,14 +30,13 @@ impl Initiator {
                 if self.ios.contains(io) {
                     self.on_part(now, io, part, to, status, body);
                 } else {
-                    self.on_ghost(now, to.place);
+                    self.on_ghost(to.place);
                 }
                 if is_leaving {
                     self.close_unused(now, key);
                 }
             }
         }
-        self.feed(now, key);
     }
 
     /// A part of an I/O was answered.
@@ -69,7 +71,7 @@ impl Initiator {
                 if at > now {
                     self.retries.insert((at, id, part));
                 } else {
-                    self.wait_again(now, id, part);
+                    self.wait_again(id, part);
                 }
                 return;
             }
@@ -113,27 +115,25 @@ impl Initiator {
     }
 
     /// A command of a closed device has ended.
-    pub(super) fn on_ghost(&mut self, now: Time, place: Place) {
+    pub(super) fn on_ghost(&mut self, place: Place) {
         let Some(count) = self.ghosts.get_mut(&place) else {
             return;
         };
         *count -= 1;
         if *count == 0 {
             self.ghosts.remove(&place);
-            self.make_place_ready(now, place);
+            self.make_place_ready(place);
         }
     }
 
     /// Puts a part back among those that wait to be sent.
-    pub(super) fn wait_again(&mut self, now: Time, id: u64, part: u32) {
+    pub(super) fn wait_again(&mut self, id: u64, part: u32) {
         let Some(device) = self.ios.get(id).map(|io| io.device) else {
             return;
         };
         if let Some(open) = self.devices.get_mut(&device) {
             open.waiting.push_front((id, part));
-            let key = key_of(&open.target);
             self.make_ready(device);
-            self.feed(now, key);
         }
     }
 }

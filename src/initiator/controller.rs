@@ -54,6 +54,8 @@ pub(super) struct Controller {
     list_wanted: bool,
     /// Open devices on it with parts to send, in turn.
     pub(super) ready: VecDeque<DeviceId>,
+    /// Whether the session is going to be given more to send.
+    unfed: bool,
     /// Commands that were given to the session and have not ended.
     pub(super) sent: Window<Sent>,
 }
@@ -62,6 +64,18 @@ impl Controller {
     /// Whether its session is only kept until what was sent has ended.
     pub(super) const fn is_leaving(&self) -> bool {
         self.leaving
+    }
+
+    /// Whether anything waits for the session to take it.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.list_wanted || !self.ready.is_empty()
+    }
+
+    /// Notes that its session is to be given more to send.
+    pub(super) fn feed_soon(&mut self, key: ControllerKey, unfed: &mut VecDeque<ControllerKey>) {
+        if !std::mem::replace(&mut self.unfed, true) {
+            unfed.push_back(key);
+        }
     }
 
     /// Whether it answers, and is wanted.
@@ -109,6 +123,7 @@ impl Initiator {
                 listing: false,
                 list_wanted: false,
                 ready: VecDeque::new(),
+                unfed: false,
                 sent: Window::new(),
             };
             self.controllers.insert(key, controller);
@@ -121,7 +136,9 @@ impl Initiator {
             client.set_nics(now, &self.nics);
             client.reach(now, macs);
         }
-        self.feed(now, key);
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.feed_soon(key, &mut self.unfed);
+        }
         self.take_events(now);
     }
 
@@ -153,12 +170,12 @@ impl Initiator {
     }
 
     /// Asks a controller for its devices; answered by [`IoEvent::Devices`] once there is an answer.
-    pub fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
+    pub fn list_devices(&mut self, unit: Guid, ioc: IocNumber) {
         let key = (unit, ioc);
         match self.controllers.get_mut(&key).filter(|c| !c.leaving) {
             Some(controller) => {
                 controller.list_wanted = true;
-                self.feed(now, key);
+                controller.feed_soon(key, &mut self.unfed);
             }
             None => self.listed(key, Err(Status::NoController)),
         }
@@ -195,9 +212,9 @@ impl Initiator {
         };
         controller.up = Some(incarnation);
         if !controller.leaving {
+            controller.feed_soon(key, &mut self.unfed);
             self.events.push_back(up(key, incarnation));
             self.note_reach_of(now, key);
-            self.feed(now, key);
         }
     }
 
@@ -238,27 +255,35 @@ impl Initiator {
         if self.ghosts.contains_key(&Place::of(&open.target)) {
             return;
         }
-        if let Some(controller) = self.controllers.get_mut(&key_of(&open.target)) {
+        let key = key_of(&open.target);
+        if let Some(controller) = self.controllers.get_mut(&key) {
             controller.ready.push_back(device);
             open.ready = true;
+            controller.feed_soon(key, &mut self.unfed);
         }
     }
 
     /// The last command of closed devices at a place has ended.
-    pub(super) fn make_place_ready(&mut self, now: Time, place: Place) {
+    pub(super) fn make_place_ready(&mut self, place: Place) {
         for device in self.devices_at(place.controller()) {
             self.make_ready(device);
         }
-        self.feed(now, place.controller());
+    }
+
+    /// Gives sessions what waits: all of it at a time, before the next frame is sent.
+    pub(super) fn feed_all(&mut self, now: Time) {
+        while let Some(key) = self.unfed.pop_front() {
+            self.feed(now, key);
+        }
     }
 
     /// Gives waiting parts to the session, as long as it needs more to keep its window full.
-    pub(super) fn feed(&mut self, now: Time, key: ControllerKey) {
+    fn feed(&mut self, now: Time, key: ControllerKey) {
         let Some(controller) = self.controllers.get_mut(&key) else {
             return;
         };
-        let idle = controller.leaving || (controller.ready.is_empty() && !controller.list_wanted);
-        if idle {
+        controller.unfed = false;
+        if controller.leaving {
             return;
         }
         let Some(client) = self.hub.client_mut(&key).filter(|c| c.is_connected()) else {
@@ -339,7 +364,7 @@ impl Initiator {
         self.hub.remove(&key);
         for sent in ghosts {
             if let Sent::Part { to, .. } = sent {
-                self.on_ghost(now, to.place);
+                self.on_ghost(to.place);
             }
         }
     }

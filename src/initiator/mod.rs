@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::session::{Client, ClientEvent, Counters, Hub, HubEvent, NicState, PathReport};
+use crate::session::{Client, ClientEvent, Counters, Hub, NicState, PathReport};
 use crate::wire::codec::DecodeError;
 use crate::wire::message::{DevicesReply, Notification};
 use crate::wire::row::features;
@@ -235,6 +235,10 @@ pub struct Initiator {
     retries: BTreeSet<(Time, u64, u32)>,
     /// The last session's number.
     sessions: u64,
+    /// Controllers whose sessions are given more to send before the next frame is.
+    unfed: VecDeque<ControllerKey>,
+    /// A session's events that are being dealt with.
+    taken: VecDeque<ClientEvent>,
     events: VecDeque<IoEvent>,
 }
 
@@ -285,6 +289,8 @@ impl Initiator {
             outage_due: None,
             retries: BTreeSet::new(),
             sessions: 0,
+            unfed: VecDeque::new(),
+            taken: VecDeque::new(),
             events: VecDeque::new(),
         }
     }
@@ -354,7 +360,6 @@ impl Initiator {
         }
         self.note_reach(now, device);
         self.make_ready(device);
-        self.feed(now, key_of(&target));
     }
 
     /// Closes a device; its outstanding I/O fails with [`IoError::Closed`].
@@ -401,9 +406,7 @@ impl Initiator {
         let parts = running.part_count();
         let id = self.ios.insert(running);
         open.waiting.extend((0..parts).map(|part| (id, part)));
-        let key = key_of(&open.target);
         self.make_ready(device);
-        self.feed(now, key);
     }
 
     /// Takes back what was read from a device, to be used again.
@@ -445,7 +448,7 @@ impl Initiator {
                 break;
             }
             self.retries.pop_first();
-            self.wait_again(now, io, part);
+            self.wait_again(io, part);
         }
         self.tick_outages(now);
         self.take_events(now);
@@ -461,6 +464,7 @@ impl Initiator {
     /// Appends one frame to `out` and returns its destination, or `None` when there is nothing to
     /// send now.
     pub fn poll_transmit(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Mac> {
+        self.feed_all(now);
         self.hub.poll_transmit(now, out)
     }
 
@@ -472,12 +476,13 @@ impl Initiator {
         out: &mut Vec<u8>,
         tail: &mut Option<Tail>,
     ) -> Option<Outgoing> {
+        self.feed_all(now);
         self.hub.poll_transmit_parts(now, out, tail)
     }
 
-    /// Whether an answer is awaited.
+    /// Whether an answer is awaited, or will be once what waits is sent.
     pub fn is_waiting(&self) -> bool {
-        self.under_way > 0
+        self.under_way > 0 || !self.unfed.is_empty()
     }
 
     /// The next event.
@@ -491,37 +496,52 @@ impl Initiator {
     }
 
     fn take_events(&mut self, now: Time) {
-        while let Some(event) = self.hub.poll_event() {
-            let HubEvent::Client(key, event) = event else {
-                continue;
-            };
-            match event {
-                ClientEvent::Connected { incarnation, .. } => {
-                    self.on_connected(now, key, incarnation);
-                }
-                ClientEvent::Lost => self.on_lost(now, key),
-                ClientEvent::Refused(status) => self.events.push_back(IoEvent::Refused {
-                    unit: key.0,
-                    ioc: key.1,
-                    status,
-                }),
-                ClientEvent::Reply {
-                    command,
-                    status,
-                    body,
-                } => self.on_reply(now, key, command, status, body),
-                ClientEvent::Notified(notification) => self.events.push_back(IoEvent::Notified {
-                    unit: key.0,
-                    ioc: key.1,
-                    notification,
-                }),
+        while let Some(key) = self.hub.take_client_events(&mut self.taken) {
+            while let Some(event) = self.taken.pop_front() {
+                self.on_event(now, key, event);
             }
+        }
+        // Nobody serves here, and nobody asks who is there.
+        while self.hub.poll_event().is_some() {}
+    }
+
+    fn on_event(&mut self, now: Time, key: ControllerKey, event: ClientEvent) {
+        let (unit, ioc) = key;
+        match event {
+            ClientEvent::Connected { incarnation, .. } => {
+                self.on_connected(now, key, incarnation);
+            }
+            ClientEvent::Lost => self.on_lost(now, key),
+            ClientEvent::Refused(status) => {
+                self.events
+                    .push_back(IoEvent::Refused { unit, ioc, status });
+            }
+            ClientEvent::Reply {
+                command,
+                status,
+                body,
+            } => self.on_reply(now, key, command, status, body),
+            ClientEvent::Notified(notification) => self.events.push_back(IoEvent::Notified {
+                unit,
+                ioc,
+                notification,
+            }),
         }
     }
 }
 
 const fn key_of(target: &Target) -> ControllerKey {
     (target.unit, target.ioc)
+}
+
+/// Whether these are multiples of a size, which is hardly ever not a power of two: dividing takes longer.
+fn are_multiples(all: [u64; 2], size: u32) -> bool {
+    let size = u64::from(size);
+    if size.is_power_of_two() {
+        (all[0] | all[1]) & (size - 1) == 0
+    } else {
+        all.iter().all(|n| n.is_multiple_of(size))
+    }
 }
 
 /// Whether the device takes such an I/O at all.
@@ -536,8 +556,7 @@ fn check(target: &Target, op: IoOp, offset: u64, len: u64) -> Result<(), IoError
     if matches!(op, IoOp::Read | IoOp::Write) && len > MAX_IO_BYTES {
         return Err(IoError::Full);
     }
-    let block = u64::from(target.block_size.max(1));
-    if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+    if !are_multiples([offset, len], target.block_size.max(1)) {
         return Err(IoError::Misaligned);
     }
     if op != IoOp::Read && target.features & features::READ_ONLY != 0 {

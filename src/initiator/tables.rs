@@ -29,6 +29,7 @@ impl<T> Slots<T> {
     }
 
     /// Puts an entry somewhere; returns its key.
+    #[inline]
     pub(super) fn insert(&mut self, entry: T) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {

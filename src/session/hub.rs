@@ -419,6 +419,23 @@ impl<K: Ord + Clone> Hub<K> {
         self.server.as_mut()?.poll_event().map(HubEvent::Server)
     }
 
+    /// All events of the next client that has any, and whose they are: `into` is empty, and becomes the list of
+    /// them.
+    pub fn take_client_events(&mut self, into: &mut VecDeque<ClientEvent>) -> Option<K> {
+        self.bring_up_to_date();
+        while let Some(index) = self.eventful.pop_front() {
+            let Some(slot) = self.slots[index].as_mut() else {
+                continue;
+            };
+            slot.eventful = false;
+            slot.client.take_events(into);
+            if !into.is_empty() {
+                return Some(slot.key.clone());
+            }
+        }
+        None
+    }
+
     /// Dropped frames by reason.
     pub const fn drops(&self) -> &Counters {
         &self.drops

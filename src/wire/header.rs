@@ -391,11 +391,25 @@ fn checksum(frame: &[u8], payload: &[u8]) -> u32 {
     // With a short beginning of the payload at once: a few octets cost as much as many.
     let mut first = [0; HEADER_LEN + SUMMED_AT_ONCE];
     let (short, long) = payload.split_at(payload.len().min(SUMMED_AT_ONCE));
-    first[..HEADER_LEN].copy_from_slice(&frame[..HEADER_LEN]);
-    first[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+    // Not copied and then changed: what is loaded in one piece waits for a store into the middle of it.
+    let masked = frame[..HEADER_LEN].iter().zip(&ALL_BUT_CHECKSUM);
+    for (to, (octet, mask)) in first.iter_mut().zip(masked) {
+        *to = octet & mask;
+    }
     first[HEADER_LEN..HEADER_LEN + short.len()].copy_from_slice(short);
     sum_on(sum(&first[..HEADER_LEN + short.len()]), long)
 }
+
+/// What of a header is summed up.
+const ALL_BUT_CHECKSUM: [u8; HEADER_LEN] = {
+    let mut mask = [0xff; HEADER_LEN];
+    let mut at = CHECKSUM_AT;
+    while at < CHECKSUM_AT + 4 {
+        mask[at] = 0;
+        at += 1;
+    }
+    mask
+};
 
 /// Octets of a payload that are summed up together with the header: as many as an I/O's range has.
 const SUMMED_AT_ONCE: usize = 32;

@@ -1,6 +1,8 @@
 //! The checksum of frames (CRC-32 of IEEE 802.3), and how that of a block is used again: whoever knows it need not read
 //! the block to know the checksum of a frame that the block is in.
 
+use std::sync::LazyLock;
+
 /// Octets of a block whose checksum is kept: aligned to as many.
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -43,9 +45,14 @@ const fn behind_block() -> [[u32; 256]; 4] {
     table
 }
 
+/// Of nothing: making one anew finds out anew what the processor can.
+static NOTHING: LazyLock<crc32fast::Hasher> = LazyLock::new(crc32fast::Hasher::new);
+
 /// The checksum of octets.
 pub fn sum(octets: &[u8]) -> u32 {
-    crc32fast::hash(octets)
+    let mut sum = NOTHING.clone();
+    sum.update(octets);
+    sum.finalize()
 }
 
 /// The checksum of what `front` is that of, followed by `octets`.

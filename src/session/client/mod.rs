@@ -553,6 +553,15 @@ impl Client {
         event
     }
 
+    /// Takes all events: `into` is empty, and becomes the list of them.
+    pub(super) fn take_events(&mut self, into: &mut VecDeque<ClientEvent>) {
+        std::mem::swap(&mut self.events, into);
+        self.notifications = 0;
+        if self.quiet || !self.config.service {
+            self.rest();
+        }
+    }
+
     /// Gives memory back: of very many sessions most have nothing to do most of the time.
     fn rest(&mut self) {
         self.events = VecDeque::new();

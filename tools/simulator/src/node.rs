@@ -177,7 +177,7 @@ impl Host {
                 AgentAction::RemoveController { unit, ioc } => {
                     service.remove_controller(now, unit, ioc);
                 }
-                AgentAction::ListDevices { unit, ioc } => service.list_devices(now, unit, ioc),
+                AgentAction::ListDevices { unit, ioc } => service.list_devices(unit, ioc),
                 AgentAction::Export(devices) => {
                     service.export(now, &devices);
                     self.exports = Some(devices);

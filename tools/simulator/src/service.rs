@@ -82,8 +82,8 @@ impl Service {
         self.initiator.remove_controller(now, unit, ioc);
     }
 
-    pub(crate) fn list_devices(&mut self, now: Time, unit: Guid, ioc: IocNumber) {
-        self.initiator.list_devices(now, unit, ioc);
+    pub(crate) fn list_devices(&mut self, unit: Guid, ioc: IocNumber) {
+        self.initiator.list_devices(unit, ioc);
     }
 
     /// Opens what the host owns now, and closes what it no longer does.
