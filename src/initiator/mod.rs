@@ -501,7 +501,7 @@ impl Initiator {
                 self.on_event(now, key, event);
             }
         }
-        // Nobody serves here, and nobody asks who is there.
+        // No client has any now, so these are of no use: nobody serves here, or asks who is there.
         while self.hub.poll_event().is_some() {}
     }
 
