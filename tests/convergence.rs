@@ -442,6 +442,36 @@ fn a_host_from_before_the_floor_adopts_and_brings_nothing_back() {
 }
 
 #[test]
+fn a_floor_takes_no_unit_that_answers_here_before_fabric_services_do() {
+    let mut c = cluster(23);
+    for target in ["112", "114", "116A"] {
+        allocate(&mut c.world, c.h108, target, "110");
+    }
+    converge(&mut c.world, s(2));
+    for node in [c.h108, c.h110, c.fabric] {
+        c.world.crash(node);
+    }
+    // 108 comes with a larger floor and without the unit.
+    let mut table = c.world.host(c.h108).stored.table();
+    let (unit, host) = (table.resolve("112").unwrap(), table.resolve("108").unwrap());
+    table.purge(&[unit], 0, host);
+    c.world.host_mut(c.h108).stored = StoredTable::of(&table, "A".parse().unwrap());
+    c.world.start(c.h110);
+    let exports = |w: &World| w.host(c.h110).exports.iter().flatten().count() == 1;
+    assert!(c.world.run_until(s(30), exports));
+    c.world.start(c.h108);
+    let met = |w: &World| row(w, c.h108, "116A").is_some() && equal(w);
+    assert!(c.world.run_until(s(30), met));
+    for name in ["112", "114", "116A"] {
+        let owned = row(&c.world, c.h108, name).unwrap().ownership;
+        assert_eq!(owned.word(), "dedicated", "{name}");
+    }
+    let told = format!("{:?}", c.world.host(c.h110).events);
+    assert!(!told.contains("Forgotten"), "{told}");
+    assert_eq!(c.world.model.violations, Vec::<String>::new());
+}
+
+#[test]
 fn an_administrator_forgets_what_is_gone_and_nothing_else() {
     let mut c = cluster(22);
     for target in ["112", "114", "116A"] {

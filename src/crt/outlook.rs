@@ -129,6 +129,23 @@ pub fn leave_out_offenders(table: &Table, rows: &mut Vec<Row>) -> LeftOut {
     left_out
 }
 
+/// Leaves out rows whose parent is neither in the table nor among them: nothing tells whether what is above
+/// permits their owners, and the parent may be heard of next from where nobody knows who owns it.
+pub fn leave_out_orphans(table: &Table, rows: &mut Vec<Row>) {
+    let parents: BTreeMap<Guid, Guid> = rows.iter().map(|row| (row.guid, row.parent)).collect();
+    rows.retain(|row| {
+        let mut above = Some(row.parent);
+        for _ in 0..MAX_DEPTH {
+            match above {
+                Some(guid) if guid.is_nil() || table.get(guid).is_some() => return true,
+                Some(guid) => above = parents.get(&guid).copied(),
+                None => return false,
+            }
+        }
+        false
+    });
+}
+
 /// What is to be joined with `table` so that it has the newer facts of `rows` and obeys the hierarchy: rows that
 /// what is above them does not permit are nobody's, and named.
 pub fn release_offenders(table: &Table, rows: Vec<Row>) -> (Vec<Row>, BTreeSet<Guid>) {

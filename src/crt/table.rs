@@ -307,16 +307,21 @@ impl Table {
         changed.into_iter().collect()
     }
 
-    /// Takes a row out altogether and returns the rows that changed, it included. Those of known
-    /// standing only: see [`Table::purge`].
+    /// Takes a row out altogether, with all below it, and returns the rows that changed: those. A row that
+    /// stayed behind could have owners that its parent, when it is heard of again, does not have. Those of
+    /// known standing only: see [`Table::purge`].
     pub fn remove(&mut self, guid: Guid) -> Vec<Guid> {
-        let mut changed = BTreeSet::new();
-        if let Some(row) = self.rows.take(guid) {
-            self.sums.subtract(guid, row_digest(&row));
-            self.refresh_below(guid, MAX_DEPTH, &mut changed);
-            changed.insert(guid);
+        let mut gone = Vec::new();
+        let mut next = vec![guid];
+        while let Some(at) = next.pop() {
+            if let Some(row) = self.rows.take(at) {
+                self.sums.subtract(at, row_digest(&row));
+                next.extend(self.children(at).map(|row| row.guid));
+                gone.push(at);
+            }
         }
-        changed.into_iter().collect()
+        gone.sort_unstable();
+        gone
     }
 
     /// The row and all rows below it, parents first.
@@ -336,9 +341,7 @@ impl Table {
     pub fn purge(&mut self, rows: &[Guid], term: u64, writer: Guid) -> Vec<Guid> {
         let mut changed = BTreeSet::new();
         for row in rows {
-            for guid in self.below(*row).into_iter().rev() {
-                changed.extend(self.remove(guid));
-            }
+            changed.extend(self.remove(*row));
         }
         self.floor = self.publish(term, writer);
         changed.into_iter().collect()

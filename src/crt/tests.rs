@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::outlook::leave_out_orphans;
 use super::rules::{check_change, extent_facts, orphans, permits, plan, violations};
 use super::*;
 use crate::wire::message::{
@@ -577,8 +578,54 @@ fn no_loop_of_parents_hangs_anything() {
     table.insert(unit);
     assert_eq!(table.get(Guid(1)).unwrap().macs, [mac(9)]);
     assert_eq!(table.get(Guid(2)).unwrap().macs, [mac(9)]);
-    table.remove(Guid(3));
-    assert!(table.get(Guid(1)).unwrap().macs.is_empty());
+    assert_eq!(table.remove(Guid(3)), [Guid(1), Guid(2), Guid(3)]);
+    assert_eq!(table.remove(Guid(4)), [Guid(4)]);
+    assert!(table.is_empty());
+}
+
+#[test]
+fn a_row_goes_with_all_below_it_and_what_comes_back_is_under_what_came_back() {
+    let mut table = allocated();
+    let gone = table.remove(U112);
+    assert_eq!(gone, [U112, C114A, C114B, D116A1, D116A2]);
+    assert_eq!(orphans(&table).count(), 0);
+    let again = Table::restore(
+        *table.settings(),
+        table.stamp(),
+        table.highest_stamp(),
+        table.rows().cloned().map(Arc::new),
+    );
+    assert_eq!(table.digest(), again.digest());
+    // Whoever tells of the unit next need not know who owns it.
+    table.observe_members(&[member(U112, EntityType::Unit, "112", 2)]);
+    assert_eq!(violations(&table).next(), None);
+}
+
+#[test]
+fn rows_that_come_without_what_is_above_them_are_left_out() {
+    let all: Vec<Row> = allocated().rows().cloned().collect();
+    let only = |guids: &[Guid]| -> Vec<Row> {
+        let rows = all.iter().filter(|row| guids.contains(&row.guid));
+        rows.cloned().collect()
+    };
+    let left = |table: &Table, guids: &[Guid]| -> Vec<Guid> {
+        let mut rows = only(guids);
+        leave_out_orphans(table, &mut rows);
+        rows.iter().map(|row| row.guid).collect()
+    };
+    let mut table = Table::new();
+    assert_eq!(left(&table, &[H108, C114A, D116A1]), [H108]);
+    let whole = [U112, C114A, D116A1];
+    assert_eq!(left(&table, &whole), whole);
+    // What is above is here already.
+    table.insert(only(&[U112]).remove(0));
+    assert_eq!(left(&table, &[C114A, D116A1]), [C114A, D116A1]);
+    assert_eq!(left(&table, &[D116A1]), []);
+    // Rows that are above each other are under nothing.
+    let mut rows = only(&[C114A, C114B]);
+    (rows[0].parent, rows[1].parent) = (C114B, C114A);
+    leave_out_orphans(&table, &mut rows);
+    assert_eq!(rows, []);
 }
 
 #[test]

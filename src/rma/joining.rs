@@ -7,6 +7,7 @@ use super::config::MAX_OFFER_ROWS;
 use super::peers::Known;
 use super::report;
 use super::request::WatchEvent;
+use crate::crt::outlook::leave_out_orphans;
 use crate::crt::{Settled, has_newer};
 use crate::lease::{is_far_count, is_far_stamp, is_far_term};
 use crate::wire::message::{Parts, TableSummary};
@@ -80,6 +81,10 @@ impl Agent {
             extent => Some(self.purged_elsewhere(&rows, |guid| extent.holds(guid))),
         };
         let settings = &self.leave_out_far(from, *settings, &mut rows);
+        if matches!(extent, Extent::Offered) {
+            // Theirs counts on ours to have what is above; by now that may be gone.
+            leave_out_orphans(&self.table, &mut rows);
+        }
         let left_out = self.leave_out_offenders(from, &mut rows);
         let whole = !matches!(extent, Extent::Offered)
             && count == rows.len() + left_out.values().map(Vec::len).sum::<usize>();
@@ -123,7 +128,9 @@ impl Agent {
 
     /// Drops what was purged elsewhere, and what is dropped without need is heard of again.
     fn adopt_purges(&mut self, purged: &[Guid], floor: TableStamp) {
-        let gone = self.mutate(purged.iter().copied(), |table| {
+        let below = |row: &Guid| self.table.below(*row);
+        let all: Vec<Guid> = purged.iter().flat_map(below).collect();
+        let gone = self.mutate(all, |table| {
             let mut changed = BTreeSet::new();
             for guid in purged {
                 changed.extend(table.remove(*guid));

@@ -199,19 +199,15 @@ impl Agent {
         rows: &[Row],
         within: impl Fn(Guid) -> bool,
     ) -> Vec<Guid> {
+        // A unit that answers here before fabric services do is as much there as what it lists: without it,
+        // its controllers would be nobody's, and it would come back as if nobody had ever owned it.
         let seen = |row: &Row| {
-            let table = &self.table;
-            if !table.is_present(row.guid) {
-                return false;
-            }
-            if matches!(row.entity, EntityType::Host | EntityType::Unit) {
-                let listed = self.members.as_ref();
-                return listed.is_some_and(|members| members.contains_key(&row.guid));
-            }
-            let unit = table
-                .unit_of(row.guid)
-                .and_then(|unit| self.units.get(&unit));
-            unit.is_some_and(super::units::Unit::is_explored)
+            let listed = self.members.as_ref();
+            let unit = self.table.unit_of(row.guid);
+            let unit = unit.and_then(|unit| self.units.get(&unit));
+            self.table.is_present(row.guid)
+                && (listed.is_some_and(|members| members.contains_key(&row.guid))
+                    || unit.is_some_and(super::units::Unit::is_explored))
         };
         self.table
             .rows()

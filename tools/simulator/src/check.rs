@@ -269,10 +269,15 @@ impl Model {
         }
     }
 
-    /// A table that is about to be stored obeys the hierarchy, as far as it changes.
+    /// A table that is about to be stored obeys the hierarchy, as far as it changes: and no row is without the
+    /// one above it, whose owners then are anybody's guess.
     pub(crate) fn check_table(&mut self, table: &Table, change: &TableChange) {
         let mut broken = BTreeSet::new();
-        let mut check = |parent: &Row, child: &Row| {
+        let mut check = |parent: Option<&Row>, child: &Row| {
+            let Some(parent) = parent else {
+                broken.insert(format!("I5: {} is under nothing", child.name));
+                return;
+            };
             let whole = parent.is_valid() && child.is_valid();
             if whole && !rules::permits(&parent.ownership, &child.ownership) {
                 broken.insert(format!(
@@ -281,12 +286,12 @@ impl Model {
                 ));
             }
         };
-        for row in change.rows.iter().filter_map(|(_, row)| row.as_ref()) {
-            if let Some(parent) = table.get(row.parent) {
-                check(parent, row);
+        for (guid, row) in &change.rows {
+            if let Some(row) = row.as_ref().filter(|row| !row.parent.is_nil()) {
+                check(table.get(row.parent), row);
             }
-            for child in table.children(row.guid) {
-                check(row, child);
+            for child in table.children(*guid) {
+                check(row.as_deref(), child);
             }
         }
         for what in broken {
